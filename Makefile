@@ -1,0 +1,94 @@
+# Fleet Commander. Every target makes the virtual environment that it needs first (see tools/environment.py).
+#
+#   make up ARGS="--port 9000"      arguments go to the command
+#   make test TESTS=tests/bridge    a part of the tests;  PYTEST_ARGS="-k sunset -x" for more
+#   make check PY=/path/to/python   with an environment that is already there
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+# The first Python that is new enough; tools/environment.py says what to do where there is none.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$name"; exit; fi; done; echo python3)
+
+# Where PY is given, its environment is used as it is.
+ifeq ($(origin PY),undefined)
+RUNTIME := venv
+DEV := venv-dev
+PY := .venv/bin/python
+endif
+BIN := $(dir $(PY))
+
+ARGS ?=
+TESTS ?= tests
+PYTEST_ARGS ?=
+WORKERS ?= 2
+# Files for check-types; all of [tool.mypy] files where empty.
+TYPES ?=
+
+# The tree that is checked, wherever the environment's own copy of the project lies.
+check%: export PYTHONPATH := $(CURDIR):$(CURDIR)/clients/python
+
+CHECKS := check-lint check-format check-types check-imports check-drift check-proto check-breaking
+
+.PHONY: help up test check $(CHECKS) bench generate baseline lock format venv venv-dev
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+up: $(RUNTIME) ## Start Fleet Commander here: server, agent, store, all in the foreground
+	@exec $(BIN)fleet up $(ARGS)
+
+test: $(DEV) ## Run every test
+	@$(PY) -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --durations 15 $(PYTEST_ARGS)
+
+check: $(DEV) ## Lint, format, types, imports between rooms, generated code, protos
+	@$(MAKE) --keep-going PY=$(PY) $(CHECKS)
+
+check-lint: $(DEV)
+	@$(PY) -m ruff check .
+
+check-format: $(DEV)
+	@$(PY) -m ruff format --check .
+
+check-types: $(DEV)
+	@$(PY) -m mypy $(TYPES)
+
+check-imports: $(DEV)
+	@$(BIN)lint-imports
+
+check-drift: $(DEV)
+	@$(PY) proto/generate.py --check
+
+check-proto: $(DEV)
+	@image=$$(mktemp -d) && trap 'rm -r "$$image"' EXIT && \
+	$(PY) proto/generate.py --image "$$image/image.binpb" && $(BIN)buf lint "$$image/image.binpb"
+
+check-breaking: $(DEV)
+	@image=$$(mktemp -d) && trap 'rm -r "$$image"' EXIT && \
+	$(PY) proto/generate.py --image "$$image/image.binpb" && \
+	$(BIN)buf breaking "$$image/image.binpb" --against proto/baseline.binpb
+
+bench: $(DEV) ## Run the benchmarks
+	@$(PY) -m bench $(ARGS)
+
+generate: $(DEV) ## Make the Python stubs from the protos again
+	@$(PY) proto/generate.py
+
+baseline: $(DEV) ## Let the baseline of buf breaking grow to today's protos (FORCE=1: even where they break it)
+	@if [ -f proto/baseline.binpb ] && [ -z "$(FORCE)" ]; then $(MAKE) PY=$(PY) check-breaking; fi
+	@$(PY) proto/generate.py --image proto/baseline.binpb
+
+lock: $(DEV) ## Resolve the dependencies again (UPGRADE=1: to their newest versions)
+	@$(PY) tools/lock.py $(if $(UPGRADE),--upgrade)
+
+format: $(DEV) ## Format the code, and mend what ruff can
+	@$(PY) -m ruff check --fix-only --quiet . && $(PY) -m ruff format .
+
+venv:
+	@$(PYTHON) tools/environment.py runtime
+
+venv-dev:
+	@$(PYTHON) tools/environment.py dev
