@@ -1,0 +1,63 @@
+"""Everything durable but files: jobs, leases, nodes, events and the index of outputs, in Valkey or Redis.
+
+Each change of more than one key is one Lua script, checked before its first write and safe to repeat with the same arguments.
+"""
+
+from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Priority, WaitReason
+from fleet_server.store.events import EventStore
+from fleet_server.store.jobs import JobStore
+from fleet_server.store.nodes import NodeStore
+from fleet_server.store.outputs import OutputStore
+from fleet_server.store.records import (
+    AttemptRow,
+    ClaimRequest,
+    Completion,
+    Durability,
+    Held,
+    Idempotency,
+    LaneView,
+    NodeRow,
+    Outcome,
+    OutputRow,
+    PageKey,
+    ReapErrors,
+    ReapResult,
+    StoredEvent,
+    Submitted,
+    decode_job,
+    decode_node,
+)
+from fleet_server.store.store import Store, open_store
+
+__all__ = [
+    "AttemptRow",
+    "Claim",
+    "ClaimRequest",
+    "Completion",
+    "Durability",
+    "EventStore",
+    "Held",
+    "Idempotency",
+    "JobRecord",
+    "JobState",
+    "JobStore",
+    "Lane",
+    "LaneView",
+    "NewJob",
+    "NodeRow",
+    "NodeStore",
+    "Outcome",
+    "OutputRow",
+    "OutputStore",
+    "PageKey",
+    "Priority",
+    "ReapErrors",
+    "ReapResult",
+    "Store",
+    "StoredEvent",
+    "Submitted",
+    "WaitReason",
+    "decode_job",
+    "decode_node",
+    "open_store",
+]

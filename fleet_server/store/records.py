@@ -1,0 +1,322 @@
+"""What the store hands out and takes in, and how a job's hash is spelled.
+
+Hash fields are two letters, since a million jobs carry them; `FIELDS` is the one table of their names. A field that has its
+default is not stored.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, Priority, WaitReason
+
+__all__ = [
+    "AttemptRow",
+    "Claim",
+    "ClaimRequest",
+    "Completion",
+    "Durability",
+    "Held",
+    "Idempotency",
+    "LaneView",
+    "NodeRow",
+    "OutputRow",
+    "Outcome",
+    "PageKey",
+    "ReapErrors",
+    "ReapResult",
+    "StoredEvent",
+    "Submitted",
+    "decode_job",
+    "decode_node",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """Makes a submit or retry repeatable for 24 hours: `key` of `owner` for `method`; `fingerprint` is a hash of the content."""
+
+    owner: str
+    method: str
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The jobs of one submit, in order; `replayed` if an earlier call with the same idempotency key made them.
+
+    `positions` are 1 for the next in its cluster, None for a job not in line.
+    """
+
+    job_ids: tuple[str, ...]
+    positions: tuple[int | None, ...]
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PageKey:
+    """The last row of a page: the next page holds what is older than (`time_ms`, `member`). Stable under inserts."""
+
+    time_ms: int
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneView:
+    """A lane as dispatch sees it. Times are Unix ms; `head_effective_ms` is the best head's enqueue time less its boost.
+
+    `head_*` are None where nothing waits (lanes with running jobs alone, listed only on request). A mixed lane has
+    `lane.mixed_cluster()` style id ("mixed:<cluster>") and no job type: look at its jobs with `JobStore.peek` and claim by id.
+    `first_deferred_ms` is the hint kept by `JobStore.defer`, forgotten at the next claim of the lane.
+    """
+
+    lane: Lane
+    waiting: int
+    running: int
+    head_priority: Priority | None
+    head_effective_ms: int | None
+    oldest_enqueued_ms: int | None
+    first_deferred_ms: int | None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether this is a cluster's overflow lane, whose jobs differ in what they need."""
+        return self.lane.lane_id.startswith(MIXED_PREFIX)
+
+
+MIXED_PREFIX = "mixed:"
+"""Begins the id of a cluster's overflow lane, used once 512 lanes exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """One wish for work. `token` is 128 random bits in hex, minted by the caller: the same token gives the same claim.
+
+    `job_id` picks that very job of the lane (for mixed lanes); "" takes the lane's next.
+    """
+
+    lane_id: str
+    node_id: str
+    session: str
+    token: str
+    lease_ms: int
+    job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a heartbeat says of one attempt; None leaves the stored value."""
+
+    job_id: str
+    token: str
+    progress: int | None = None
+    step: int | None = None
+    steps: int | None = None
+
+
+class Outcome(enum.StrEnum):
+    """What a report from an agent came to; each of the three ends the agent's spool entry."""
+
+    OK = "ok"
+    ALREADY = "already"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The outcome of complete or fail, and the job as it is now (None: unknown or purged). `outcome` compares equal to a str."""
+
+    outcome: Outcome
+    record: JobRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """An attempt that the store itself ended (lease lost, overdue): what a fleet.v1.JobAttempt says of it."""
+
+    generation: int
+    attempt: int
+    node_id: str
+    started_ms: int | None
+    ended_ms: int
+    error: bytes
+
+
+AttemptEncoder = Callable[[AttemptRow], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ReapErrors:
+    """Encoded fleet.v1.JobError for what the store ends by itself: lost, poison, timeout (overdue), ttl (never started)."""
+
+    lost: bytes
+    poison: bytes
+    timeout: bytes
+    ttl: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReapResult:
+    """The jobs that one sweep moved, as they are after it; `more` if a limit was met: sweep again at once."""
+
+    requeued: tuple[JobRecord, ...]
+    failed: tuple[JobRecord, ...]
+    promoted: tuple[JobRecord, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """One output in the index. `record` is an encoded fleet.v1.Output."""
+
+    filename: str
+    job_id: str
+    created_ms: int
+    size_bytes: int
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One node as stored. `info` and `heartbeat` are encoded messages; `status` is online, disconnected or down.
+
+    Its one writer is services.sessions (by `NodeStore`).
+    """
+
+    node_id: str
+    info: bytes = b""
+    status: str = "down"
+    session: str = ""
+    instance_id: str = ""
+    replica: str = ""
+    connect_ms: int = 0
+    heartbeat_ms: int = 0
+    heartbeat: bytes = b""
+    created_ms: int = 0
+    updated_ms: int = 0
+    cordoned: bool = False
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One entry of the event stream. `type` is job_update, job_complete, node_update..., or `gap`: events were lost.
+
+    A gap has fields `since` (the last id that was delivered) and `oldest_id`; read on from there with `EventStore.read`.
+    """
+
+    id: str
+    time_ms: int
+    type: str
+    fields: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """What the store promises: `mode` is "fsync" or "best-effort", `detail` says why and what to set.
+
+    `run_id` changes when the store restarted or failed over (no reaping for 60 s then).
+    """
+
+    mode: str
+    detail: str
+    run_id: str
+    uptime_seconds: int
+    server: str
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
+
+
+FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
+    "st": ("state", lambda v: JobState(v.decode())),
+    "wr": ("wait_reason", lambda v: WaitReason(v.decode())),
+    "ty": ("job_type", _text),
+    "pr": ("priority", lambda v: Priority(v.decode())),
+    "cl": ("cluster", _text),
+    "ln": ("lane_id", _text),
+    "mo": ("model", _text),
+    "ow": ("owner", _text),
+    "ge": ("generation", int),
+    "ve": ("version", int),
+    "at": ("attempt", int),
+    "lo": ("losses", int),
+    "mr": ("max_retries", int),
+    "to": ("timeout_ms", int),
+    "qt": ("queue_ttl_ms", int),
+    "cr": ("created_ms", int),
+    "en": ("enqueued_ms", int),
+    "up": ("updated_ms", int),
+    "sc": ("schedule_ms", int),
+    "sa": ("started_ms", int),
+    "ee": ("ended_ms", int),
+    "tk": ("token", _text),
+    "lt": ("last_token", _text),
+    "no": ("node_id", _text),
+    "se": ("session", _text),
+    "pg": ("progress", int),
+    "sp": ("step", int),
+    "ss": ("steps", int),
+    "lm": ("load_ms", int),
+    "rm": ("run_ms", int),
+    "um": ("upload_ms", int),
+    "er": ("error", bytes),
+}
+"""Hash field -> JobRecord attribute and how it is read. Further fields, of the scripts alone, are listed in common.lua."""
+
+_DEFAULTS: Mapping[str, Any] = {
+    "wait_reason": WaitReason.NONE,
+    "model": "",
+    "owner": "",
+    "attempt": 0,
+    "losses": 0,
+    "max_retries": 0,
+}
+
+
+def pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
+    """A flat field, value, ... reply as a dict."""
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def decode_job(
+    fields: Mapping[str, bytes],
+    *,
+    job_id: str = "",
+    spec: bytes = b"",
+    result: bytes = b"",
+    attempts: tuple[bytes, ...] = (),
+) -> JobRecord:
+    """The record of a job event's fields (or of a job's hash, with `job_id`). An event has no spec, result and attempts."""
+    values: dict[str, Any] = dict(_DEFAULTS)
+    for short, value in fields.items():
+        known = FIELDS.get(short)
+        if known is not None:
+            values[known[0]] = known[1](value)
+    return JobRecord(
+        job_id=job_id or fields["id"].decode(), spec=spec, result=result, attempts=attempts, **values
+    )
+
+
+_NODE_INTS = frozenset({"connect_ms", "heartbeat_ms", "created_ms", "updated_ms", "version"})
+_NODE_BYTES = frozenset({"info", "heartbeat"})
+
+
+def decode_node(fields: Mapping[str, bytes]) -> NodeRow:
+    """The row of a node_update event's fields, or of a node's hash."""
+    values: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in _NODE_INTS:
+            values[name] = int(value)
+        elif name in _NODE_BYTES:
+            values[name] = value
+        elif name == "cordoned":
+            values[name] = value == b"1"
+        elif name in {"node_id", "status", "session", "instance_id", "replica"}:
+            values[name] = value.decode()
+    return NodeRow(**values)
