@@ -1,0 +1,25 @@
+"""JSON and protobuf, by converters compiled from descriptors. Pure: no clock, no I/O, nothing of the
+product."""
+
+from fleet_server.protojson.codec import JsonCodec
+from fleet_server.protojson.defaults import apply_defaults, default_of
+from fleet_server.protojson.enums import EnumNames, enum_names, enum_words
+from fleet_server.protojson.errors import JsonError
+from fleet_server.protojson.fields import FieldKind, Kind, field_kind, tagged_oneof
+from fleet_server.protojson.loads import dumps, loads
+
+__all__ = [
+    "EnumNames",
+    "FieldKind",
+    "JsonCodec",
+    "JsonError",
+    "Kind",
+    "apply_defaults",
+    "default_of",
+    "dumps",
+    "enum_names",
+    "enum_words",
+    "field_kind",
+    "loads",
+    "tagged_oneof",
+]

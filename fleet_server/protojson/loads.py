@@ -1,0 +1,146 @@
+"""Strict JSON: bytes to Python values and back.
+
+orjson is fast but keeps the last of duplicate keys and turns integers of more than 64 bits into floats. Both
+are found cheaply: a cut-off count of the colons in the text against the keys that arrived, and a look for
+runs of 19 digits. Only a text that looks suspicious is read a second time, by the standard library with
+hooks, which decides exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import orjson
+
+from fleet_server.protojson.errors import MALFORMED_JSON, JsonError, join, step
+
+# Every digit becomes "0" and every white space a blank, so that one search finds any long run or any blank
+# before a colon.
+_CLASSES = bytes.maketrans(b"123456789\t\r\n", b"000000000   ")
+# The first magnitude that orjson may round has 19 digits (below -2^63).
+_LONG_RUN = b"0" * 19
+
+
+def loads(body: bytes, *, max_depth: int = 64) -> object:
+    """The value of a JSON text, integers exact at any size.
+
+    Refuses with MALFORMED_JSON: what is not JSON or not UTF-8, NaN and Infinity, numbers beyond a double,
+    duplicate keys (the path names them), lone surrogates, NUL in strings, more than `max_depth` objects and
+    lists inside each other."""
+    try:
+        value: object = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _malformed(_reason(error)) from None
+    if type(value) is not dict and type(value) is not list:
+        members = 0
+    elif body.count(b"{") == 1 and b"[" not in body and type(value) is dict:
+        members = len(value)
+    else:
+        members = _members(value, max_depth)
+    if max_depth < 1 and (type(value) is dict or type(value) is list):
+        raise _too_deep(max_depth)
+    if b"\\u0000" in body:
+        _refuse_nul(body, value)
+    classes = body.translate(_CLASSES)
+    if body.count(b'":') != members or b" :" in classes or _LONG_RUN in classes:
+        return _reread(body, max_depth)
+    return value
+
+
+def dumps(value: object) -> bytes:
+    """Compact JSON of what `encode` returned. Raises TypeError for what JSON cannot hold."""
+    return orjson.dumps(value)
+
+
+def _members(value: object, max_depth: int) -> int:
+    """How many keys all objects in `value` have together; refuses too much depth."""
+    members = 0
+    level: list[object] = [value]
+    for _ in range(max_depth):
+        inner: list[object] = []
+        for item in level:
+            if type(item) is dict:
+                members += len(item)
+                inner += [x for x in item.values() if type(x) is dict or type(x) is list]
+            elif type(item) is list:
+                inner += [x for x in item if type(x) is dict or type(x) is list]
+        if not inner:
+            return members
+        level = inner
+    raise _too_deep(max_depth)
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object as it was written, duplicates included."""
+
+
+def _reread(body: bytes, max_depth: int) -> object:
+    """The exact reading: duplicates found, integers whole."""
+    try:
+        written = json.loads(body, object_pairs_hook=_Pairs)
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    except ValueError:
+        # The standard library refuses to convert integers of thousands of digits.
+        raise _malformed("holds a number with too many digits") from None
+    return _rebuild(written, max_depth)
+
+
+def _rebuild(value: object, room: int) -> object:
+    if isinstance(value, _Pairs):
+        if room < 1:
+            raise _malformed("is nested too deep")
+        built: dict[str, object] = {}
+        for key, item in value:
+            if key in built:
+                raise JsonError("is given twice; give each key once", path=step(key), reason=MALFORMED_JSON)
+            try:
+                built[key] = _rebuild(item, room - 1) if type(item) in (_Pairs, list) else item
+            except JsonError as error:
+                raise error.within(step(key)) from None
+        return built
+    if isinstance(value, list):
+        if room < 1:
+            raise _malformed("is nested too deep")
+        items: list[object] = []
+        for item in value:
+            try:
+                items.append(_rebuild(item, room - 1) if type(item) in (_Pairs, list) else item)
+            except JsonError as error:
+                raise error.within(f"[{len(items)}]") from None
+        return items
+    return value
+
+
+def _refuse_nul(body: bytes, value: object) -> None:
+    """Refuses NUL characters; an escaped backslash before "u0000" is no NUL, hence the look at the
+    strings."""
+    for path, text in _strings(value, ""):
+        if "\0" in text:
+            raise JsonError("must not hold the NUL character", path=path, reason=MALFORMED_JSON)
+
+
+def _strings(value: object, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield join(path, step(key)), key
+            yield from _strings(item, join(path, step(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{path}[{index}]")
+
+
+def _malformed(description: str) -> JsonError:
+    return JsonError(description, reason=MALFORMED_JSON)
+
+
+def _too_deep(max_depth: int) -> JsonError:
+    return _malformed(f"is nested deeper than {max_depth} levels")
+
+
+def _reason(error: orjson.JSONDecodeError) -> str:
+    if not error.doc:
+        return "is empty; send a JSON value"
+    return f"is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"

@@ -1,0 +1,100 @@
+"""Timestamp and Duration as text: RFC 3339 in UTC, and seconds with an "s". 0, 3, 6 or 9 digits of fraction
+go out, up to 9 come in; the ranges are those of the well-known types (years 1 to 9999, about 10,000
+years)."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Any
+
+from fleet_server.protojson.errors import JsonError, shown
+
+_DAY = 86_400
+_FIRST_SECOND = -62_135_596_800
+_LAST_SECOND = 253_402_300_799
+_LONGEST_SECONDS = 315_576_000_000
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+_UTC = datetime.UTC
+
+_TIMESTAMP = re.compile(
+    r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII
+)
+_DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s", re.ASCII)
+
+_MINUTES = tuple(f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1440))
+_SECONDS = tuple(f"{second:02d}" for second in range(60))
+# Dates repeat: replies speak of few days. Emptied when full, so that odd data cannot make it grow.
+_dates: dict[int, str] = {}
+_DATES_KEPT = 1024
+
+
+def _date(day: int) -> str:
+    if len(_dates) >= _DATES_KEPT:
+        _dates.clear()
+    text = _dates[day] = datetime.date.fromordinal(_EPOCH + day).isoformat()
+    return text
+
+
+def _fraction(nanos: int) -> str:
+    if nanos % 1_000_000 == 0:
+        return f".{nanos // 1_000_000:03d}"
+    if nanos % 1_000 == 0:
+        return f".{nanos // 1_000:06d}"
+    return f".{nanos:09d}"
+
+
+def timestamp_out(message: Any) -> str:
+    """`2026-11-22T10:00:00.120Z`. Raises ValueError for a time out of range."""
+    seconds = message.seconds
+    nanos = message.nanos
+    if not _FIRST_SECOND <= seconds <= _LAST_SECOND or not 0 <= nanos < 1_000_000_000:
+        raise ValueError(f"Timestamp out of range: {seconds} seconds, {nanos} nanos")
+    day, second = divmod(seconds, _DAY)
+    text = (_dates.get(day) or _date(day)) + _MINUTES[second // 60] + _SECONDS[second % 60]
+    return f"{text}Z" if nanos == 0 else f"{text}{_fraction(nanos)}Z"
+
+
+def timestamp_in(value: object, message: Any) -> None:
+    """Reads a RFC 3339 time with any offset."""
+    match = _TIMESTAMP.fullmatch(value) if type(value) is str else None
+    if match is None:
+        raise JsonError(f'must be a RFC 3339 time such as "2026-11-22T10:00:00.120Z"; got {shown(value)}')
+    written, fraction, sign, hours, minutes = match.groups()
+    try:
+        moment = datetime.datetime.fromisoformat(written)
+    except ValueError as error:
+        raise JsonError(f"must be a time that exists: {error}; got {shown(value)}") from None
+    seconds = (moment.toordinal() - _EPOCH) * _DAY + moment.hour * 3600 + moment.minute * 60 + moment.second
+    if sign:
+        offset = int(hours) * 3600 + int(minutes) * 60
+        seconds += -offset if sign == "+" else offset
+        if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
+            raise JsonError(f"must be a time in the years 1 to 9999, in UTC; got {shown(value)}")
+    message.seconds = seconds
+    message.nanos = int(fraction.ljust(9, "0")) if fraction else 0
+
+
+def duration_out(message: Any) -> str:
+    """`1.500s`. Raises ValueError for a length out of range or of mixed signs."""
+    seconds = message.seconds
+    nanos = message.nanos
+    mixed = (seconds < 0 < nanos) or (nanos < 0 < seconds)
+    if mixed or abs(seconds) > _LONGEST_SECONDS or abs(nanos) >= 1_000_000_000:
+        raise ValueError(f"Duration out of range: {seconds} seconds, {nanos} nanos")
+    sign = "-" if seconds < 0 or nanos < 0 else ""
+    return f"{sign}{abs(seconds)}{_fraction(abs(nanos)) if nanos else ''}s"
+
+
+def duration_in(value: object, message: Any) -> None:
+    """Reads seconds with an "s"."""
+    match = _DURATION.fullmatch(value) if type(value) is str else None
+    if match is None:
+        raise JsonError(f'must be seconds such as "1.5s", up to 9 digits of fraction; got {shown(value)}')
+    sign, whole, fraction = match.groups()
+    seconds = int(whole)
+    if seconds > _LONGEST_SECONDS:
+        raise JsonError(f"must be at most {_LONGEST_SECONDS}s; got {shown(value)}")
+    nanos = int(fraction.ljust(9, "0")) if fraction else 0
+    message.seconds = -seconds if sign else seconds
+    message.nanos = -nanos if sign else nanos

@@ -1,0 +1,144 @@
+"""The well-known messages with a JSON form of their own: free JSON (Struct, Value, ListValue) and FieldMask.
+
+Readers take the JSON value and the message to fill, writers take the message. Times are in times.py; Any,
+whose content is any message, is made by the encoder and decoder themselves."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fleet_server.protojson.errors import JsonError, shown, step
+from fleet_server.protojson.scalars import DOUBLE_MAX, SAFE, text_in
+
+# protobuf parsers refuse more than 100 messages inside each other, and free JSON takes three of them for an
+# object and two for a list. What could be written but never read back is refused at the door; the rest is
+# left to the messages around.
+_LEVELS = 90
+_OBJECT_LEVELS = 3
+_LIST_LEVELS = 2
+
+_MASK_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_MASK = re.compile(rf"(?:{_MASK_PATH}(?:,{_MASK_PATH})*)?", re.ASCII)
+
+
+def value_out(value: Any) -> Any:
+    """Free JSON; integral numbers within 2^53 as integers, an unset Value as null. Raises ValueError for NaN
+    and Infinity."""
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        return value.string_value
+    if kind == "number_value":
+        number = value.number_value
+        if -SAFE <= number <= SAFE:
+            return int(number) if number.is_integer() else number
+        if not -DOUBLE_MAX <= number <= DOUBLE_MAX:
+            raise ValueError(f"Value.number_value is {number}, which JSON cannot hold")
+        return number
+    if kind == "bool_value":
+        return value.bool_value
+    if kind == "struct_value":
+        return struct_out(value.struct_value)
+    if kind == "list_value":
+        return [value_out(item) for item in value.list_value.values]
+    return None
+
+
+def struct_out(message: Any) -> dict[str, Any]:
+    """A Struct as an object."""
+    fields = message.fields
+    return {key: value_out(fields[key]) for key in fields}
+
+
+def list_out(message: Any) -> list[Any]:
+    """A ListValue as a list."""
+    return [value_out(item) for item in message.values]
+
+
+def value_in(value: object, message: Any, levels: int = _LEVELS) -> None:
+    """Reads free JSON, null included. Integers beyond 2^53 are refused, since a Value holds doubles."""
+    kind = type(value)
+    if kind is str:
+        if not value.isascii() or "\0" in value:  # type: ignore[attr-defined, operator]
+            text_in(value, "")
+        message.string_value = value
+    elif kind is bool:
+        message.bool_value = value
+    elif kind is float:
+        if not -DOUBLE_MAX <= value <= DOUBLE_MAX:  # type: ignore[operator]
+            raise JsonError(f"must be a finite number; got {shown(value)}")
+        message.number_value = value
+    elif kind is int:
+        if not -SAFE <= value <= SAFE:  # type: ignore[operator]
+            raise JsonError(f"must be within 2^53 (9007199254740992), or a string; got {shown(value)}")
+        message.number_value = value
+    elif value is None:
+        message.null_value = 0
+    elif kind is dict:
+        inner = message.struct_value
+        inner.SetInParent()
+        struct_in(value, inner, levels - 1)
+    elif kind is list:
+        inner = message.list_value
+        inner.SetInParent()
+        list_in(value, inner, levels)
+    else:
+        raise JsonError(f"must be a JSON value; got {shown(value)}")
+
+
+def struct_in(value: object, message: Any, levels: int = _LEVELS) -> None:
+    """Reads an object of free JSON into an empty or filled Struct, whose content it replaces."""
+    if type(value) is not dict:
+        raise JsonError(f"must be an object; got {shown(value)}")
+    fields = message.fields
+    if fields:
+        fields.clear()
+    levels -= _OBJECT_LEVELS - 1
+    if levels < 0:
+        raise _too_deep()
+    key = ""
+    try:
+        for key, item in value.items():
+            if not key.isascii() or "\0" in key:
+                text_in(key, "")
+            value_in(item, fields[key], levels)
+    except JsonError as error:
+        error.within(step(key))
+        raise
+
+
+def list_in(value: object, message: Any, levels: int = _LEVELS) -> None:
+    """Reads a list of free JSON into a ListValue, whose content it replaces."""
+    if type(value) is not list:
+        raise JsonError(f"must be a list; got {shown(value)}")
+    values = message.values
+    if values:
+        del values[:]
+    levels -= _LIST_LEVELS
+    if levels < 0:
+        raise _too_deep()
+    try:
+        for item in value:
+            value_in(item, values.add(), levels)
+    except JsonError as error:
+        error.within(f"[{len(values) - 1}]")
+        raise
+
+
+def _too_deep() -> JsonError:
+    return JsonError("is nested too deep: at most 30 objects or 45 lists inside each other")
+
+
+def mask_out(message: Any) -> str:
+    """Field names, comma-separated, as they stand in the proto."""
+    return ",".join(message.paths)
+
+
+def mask_in(value: object, message: Any) -> None:
+    """Reads comma-separated field names."""
+    if type(value) is not str or not _MASK.fullmatch(value):
+        raise JsonError(f'must be field names such as "priority,payload.steps"; got {shown(value)}')
+    if message.paths:
+        del message.paths[:]
+    if value:
+        message.paths.extend(value.split(","))
