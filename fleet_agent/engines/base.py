@@ -1,0 +1,181 @@
+"""The plug-in protocol between an agent's slot and an engine.
+
+An engine runs in a child process of its own, one task at a time, so every method is synchronous and may block:
+the agent lives in another process. A plug-in is an entry point of the group `fleet.engines` whose value is a
+factory `(EngineSettings) -> Engine`; it needs nothing of this package but the dataclasses below.
+
+Cancellation is cooperative: every call of the `Reporter` raises `Cancelled` once the slot was told to stop. An
+engine lets that exception pass and calls one of them at least every 100 ms while it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+ENTRY_POINT_GROUP = "fleet.engines"
+
+ModelKind = Literal["checkpoint", "lora"]
+
+
+class Reason(StrEnum):
+    """Why a task failed, in the words of the API's error reasons."""
+
+    ENGINE_FAILED = "ENGINE_FAILED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    LORA_NOT_FOUND = "LORA_NOT_FOUND"
+    DISK_FULL = "DISK_FULL"
+    INVALID_FIELD = "INVALID_FIELD"
+
+
+class EngineError(Exception):
+    """A task or a load that failed, for a reason the caller can act on.
+
+    `detail` is shown to the user and names the field or file; `retryable` says whether the same task may succeed
+    later or on another node. Any other exception of an engine counts as ENGINE_FAILED, retryable.
+    """
+
+    def __init__(self, reason: Reason | str, detail: str, retryable: bool = False) -> None:
+        super().__init__(reason, detail, retryable)
+        self.reason = Reason(reason)
+        self.detail = detail
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class Cancelled(Exception):  # noqa: N818 - not an error: the slot was told to stop
+    """Raised by a `Reporter` when the task was cancelled; an engine lets it pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A checkpoint or LoRA. `path` is None for a model built into its engine; `sha256` None while not yet known."""
+
+    name: str
+    path: Path | None
+    kind: ModelKind
+    size_bytes: int = 0
+    sha256: str | None = None
+    architecture: str | None = None
+    trigger_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA and its weight, -2 to 2. Weight 0 gives exactly the picture without it."""
+
+    file: ModelFile
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is. `architectures` are those of the model files it loads; `builtin_models` need no file."""
+
+    name: str
+    version: str
+    job_types: tuple[str, ...]
+    default_model: str | None = None
+    detail: str | None = None
+    architectures: tuple[str, ...] = ()
+    builtin_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What a factory is given: the model folder, a folder to keep things in, and its own options."""
+
+    models_folder: Path
+    data_folder: Path
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One attempt of one job. `fields` is the payload with defaults filled in; outputs go to `output_folder`."""
+
+    job_id: str
+    job_type: str
+    model: ModelFile | None
+    loras: tuple[LoraUse, ...]
+    fields: Mapping[str, object]
+    seed: int
+    output_folder: Path
+    previews: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory, with the LoRAs that are loaded beside it."""
+
+    name: str
+    memory_bytes: int
+    load_seconds: float
+    loras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """A finished file inside the task's output folder, closed and complete."""
+
+    path: Path
+    content_type: str
+    width: int | None = None
+    height: int | None = None
+    duration_seconds: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """What a task gave. `usage` counts tokens (prompt_tokens, completion_tokens, total_tokens)."""
+
+    outputs: tuple[EngineOutput, ...] = ()
+    text: str | None = None
+    usage: Mapping[str, int] | None = None
+    exit_code: int | None = None
+
+
+class Reporter(Protocol):
+    """How a running task speaks to its slot. Each method raises `Cancelled` once the slot was told to stop."""
+
+    def check(self) -> None:
+        """Send nothing; only raise when cancelled."""
+
+    def progress(self, step: int, steps: int, message: str | None = None) -> None:
+        """Say that `step` of `steps` is done. Called after the work, never before; never falls."""
+
+    def preview(self, content_type: str, data: bytes) -> None:
+        """Show the picture as it is now: at most 64 KiB. The slot may drop it."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One engine in one slot. Never called from two threads at once."""
+
+    def info(self) -> EngineInfo:
+        """Return what the engine is; raises EngineError where it cannot work on this machine."""
+
+    def load(self, model: ModelFile | None, loras: tuple[LoraUse, ...] = ()) -> LoadedModel:
+        """Load a model (None: the engine's default) and these LoRAs; a model that is loaded returns at once."""
+
+    def unload(self, model: str) -> None:
+        """Free the model of that name and the LoRAs beside it; no error when it is not loaded."""
+
+    def loaded(self) -> list[LoadedModel]:
+        """Return the models in memory, sorted by name."""
+
+    def estimate(self, task: Task) -> int:
+        """Return the bytes of memory (of the GPU, where it uses one) that the task needs beyond its model."""
+
+    def run(self, task: Task, report: Reporter) -> EngineResult:
+        """Run the task to its end. Raises EngineError, or lets `Cancelled` pass leaving no output file behind."""
+
+
+EngineFactory = Callable[[EngineSettings], Engine]

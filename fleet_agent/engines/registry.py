@@ -1,0 +1,138 @@
+"""Finds engines: the built-in ones and those of the entry-point group `fleet.engines`.
+
+A plug-in that does not import, start or answer `info()` is reported with its error and left out; it never takes
+the agent with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from fleet_agent.engines.base import (
+    ENTRY_POINT_GROUP,
+    Engine,
+    EngineError,
+    EngineFactory,
+    EngineInfo,
+    EngineSettings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine as the node reports it: `ready`, or `failed` with `detail` saying why."""
+
+    name: str
+    version: str
+    status: Literal["ready", "failed"]
+    detail: str | None
+    job_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The engines that work here, by name, and the status of every one that was asked for."""
+
+    engines: Mapping[str, Engine]
+    infos: Mapping[str, EngineInfo]
+    statuses: tuple[EngineStatus, ...]
+
+    def for_job_type(self, job_type: str) -> str | None:
+        """Return the name of the first engine, by name, that runs this job type."""
+        return next((name for name in sorted(self.infos) if job_type in self.infos[name].job_types), None)
+
+
+def _sketch(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.sketch.engine import SketchEngine
+
+    return SketchEngine(settings)
+
+
+def _fixed(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.fixed import FixedEngine
+
+    return FixedEngine(settings)
+
+
+BUILT_IN: Mapping[str, EngineFactory] = {"sketch": _sketch, "fixed": _fixed}
+ONLY_WHEN_ASKED = frozenset({"fixed"})
+
+
+def installed() -> list[metadata.EntryPoint]:
+    """Return the entry points of installed plug-ins, sorted by name."""
+    return sorted(metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
+
+
+def discover(
+    settings: EngineSettings,
+    wanted: Sequence[str] | None = None,
+    *,
+    plugins: Iterable[metadata.EntryPoint] | None = None,
+) -> Registry:
+    """Make the engines named by `wanted`, or, when it is None, all but those made only when asked for.
+
+    A plug-in of a built-in engine's name is refused: two engines of one name would hide each other.
+    """
+    engines: dict[str, Engine] = {}
+    infos: dict[str, EngineInfo] = {}
+    failed: dict[str, EngineStatus] = {}
+    entries: dict[str, list[metadata.EntryPoint]] = {}
+    for entry in installed() if plugins is None else plugins:
+        entries.setdefault(entry.name, []).append(entry)
+    if wanted is None:
+        wanted = [name for name in (*BUILT_IN, *entries) if name not in ONLY_WHEN_ASKED]
+    for name in sorted(set(wanted)):
+        try:
+            engine = _factory(name, entries.get(name, []))(settings)
+            info = engine.info()
+            _check(name, engine, info)
+        except (Exception, SystemExit) as error:
+            failed[name] = EngineStatus(name, "", "failed", _describe(error), ())
+            continue
+        engines[name], infos[name] = engine, info
+    ready = {n: EngineStatus(n, i.version, "ready", i.detail, i.job_types) for n, i in infos.items()}
+    statuses = tuple(sorted({**ready, **failed}.values(), key=lambda status: status.name))
+    return Registry(engines, infos, statuses)
+
+
+def create(name: str, settings: EngineSettings) -> Engine:
+    """Make one engine by name: what a slot's child process calls. Raises what the plug-in raises."""
+    entries = [entry for entry in installed() if entry.name == name]
+    engine = _factory(name, entries)(settings)
+    _check(name, engine, engine.info())
+    return engine
+
+
+def _factory(name: str, entries: Sequence[metadata.EntryPoint]) -> EngineFactory:
+    if name in BUILT_IN:
+        if entries:
+            raise EngineError("ENGINE_FAILED", f"the plug-in {entries[0].value} takes the name of a built-in engine")
+        return BUILT_IN[name]
+    if not entries:
+        raise EngineError(
+            "ENGINE_FAILED",
+            f"no engine named {name!r}: install a package with the entry point {ENTRY_POINT_GROUP}:{name}",
+        )
+    if len(entries) > 1:
+        values = ", ".join(sorted(entry.value for entry in entries))
+        raise EngineError("ENGINE_FAILED", f"several plug-ins are named {name!r}: {values}; uninstall all but one")
+    factory: EngineFactory = entries[0].load()
+    if not callable(factory):
+        raise EngineError("ENGINE_FAILED", f"the entry point {entries[0].value} is not callable; name a factory")
+    return factory
+
+
+def _check(name: str, engine: object, info: object) -> None:
+    if not isinstance(engine, Engine):
+        raise EngineError("ENGINE_FAILED", f"the factory of {name!r} returned {type(engine).__name__}, not an Engine")
+    if not isinstance(info, EngineInfo) or not info.job_types:
+        raise EngineError("ENGINE_FAILED", f"info() of {name!r} must return an EngineInfo with a job type")
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, EngineError):
+        return error.detail
+    return f"{type(error).__name__}: {error}"[:500]

@@ -1,0 +1,1 @@
+"""`sketch`: a deterministic painter for machines without a GPU. It is no diffusion model."""
