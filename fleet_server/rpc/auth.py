@@ -1,0 +1,83 @@
+"""API keys: who may call. Keys are kept hashed and compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fleet_server.domain.errors import FleetError
+
+FAILURES_A_MINUTE = 10
+_REMEMBERED_PEERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key by its owner's name and SHA-256 (256 bits of randomness make a slow hash needless)."""
+
+    name: str
+    digest: bytes
+
+    @classmethod
+    def of(cls, name: str, key: str) -> ApiKey:
+        return cls(name, hashlib.sha256(key.encode()).digest())
+
+
+def key_in(metadata: Mapping[str, str]) -> str | None:
+    """The key that a call brings, from X-API-Key or `Authorization: Bearer`."""
+    key = metadata.get("x-api-key")
+    if key is not None:
+        return key
+    scheme, _, token = metadata.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+class KeyRing:
+    """The keys of this server; with none, every call is allowed and has no owner."""
+
+    def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float]) -> None:
+        self._keys = tuple(keys)
+        self._clock = clock
+        self._failures: OrderedDict[str, list[float]] = OrderedDict()
+
+    @property
+    def required(self) -> bool:
+        return bool(self._keys)
+
+    def owner(self, key: str | None, peer: str) -> str:
+        """The owner's name, "" without keys.
+
+        Raises API_KEY_MISSING, API_KEY_INVALID, or RATE_LIMITED after ten wrong keys of one peer within a minute.
+        """
+        if not self._keys:
+            return ""
+        if key is None:
+            raise FleetError("API_KEY_MISSING", "an API key is required: send it as X-API-Key or Authorization: Bearer")
+        address = peer.rsplit(":", 1)[0]
+        recent = self._recent(address)
+        if len(recent) >= FAILURES_A_MINUTE:
+            raise FleetError(
+                "RATE_LIMITED",
+                "too many wrong API keys from this address: try again in a minute",
+                retry_after_seconds=60,
+            )
+        digest = hashlib.sha256(key.encode()).digest()
+        found = ""
+        for known in self._keys:
+            if hmac.compare_digest(known.digest, digest):
+                found = known.name
+        if not found:
+            recent.append(self._clock())
+            self._failures[address] = recent
+            self._failures.move_to_end(address)
+            while len(self._failures) > _REMEMBERED_PEERS:
+                self._failures.popitem(last=False)
+            raise FleetError("API_KEY_INVALID", "the API key is not one of this server's: check FLEET_API_KEY")
+        return found
+
+    def _recent(self, address: str) -> list[float]:
+        now = self._clock()
+        return [at for at in self._failures.get(address, ()) if now - at < 60]

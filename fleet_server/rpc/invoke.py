@@ -1,0 +1,150 @@
+"""The one chain that every call passes, of gRPC and of REST: key, limits, defaults, validation, deadline, metrics, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+import uuid_utils
+from google.protobuf.message import Message
+
+from fleet_server.domain.errors import Code, FleetError
+from fleet_server.protojson import apply_defaults
+from fleet_server.rpc.auth import KeyRing, key_in
+from fleet_server.rpc.caller import Caller, read_metadata, set_caller
+from fleet_server.rpc.methods import Method
+from fleet_server.rpc.metrics import RpcMetrics
+from fleet_server.rpc.validation import validate
+
+_log = structlog.get_logger("fleet.rpc")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Invoker:
+    """Calls servicers. Raises FleetError alone (and CancelledError, where the caller went away)."""
+
+    def __init__(self, methods: Iterable[Method], *, keys: KeyRing, metrics: RpcMetrics) -> None:
+        self._methods = {method.path: method for method in methods}
+        self._keys = keys
+        self._metrics = metrics
+
+    @property
+    def methods(self) -> Iterable[Method]:
+        return self._methods.values()
+
+    def authenticate(self, metadata: dict[str, str], peer: str) -> str:
+        """The owner of the key in `metadata`; for doors that are no RPC."""
+        return self._keys.owner(key_in(metadata), peer)
+
+    async def unary(self, path: str, request: Message | AsyncIterator[Message], context: Context) -> Message:
+        """One reply. The deadline is the caller's or the method's, whichever is earlier."""
+        method = self._methods[path]
+        started = time.perf_counter()
+        caller = Caller()
+        try:
+            caller = self._admit(method, context)
+            prepared = self._prepare(method, request, caller)
+            async with asyncio.timeout(_seconds(method, context)) as deadline:
+                reply: Message = await method.handler(prepared, context)
+        except BaseException as error:
+            expired = isinstance(error, TimeoutError) and deadline.expired()
+            mapped = _mapped(error, method, caller, expired)
+            self._metrics.observe(path, mapped, time.perf_counter() - started)
+            if mapped is error:
+                raise
+            raise mapped from error
+        self._metrics.observe(path, None, time.perf_counter() - started)
+        return reply
+
+    async def stream(
+        self, path: str, request: Message | AsyncIterator[Message], context: Context
+    ) -> AsyncGenerator[Message, None]:
+        """Replies as they come. Closing it closes the servicer's generator."""
+        method = self._methods[path]
+        started = time.perf_counter()
+        caller = Caller()
+        outcome: BaseException | None = None
+        expired = False
+        try:
+            caller = self._admit(method, context)
+            prepared = self._prepare(method, request, caller)
+            seconds = _seconds(method, context)
+            ends = None if seconds is None else asyncio.get_running_loop().time() + seconds
+            async with aclosing(method.handler(prepared, context)) as replies:
+                while True:
+                    try:
+                        async with asyncio.timeout_at(ends) as deadline:
+                            reply = await anext(replies)
+                    except StopAsyncIteration:
+                        break
+                    except TimeoutError:
+                        expired = deadline.expired()
+                        raise
+                    yield reply
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            outcome = _mapped(error, method, caller, expired)
+            if outcome is error:
+                raise
+            raise outcome from error
+        finally:
+            self._metrics.observe(path, outcome, time.perf_counter() - started)
+
+    def _admit(self, method: Method, context: Context) -> Caller:
+        metadata = read_metadata(context)
+        owner = ""
+        if self._keys.required and not method.public:
+            owner = self._keys.owner(key_in(metadata), context.peer())
+        request_id = metadata.get("x-request-id") or str(uuid_utils.uuid7())
+        caller = Caller(owner, request_id, metadata.get("fleet-transport", "grpc"), metadata)
+        set_caller(caller)
+        return caller
+
+    def _prepare(
+        self, method: Method, request: Message | AsyncIterator[Message], caller: Caller
+    ) -> Message | AsyncIterator[Message]:
+        if isinstance(request, Message):
+            # The bridge has judged the body's length before decoding it.
+            if caller.transport != "rest" and request.ByteSize() > method.max_request_bytes:
+                raise FleetError(
+                    "BODY_TOO_LARGE",
+                    f"the request is larger than {method.max_request_bytes:,} bytes: send less",
+                )
+            apply_defaults(request)
+            validate(request)
+            return request
+        return _validated(request)
+
+
+async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    async for request in requests:
+        apply_defaults(request)
+        validate(request)
+        yield request
+
+
+def _seconds(method: Method, context: Context) -> float | None:
+    """Time that the call has, None for no end."""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return method.timeout_seconds
+    return remaining if method.timeout_seconds is None else min(remaining, method.timeout_seconds)
+
+
+def _mapped(error: BaseException, method: Method, caller: Caller, expired: bool) -> BaseException:
+    if expired:
+        return FleetError("TIMEOUT", "the call took longer than its deadline: try again, or give it more time")
+    if isinstance(error, FleetError):
+        if error.code is Code.INTERNAL and error.reason == "INTERNAL":
+            _log.error("call failed", method=method.path, request_id=caller.request_id, detail=error.detail)
+        return error
+    if not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
+        return error
+    _log.exception("call failed", method=method.path, request_id=caller.request_id)
+    return FleetError("INTERNAL", f"internal error: see the server's log at request {caller.request_id}")

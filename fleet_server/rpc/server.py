@@ -1,0 +1,120 @@
+"""The gRPC server: generic handlers made from `invoke`, health and reflection."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.rpc.caller import read_metadata
+from fleet_server.rpc.invoke import Invoker
+from fleet_server.rpc.methods import Method
+from fleet_server.rpc.status import DETAILS_KEY, grpc_code, rich_status
+
+OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_concurrent_streams", 100),
+    # A batch is judged by `invoke`; this is the bound before decoding.
+    ("grpc.max_receive_message_length", 17_825_792),
+    ("grpc.so_reuseport", 0),
+)
+"""Both ends ping every 10 s; the defaults of a server would answer such a client with GOAWAY after 40 s."""
+
+
+class GrpcServer:
+    """Serves the methods of an Invoker on one address. `start`, then `stop`, once each."""
+
+    def __init__(self, invoker: Invoker, *, options: Sequence[tuple[str, int]] = OPTIONS) -> None:
+        self._server = grpc.aio.server(options=list(options))
+        self._health = health.aio.HealthServicer()
+        services: dict[str, list[Method]] = defaultdict(list)
+        for method in invoker.methods:
+            services[method.descriptor.containing_service.full_name].append(method)
+        for service, methods in services.items():
+            handlers = {method.descriptor.name: _handler(invoker, method) for method in methods}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        self._names = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(self._names, self._server)
+
+    async def start(self, address: str) -> int:
+        """Binds `address` (host:port or unix:path) and returns the port. Raises OSError where it is taken."""
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen for gRPC on {address}: {error}") from error
+        await self._server.start()
+        await self.set_serving(True)
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks are told, for each service and for the whole."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ["", *self._names]:
+            await self._health.set(name, status)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Refuses new calls, gives those under way `grace_seconds`, then cancels them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+
+def _handler(invoker: Invoker, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    makers: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    behaviour = _streaming(invoker, method) if method.server_streaming else _unary(invoker, method)
+    return makers[method.client_streaming, method.server_streaming](
+        behaviour,
+        request_deserializer=method.request_class.FromString,
+        response_serializer=_serialize,
+    )
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _unary(invoker: Invoker, method: Method) -> Callable[[Any, Any], Any]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        try:
+            return await invoker.unary(method.path, request, context)
+        except FleetError as error:
+            await _abort(context, error)
+
+    return call
+
+
+def _streaming(invoker: Invoker, method: Method) -> Callable[[Any, Any], AsyncIterator[Message]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
+        try:
+            async with aclosing(invoker.stream(method.path, request, context)) as replies:
+                async for reply in replies:
+                    yield reply
+        except FleetError as error:
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: FleetError) -> NoReturn:
+    request_id = read_metadata(context).get("x-request-id", "")
+    status = rich_status(error, request_id)
+    trailers = ((DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(grpc_code(error), status.message, trailing_metadata=trailers)
+    raise AssertionError("abort always raises")
