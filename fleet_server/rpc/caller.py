@@ -19,7 +19,10 @@ _KEY = re.compile(r"[!-~]{1,128}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of the call under way. `owner` is the name of its key, "" without keys; `metadata` has lower-case names."""
+    """The caller of the call under way.
+
+    `owner` is the name of its key, "" without keys; names in `metadata` are lower-case.
+    """
 
     owner: str = ""
     request_id: str = ""

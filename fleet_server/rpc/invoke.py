@@ -1,4 +1,4 @@
-"""The one chain that every call passes, of gRPC and of REST: key, limits, defaults, validation, deadline, metrics, errors."""
+"""The chain that every call passes, gRPC and REST: key, limits, defaults, validation, deadline, metrics, errors."""
 
 from __future__ import annotations
 
