@@ -166,11 +166,12 @@ def float_out(value: float) -> float | str:
         return value
     if not -DOUBLE_MAX <= value <= DOUBLE_MAX:
         return double_out(value)
-    for digits in (6, 7, 8):
+    for digits in (6, 7, 8, 9):
         short = float(f"{value:.{digits}g}")
         if abs(short) <= FLOAT_MAX and _FLOAT.unpack(_FLOAT.pack(short))[0] == value:
             return short
-    return float(f"{value:.9g}")
+    # The largest floats: their short forms lie beyond the range that is read.
+    return value
 
 
 def unknown(name: str, known: tuple[str, ...], what: str = "field") -> JsonError:

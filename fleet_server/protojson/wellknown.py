@@ -18,8 +18,7 @@ _LEVELS = 90
 _OBJECT_LEVELS = 3
 _LIST_LEVELS = 2
 
-_MASK_PATH = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
-_MASK = re.compile(rf"(?:{_MASK_PATH}(?:,{_MASK_PATH})*)?", re.ASCII)
+_MASK = re.compile(r"(?:[a-z_][a-z0-9_]*(?:[.,][a-z_][a-z0-9_]*)*)?")
 
 
 def value_out(value: Any) -> Any:
