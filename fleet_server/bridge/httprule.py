@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from google.api import annotations_pb2, http_pb2  # type: ignore[import-untyped]
+from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from fleet_server.bridge.template import Template, TemplateError, Variable, parse_template
@@ -131,14 +131,10 @@ def _check(binding: Binding) -> None:
         if binding.body not in request.fields_by_name:
             raise HttpRuleError(f"{binding}: body {binding.body!r} is no field of {request.full_name}")
         if any(variable.field_path[0] == binding.body for variable in variables):
-            raise HttpRuleError(
-                f"{binding}: the field {binding.body!r} is bound to both the path and the body"
-            )
+            raise HttpRuleError(f"{binding}: the field {binding.body!r} is bound to both the path and the body")
     reply = method.output_type
     if binding.response_body and binding.response_body not in reply.fields_by_name:
-        raise HttpRuleError(
-            f"{binding}: response_body {binding.response_body!r} is no field of {reply.full_name}"
-        )
+        raise HttpRuleError(f"{binding}: response_body {binding.response_body!r} is no field of {reply.full_name}")
     if method.client_streaming and not binding.websocket and not takes_raw_body(binding):
         raise HttpRuleError(
             f"{binding}: a client stream has no HTTP form unless its body is a {HTTP_BODY}; "

@@ -245,9 +245,7 @@ def _captures(template: Template) -> tuple[_Capture, ...]:
         if not isinstance(segment, Literal | Wildcard | DoubleWildcard):
             width = len(segment.pieces)
             open_end = isinstance(segment.pieces[-1], DoubleWildcard)
-            captures.append(
-                _Capture(segment.name, at, None if open_end else at + width, segment.multi_segment)
-            )
+            captures.append(_Capture(segment.name, at, None if open_end else at + width, segment.multi_segment))
         at += width
     return tuple(captures)
 

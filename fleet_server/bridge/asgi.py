@@ -1,0 +1,78 @@
+"""ASGI's types, and the one call that all parts of the bridge work on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from fleet_server.bridge.errors import Header, error_reply
+from fleet_server.domain.errors import FleetError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ABORT_EXTENSION = "fleet.connection.abort"
+"""Scope extension with a callable that drops the connection at once; used for clients that take nothing, if there."""
+
+
+class ClientStuckError(Exception):
+    """The client took nothing for too long."""
+
+
+class ClientGoneError(Exception):
+    """The connection is no more."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP request or WebSocket handshake, as it came."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    headers: Mapping[bytes, bytes]
+    request_id: str
+    started: bool = False
+    """Whether the reply's head was sent, or the WebSocket accepted."""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether only the reply's head is wanted."""
+        return self.scope.get("method") == "HEAD"
+
+    async def reply(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Send a complete reply; Content-Length and X-Request-Id are added, a HEAD's body is left out."""
+        self.started = True
+        headers.append((b"x-request-id", self.request_id.encode()))
+        if status == 304:
+            body = b""
+        else:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b"" if self.is_head else body})
+
+    async def fail(self, error: FleetError) -> None:
+        """Send an error as a complete reply."""
+        status, body, headers = error_reply(error, self.request_id)
+        await self.reply(status, headers, body)
+
+    async def send_within(self, message: MutableMapping[str, Any], seconds: float) -> None:
+        """Send one message. Raises ClientStuckError when the client takes nothing for so long, ClientGoneError when
+        it left."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.send(message)
+        except TimeoutError:
+            raise ClientStuckError from None
+        except OSError:
+            raise ClientGoneError from None
+
+    def abort(self) -> None:
+        """Drop the connection of a stuck client, where the server lets us."""
+        abort = (self.scope.get("extensions") or {}).get(ABORT_EXTENSION)
+        if callable(abort):
+            abort()
