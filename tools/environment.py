@@ -3,9 +3,10 @@
     python3 tools/environment.py runtime    what `make up` needs
     python3 tools/environment.py dev        and what the tests, the checks and the generator need
 
-Everything comes from the lock files, by hash; the project itself is installed as editable. A stamp in the environment holds
-a digest of what it was made from, so that a second call costs some milliseconds. Callers at the same time wait for each
-other. Standard library alone, and a syntax that older interpreters can read, so that they get a message.
+Everything comes from the lock files, by hash; the project itself is installed as editable. A stamp in the
+environment holds a digest of what it was made from, so that a second call costs some milliseconds. Callers at the
+same time wait for each other. Standard library alone, and a syntax that older interpreters can read, so that they
+get a message.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ HOME = ROOT / ".venv"
 PYTHON = HOME / "bin" / "python"
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock"}
 OLDEST = (3, 11)
+# Settings of the caller's shell that would make pip install elsewhere.
+_MISLEADING = ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 
 
 def _say(text: str) -> None:
@@ -54,10 +57,10 @@ def _runs() -> bool:
 
 
 def _pip(*arguments: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER")}
+    environment = {key: value for key, value in os.environ.items() if key not in _MISLEADING}
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
     if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
-        raise SystemExit(f"pip failed (its message is above). Mend the cause and run make again; {HOME} can be deleted.")
+        raise SystemExit(f"pip failed: see above. Mend the cause and run make again; {HOME} may be deleted.")
 
 
 def _install(level: str) -> None:

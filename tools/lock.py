@@ -2,8 +2,9 @@
 
     python tools/lock.py [--upgrade]
 
-The locks hold for every platform and for every Python that the project supports (markers where they differ). Versions that
-are locked already stay, unless `--upgrade` is given. No line names a package index: who installs chooses where from.
+The locks hold for every platform and for every Python that the project supports (markers where they differ).
+Versions that are locked already stay, unless `--upgrade` is given. No line names a package index: who installs
+chooses where from.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main() -> None:
     """Writes both locks; the development lock follows the versions of the runtime's."""
     upgrade = ["--upgrade"] if "--upgrade" in sys.argv[1:] else []
     _compile("requirements.lock", "--group", "build", *upgrade)
-    _compile("requirements-dev.lock", "--group", "build", "--group", "dev", "--constraints", "requirements.lock", *upgrade)
+    everything = ("--group", "build", "--group", "dev", "--constraints", "requirements.lock")
+    _compile("requirements-dev.lock", *everything, *upgrade)
 
 
 if __name__ == "__main__":
