@@ -20,7 +20,6 @@ from fleet_server.bridge.errors import error_reply
 from fleet_server.domain.errors import FleetError
 
 _NAME: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?")
-_ENDS_IN_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$")
 _AUTHORITY: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/?#\\%\s]+)(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
@@ -40,8 +39,8 @@ def parse_authority(text: str) -> Authority | None:
     """`host[:port]` as in Host and Origin; None where it is malformed.
 
     Names become lower case and lose one trailing dot; addresses get their canonical spelling, IPv6 without
-    brackets and IPv4-mapped ones as IPv4. User information, zone ids, paths, percent escapes and numbers
-    that are no dotted quad (`127.1`, `0x7f000001`) are malformed.
+    brackets and IPv4-mapped ones as IPv4. User information, zone ids, paths and percent escapes are
+    malformed; other spellings of an address (`127.1`, `0x7f000001`) are names, and nobody's.
     """
     return _parse_authority(text.lower()) if len(text) <= _MAX_AUTHORITY else None
 
@@ -58,9 +57,6 @@ def _parse_authority(text: str) -> Authority | None:
     if host.startswith("["):
         address = _address(host[1:-1])
         return Authority(address, port) if address is not None and ":" in host else None
-    if _ENDS_IN_NUMBER.search(host):  # what a browser reads as an address, however spelled
-        address = _address(host)
-        return Authority(address, port) if address is not None else None
     if _NAME.fullmatch(host) is None or len(host) > 254:
         return None
     return Authority(host.removesuffix("."), port)
