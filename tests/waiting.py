@@ -1,0 +1,25 @@
+"""Waiting for a condition, in place of sleeping for a guess."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def wait_until(condition: Callable[[], T | Awaitable[T]], *, seconds: float = 20.0) -> T:
+    """Returns the first true value of `condition`, plain or awaitable; AssertionError after that many seconds."""
+    value: T | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                answer = condition()
+                value = await answer if inspect.isawaitable(answer) else answer
+                if value:
+                    return value
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not so within {seconds:g} s: {condition}; the last value was {value!r}") from None
