@@ -1,0 +1,179 @@
+"""One attempt of a job in a slot: the task for the child, and what its frames mean."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet.v1 import node_pb2, types_pb2
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from fleet_agent import frames
+from fleet_agent.engines.base import ModelFile
+from fleet_agent.inventory import Inventory, model_fields
+from fleet_agent.slot_process import SlotProcess
+
+
+class Stop(enum.Enum):
+    """Why a running attempt is being stopped."""
+
+    CANCELLED = "cancelled"
+    DROPPED = "dropped"
+    TIMEOUT = "timeout"
+    RELEASED = "released"
+
+
+class RefusedError(Exception):
+    """The attempt cannot run here; `reason` is a word of JobRejected."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What runs in a slot now."""
+
+    assign: node_pb2.Assign
+    slot: SlotProcess
+    engine: str
+    task: frames.Message
+    metadata: types_pb2.OutputMetadata
+    started: bool = False
+    step: int = 0
+    steps: int = 0
+    previews: bool = False
+    stop: Stop | None = None
+
+    @property
+    def token(self) -> str:
+        return self.assign.token
+
+    @property
+    def progress(self) -> int:
+        """Whole percent."""
+        return 0 if self.steps <= 0 else min(100, self.step * 100 // self.steps)
+
+    def held(self) -> node_pb2.HeldAttempt:
+        """The attempt as a heartbeat names it."""
+        held = node_pb2.HeldAttempt(job_id=self.assign.job_id, token=self.token, progress=self.progress)
+        if self.steps:
+            held.step, held.steps = self.step, self.steps
+        return held
+
+
+def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folder: Path) -> Attempt:
+    """Finds engine, model and LoRAs for an Assign. Raises RefusedError where one is missing."""
+    kind = assign.payload.WhichOneof("kind")
+    if kind is None:
+        raise RefusedError("CAPABILITY_MISSING", "the payload is of a kind that this agent does not know")
+    payload: Message = getattr(assign.payload, kind)
+    job_type = types_pb2.JobType.Name(assign.job_type).removeprefix("JOB_TYPE_").lower()
+    model = _file(inventory, assign.model, "MODEL_NOT_FOUND") if assign.model else None
+    engine = inventory.engine_for(job_type, model)
+    if engine is None:
+        what = job_type if model is None else f"{job_type} with {assign.model}"
+        raise RefusedError("CAPABILITY_MISSING", f"no engine of this node runs {what}")
+    uses = list(getattr(payload, "loras", ()))
+    loras = [(_file(inventory, use.name, "LORA_NOT_FOUND"), use.weight) for use in uses]
+    seed = int(getattr(payload, "seed", 0))
+    task: frames.Message = {
+        "token": assign.token,
+        "job_id": assign.job_id,
+        "job_type": job_type,
+        "engine": engine,
+        "model": model_fields(model),
+        "loras": [{"file": model_fields(file), "weight": weight} for file, weight in loras],
+        "fields": _fields(payload),
+        # JSON numbers end at 2^53 for some readers; a seed goes to 2^64.
+        "seed": str(seed),
+        "output_folder": str(folder),
+        # Somebody may begin to look at any time; the agent sends what is looked at.
+        "previews": True,
+    }
+    metadata = _metadata(assign, payload, inventory, engine, model, loras)
+    return Attempt(assign, slot, engine, task, metadata, previews=assign.previews)
+
+
+def _file(inventory: Inventory, name: str, reason: str) -> ModelFile:
+    file = inventory.file(name)
+    if file is None:
+        raise RefusedError(reason, f"this node has no file {name}")
+    return file
+
+
+def _fields(payload: Message) -> dict[str, Any]:
+    """The payload as plain values; LoRAs, model and seed travel beside it."""
+    fields = json_format.MessageToDict(payload, preserving_proto_field_name=True)
+    for name in ("loras", "model", "seed"):
+        fields.pop(name, None)
+    return fields
+
+
+def _metadata(
+    assign: node_pb2.Assign,
+    payload: Any,
+    inventory: Inventory,
+    engine: str,
+    model: ModelFile | None,
+    loras: list[tuple[ModelFile, float]],
+) -> types_pb2.OutputMetadata:
+    """How the outputs of this attempt are made."""
+    metadata = types_pb2.OutputMetadata(
+        job_type=assign.job_type, engine=engine, engine_version=inventory.version_of(engine)
+    )
+    names = {field.name for field in payload.DESCRIPTOR.fields}
+    for name in ("prompt", "negative_prompt", "steps", "guidance_scale", "scheduler"):
+        if name in names and (name == "prompt" or payload.HasField(name)):
+            setattr(metadata, name, getattr(payload, name))
+    if assign.target_model or assign.model:
+        metadata.model = assign.target_model or assign.model
+        metadata.resolved_model = assign.model
+    if model is not None and model.sha256:
+        metadata.model_sha256 = model.sha256
+    for file, weight in loras:
+        metadata.loras.add(name=file.name, weight=weight, sha256=file.sha256)
+    return metadata
+
+
+def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
+    """The end that a `done` or `failed` frame means, receipts not yet filled in."""
+    complete = node_pb2.JobComplete(job_id=attempt.assign.job_id, token=attempt.token, metadata=attempt.metadata)
+    if event["event"] != "done":
+        return failure(attempt, event["reason"], event["detail"], event["retryable"])
+    for output in event["outputs"]:
+        uploaded = complete.outputs.add(content_type=output["content_type"])
+        for name in ("width", "height", "duration_seconds", "seed"):
+            if output[name] is not None:
+                setattr(uploaded, name, output[name])
+    if event["text"] is not None:
+        complete.text = event["text"]
+    if event["usage"] is not None:
+        complete.usage.CopyFrom(types_pb2.TokenUsage(**event["usage"]))
+    if event["exit_code"] is not None:
+        complete.exit_code = event["exit_code"]
+    complete.load_seconds = event["load_seconds"]
+    complete.run_seconds = event["run_seconds"]
+    return complete
+
+
+_CODES = {
+    "MODEL_NOT_FOUND": "NOT_FOUND",
+    "LORA_NOT_FOUND": "NOT_FOUND",
+    "INVALID_FIELD": "INVALID_ARGUMENT",
+    "DISK_FULL": "UNAVAILABLE",
+    "TIMEOUT": "DEADLINE_EXCEEDED",
+}
+
+
+def failure(attempt: Attempt, reason: str, detail: str, retryable: bool) -> node_pb2.JobComplete:
+    """The end of an attempt that failed."""
+    error = types_pb2.JobError(detail=detail, code=_CODES.get(reason, "INTERNAL"), reason=reason)
+    return node_pb2.JobComplete(
+        job_id=attempt.assign.job_id, token=attempt.token, error=error, retryable=retryable, metadata=attempt.metadata
+    )

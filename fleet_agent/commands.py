@@ -1,0 +1,64 @@
+"""The commands that this package brings to `fleet`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def agent(
+    server: Annotated[str | None, typer.Option(help="Address of the server's gRPC port.")] = None,
+    node_id: Annotated[str | None, typer.Option(help="Name of this node; the host's name when left out.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for the spool and the models.")] = None,
+    models_dir: Annotated[Path | None, typer.Option(help="Folder with checkpoints/ and loras/.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=64, help="Jobs to run at once.")] = None,
+    clusters: Annotated[str | None, typer.Option(help="Clusters to serve, parted by commas.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Labels, name=value parted by commas.")] = None,
+    engines: Annotated[str | None, typer.Option(help="Engines to run; all that are installed when left out.")] = None,
+) -> None:
+    """Run an agent on this machine: it dials the server and works through its slots.
+
+    Each option is also an environment variable, FLEET_AGENT_SERVER and so on; the key, where one is set, is FLEET_API_KEY.
+    """
+    import asyncio
+
+    from pydantic import ValidationError
+
+    from fleet_agent.agent import FolderInUseError, run_agent
+    from fleet_agent.logs import configure
+    from fleet_agent.settings import AgentSettings
+
+    given = {
+        name: value for name, value in locals().items() if name in AgentSettings.model_fields and value is not None
+    }
+    try:
+        settings = AgentSettings(**given)
+    except ValidationError as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(2) from None
+    configure(settings.log_level)
+    try:
+        asyncio.run(run_agent(settings))
+    except FolderInUseError as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(3) from None
+
+
+def sketch_model(
+    out: Annotated[Path, typer.Option(help="Model folder; checkpoints/ or loras/ is made below it.")],
+    style: Annotated[str | None, typer.Option(help="Style of the file; an unknown one lists those there are.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Make a LoRA instead of a checkpoint.")] = False,
+    name: Annotated[str | None, typer.Option(help="File name; from the style when left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other brushes.")] = 0,
+    size: Annotated[str | None, typer.Option(help="Pad the file to this size, for instance 64MB.")] = None,
+) -> None:
+    """Make a palette-and-brush file for the sketch engine; it is no diffusion model."""
+    from fleet_agent.engines import sketch_model as maker
+
+    words = ["--out", str(out), "--seed", str(seed)]
+    for option, value in (("--style", style), ("--name", name), ("--size", size)):
+        words += [option, value] if value is not None else []
+    raise typer.Exit(maker.main(words + (["--lora"] if lora else [])))

@@ -1,0 +1,72 @@
+"""NVIDIA GPUs by NVML (nvidia-ml-py)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pynvml  # type: ignore[import-untyped]
+from fleet.v1 import types_pb2
+
+
+class NvmlReader:
+    """Reads every GPU. Raises pynvml.NVMLError where there is no driver; `nvml` may be a stand-in in tests."""
+
+    def __init__(self, nvml: Any = pynvml) -> None:
+        self._nvml = nvml
+        nvml.nvmlInit()
+
+    def read(self) -> tuple[list[types_pb2.Gpu], list[str]]:
+        """The GPUs by index, and what could not be read of them."""
+        gpus, warnings = [], []
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            try:
+                gpus.append(self._gpu(index))
+            except self._nvml.NVMLError as error:
+                warnings.append(f"gpu {index}: {error}")
+        return gpus, warnings
+
+    def _gpu(self, index: int) -> types_pb2.Gpu:
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        gpu = types_pb2.Gpu(index=index, name=_text(nvml.nvmlDeviceGetName(handle)))
+        with self._optional():
+            gpu.uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+        with self._optional():
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            gpu.memory_total_bytes, gpu.memory_used_bytes = memory.total, memory.used
+        with self._optional():
+            gpu.utilization_percent = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        with self._optional():
+            gpu.temperature_celsius = nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
+        with self._optional():
+            gpu.power_watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+        with self._optional():
+            gpu.power_limit_watts = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+        with self._optional():
+            gpu.graphics_clock_mhz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_GRAPHICS)
+        with self._optional():
+            gpu.memory_clock_mhz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)
+        with self._optional():
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                gpu.processes.add(pid=process.pid, name=_name(process.pid), memory_used_bytes=process.usedGpuMemory)
+        return gpu
+
+    def _optional(self) -> contextlib.AbstractContextManager[None]:
+        """A reading that this GPU may not have; then the field stays null."""
+        return contextlib.suppress(self._nvml.NVMLError)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name()
+    return "unknown"
+
+
+GpuReader = Callable[[], tuple[list[types_pb2.Gpu], list[str]]]

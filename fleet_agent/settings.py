@@ -1,0 +1,81 @@
+"""Every setting of an agent: from flags, then FLEET_* variables, then defaults."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_RESERVED = frozenset({"heartbeats", "tokens"})
+Names = Annotated[tuple[str, ...], NoDecode]
+Labels = Annotated[dict[str, str], NoDecode]
+
+
+def _host_name() -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:63]
+    return name if name and name not in _RESERVED else "node"
+
+
+class AgentSettings(BaseSettings):
+    """Settings of `fleet agent`. Lists are words parted by commas or blanks, labels are name=value."""
+
+    model_config = SettingsConfigDict(env_prefix="FLEET_AGENT_", extra="ignore", populate_by_name=True)
+
+    server: str = "127.0.0.1:50051"
+    node_id: str = Field(default_factory=_host_name)
+    data_dir: Path = Path("~/.fleet/agent")
+    models_dir: Path | None = None
+    slots: Annotated[int, Field(ge=1, le=64)] = 1
+    clusters: Names = ()
+    labels: Labels = Field(default_factory=dict)
+    engines: Names = ()
+    api_key: SecretStr | None = Field(default=None, validation_alias="FLEET_API_KEY")
+    log_level: str = "info"
+
+    reconnect_seconds: Annotated[float, Field(gt=0)] = 10
+    """The first reconnect waits a random part of this."""
+    cancel_grace_seconds: Annotated[float, Field(gt=0)] = 5
+    """An engine that has not stopped by then is killed."""
+    stop_grace_seconds: Annotated[float, Field(ge=0)] = 5
+    upload_timeout_seconds: Annotated[float, Field(gt=0)] = 600
+    disk_floor_bytes: Annotated[int, Field(ge=0)] = 2 << 30
+    """With less free disk no work is taken."""
+
+    @field_validator("data_dir", "models_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("node_id")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _NODE_ID.match(value) or value in _RESERVED:
+            raise ValueError("must be 1 to 63 letters, digits, '.', '_' or '-', and not `heartbeats` or `tokens`")
+        return value
+
+    @field_validator("clusters", "engines", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(word for word in value.replace(",", " ").split() if word)
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [word.partition("=") for word in value.replace(",", " ").split() if word]
+        if any(not name or not equals for name, equals, _ in pairs):
+            raise ValueError("must be name=value pairs parted by commas")
+        return {name: text for name, _, text in pairs}
+
+    @property
+    def models_folder(self) -> Path:
+        """Where model files lie: `checkpoints` and `loras` under it."""
+        return self.models_dir or self.data_dir / "models"

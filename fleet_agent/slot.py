@@ -1,0 +1,243 @@
+"""The child process of a slot: runs engines, one task at a time, and speaks frames over its standard pipes.
+
+Frames in: {"do": "run" | "cancel" | "unload"}. Frames out: {"event": "ready" | "started" | "progress" | "preview" |
+"done" | "failed" | "cancelled"}. It ends with its parent: at the end of its input, and by the kernel's signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fleet_agent import frames
+from fleet_agent.engines import registry
+from fleet_agent.engines.base import (
+    Cancelled,
+    Engine,
+    EngineError,
+    EngineResult,
+    EngineSettings,
+    LoraUse,
+    ModelFile,
+    Task,
+)
+from fleet_agent.parent import die_with_parent
+
+_MAX_PREVIEW_BYTES = 65_536
+
+
+class Pipe:
+    """The frames to the agent; calls may come from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def send(self, message: frames.Message, blob: bytes = b"") -> None:
+        with self._lock:
+            self._stream.write(frames.encode(message, blob))
+            self._stream.flush()
+
+
+class PipeReporter:
+    """A Reporter whose words go to the agent."""
+
+    def __init__(self, pipe: Pipe, token: str, cancelled: threading.Event) -> None:
+        self._pipe = pipe
+        self._token = token
+        self._cancelled = cancelled
+
+    def check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def progress(self, step: int, steps: int, message: str | None = None) -> None:
+        self.check()
+        self._pipe.send({"event": "progress", "token": self._token, "step": step, "steps": steps, "message": message})
+
+    def preview(self, content_type: str, data: bytes) -> None:
+        self.check()
+        if len(data) <= _MAX_PREVIEW_BYTES:
+            self._pipe.send({"event": "preview", "token": self._token, "content_type": content_type}, data)
+
+
+class Child:
+    """One slot: the main thread works, a second one reads."""
+
+    def __init__(self, settings: EngineSettings, pipe: Pipe) -> None:
+        self._settings = settings
+        self._pipe = pipe
+        self._engines: dict[str, Engine] = {}
+        self._work: deque[frames.Message] = deque()
+        self._ready = threading.Condition()
+        self._cancelled: dict[str, threading.Event] = {}
+
+    def listen(self, stream: BinaryIO) -> None:
+        """Reads frames until the agent is gone, then ends the process at once."""
+        while (frame := frames.read(stream)) is not None:
+            message = frame[0]
+            with self._ready:
+                if message["do"] == "cancel":
+                    event = self._cancelled.get(message["token"])
+                    if event is not None:
+                        event.set()
+                    continue
+                if message["do"] == "run":
+                    self._cancelled[message["token"]] = threading.Event()
+                self._work.append(message)
+                self._ready.notify()
+        os._exit(0)
+
+    def work(self) -> None:
+        """Does what comes, in order, for ever."""
+        self._pipe.send({"event": "ready"})
+        while True:
+            with self._ready:
+                while not self._work:
+                    self._ready.wait()
+                message = self._work.popleft()
+            if message["do"] == "run":
+                self._run(message)
+            elif message["do"] == "unload":
+                engine = self._engines.get(message["engine"])
+                if engine is not None:
+                    engine.unload(message["model"])
+                self._pipe.send({"event": "unloaded", "model": message["model"], "loaded": self._loaded()})
+
+    def _run(self, message: frames.Message) -> None:
+        token = message["token"]
+        reporter = PipeReporter(self._pipe, token, self._cancelled[token])
+        self._pipe.send({"event": "started", "token": token})
+        reply: frames.Message
+        try:
+            reply = self._attempt(message, reporter)
+        except Cancelled:
+            reply = {"event": "cancelled"}
+        except EngineError as error:
+            reply = _failure(error.reason, error.detail, error.retryable)
+        except MemoryError:
+            reply = _failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            reply = _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}"[:2000], True)
+        finally:
+            self._cancelled.pop(token, None)
+        self._pipe.send({**reply, "token": token, "loaded": self._loaded()})
+
+    def _attempt(self, message: frames.Message, reporter: PipeReporter) -> frames.Message:
+        engine = self._engine(message["engine"])
+        model = _model(message["model"])
+        loras = tuple(LoraUse(_required(_model(use["file"])), use["weight"]) for use in message["loras"])
+        begun = time.monotonic()
+        engine.load(model, loras)
+        loaded = time.monotonic()
+        reporter.check()
+        task = Task(
+            job_id=message["job_id"],
+            job_type=message["job_type"],
+            model=model,
+            loras=loras,
+            fields=message["fields"],
+            seed=int(message["seed"]),
+            output_folder=Path(message["output_folder"]),
+            previews=message["previews"],
+        )
+        result = engine.run(task, reporter)
+        return {
+            "event": "done",
+            "load_seconds": loaded - begun,
+            "run_seconds": time.monotonic() - loaded,
+            **_result(result),
+        }
+
+    def _engine(self, name: str) -> Engine:
+        engine = self._engines.get(name)
+        if engine is None:
+            engine = self._engines[name] = registry.create(name, self._settings)
+        return engine
+
+    def _loaded(self) -> list[dict[str, Any]]:
+        return [{"engine": name, **asdict(model)} for name, e in self._engines.items() for model in e.loaded()]
+
+
+def _failure(reason: str, detail: str, retryable: bool) -> frames.Message:
+    return {"event": "failed", "reason": str(reason), "detail": detail, "retryable": retryable}
+
+
+def _model(fields: dict[str, Any] | None) -> ModelFile | None:
+    if fields is None:
+        return None
+    path = fields["path"]
+    return ModelFile(
+        **{
+            **fields,
+            "path": None if path is None else Path(path),
+            "trigger_words": tuple(fields["trigger_words"]),
+        }
+    )
+
+
+def _required(model: ModelFile | None) -> ModelFile:
+    if model is None:
+        raise EngineError("LORA_NOT_FOUND", "a LoRA without a file")
+    return model
+
+
+def _result(result: EngineResult) -> frames.Message:
+    outputs = [{**asdict(output), "path": str(output.path)} for output in result.outputs]
+    return {
+        "outputs": outputs,
+        "text": result.text,
+        "usage": None if result.usage is None else dict(result.usage),
+        "exit_code": result.exit_code,
+    }
+
+
+def describe(settings: EngineSettings, wanted: list[str] | None) -> frames.Message:
+    """What engines there are, as one frame's message."""
+    found = registry.discover(settings, wanted)
+    return {
+        "statuses": [asdict(status) for status in found.statuses],
+        "infos": {name: asdict(info) for name, info in found.infos.items()},
+    }
+
+
+def main() -> None:
+    """Entry point of the child process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--describe", action="store_true")
+    parser.add_argument("--engine", action="append")
+    options = parser.parse_args()
+    die_with_parent(options.parent)
+    # What an engine's libraries print must not get between the frames.
+    private = os.dup(1)
+    os.dup2(2, 1)
+    pipe = Pipe(os.fdopen(private, "wb"))
+    settings = EngineSettings(models_folder=options.models, data_folder=options.data)
+    if options.describe:
+        pipe.send(describe(settings, options.engine))
+        return
+    child = Child(settings, pipe)
+    stream = os.fdopen(os.dup(0), "rb")
+    threading.Thread(target=child.listen, args=(stream,), daemon=True).start()
+    sys.stdout = sys.stderr
+    try:
+        child.work()
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
