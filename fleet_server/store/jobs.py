@@ -2,102 +2,106 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from fleet_server.domain.job import Claim, JobRecord, JobState, NewJob, Priority
+from fleet_server.domain.errors import FleetError
+from fleet_server.domain.job import Claim, JobRecord
+from fleet_server.store._room import Room, short
+from fleet_server.store.client import Argument, gather
+from fleet_server.store.job_reads import JobReader
+from fleet_server.store.job_submit import JobSubmitter, key_reused
+from fleet_server.store.memory import MemoryGuard
 from fleet_server.store.records import (
     ClaimRequest,
     Completion,
     Held,
     Idempotency,
-    LaneView,
+    Outcome,
     OutputRow,
-    PageKey,
     ReapErrors,
     ReapResult,
-    Submitted,
+    decode_job,
+    pairs,
 )
 
+WEEK_MS = 604_800_000
 
-class JobStore:
-    """Every method raises FleetError STORE_UNAVAILABLE if the store is away or an outcome stays unknown."""
+Tokens = list[str]
+Claims = list[Claim | None]
+Records = list[JobRecord]
 
-    async def submit(
-        self,
-        jobs: Sequence[NewJob],
-        *,
-        idempotency: Idempotency | None = None,
-        limit: int = 1_000_000,
-        callbacks: Collection[str] = (),
-    ) -> Submitted:
-        """Accepts 1 to 1,000 jobs, all or none; when it returns they are in the log as the store's durability says.
 
-        `callbacks` are the job ids that want a webhook row at their end. The same idempotency key and fingerprint within 24 h
-        gives the first job ids with `replayed`. Raises IDEMPOTENCY_KEY_REUSED (other fingerprint), QUEUE_FULL (over `limit`
-        queued jobs or 80 % of the store's memory), INVALID_FIELD (`job_id` is taken by another job).
-        """
-        raise NotImplementedError
+def _optional(value: int | None) -> Argument:
+    return "" if value is None else value
 
-    async def get(self, job_id: str) -> JobRecord | None:
-        """The whole job, read at one instant: short fields, spec, result, attempts."""
-        raise NotImplementedError
 
-    async def get_many(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
-        """As `get`, for many, in the order asked."""
-        raise NotImplementedError
+def _completion(reply: Any) -> Completion:
+    outcome, flat = reply
+    return Completion(Outcome(outcome.decode()), short(flat) if flat is not None else None)
 
-    async def queue_positions(self, pairs: Sequence[tuple[str, str]]) -> list[int | None]:
-        """For each (cluster, job_id): 1 for the next in its cluster, None if not in line."""
-        raise NotImplementedError
 
-    async def list(
-        self,
-        *,
-        states: Sequence[JobState] = (),
-        before: PageKey | None = None,
-        limit: int = 100,
-        created_after_ms: int | None = None,
-        created_before_ms: int | None = None,
-    ) -> tuple[list[JobRecord], PageKey | None]:
-        """Jobs of the states (none given: all), newest created first, whole records; bounds are exclusive/exclusive.
+class JobStore(JobSubmitter, JobReader):
+    """The life of jobs. The attempt token decides who may write; each move writes its event in the same step.
 
-        The key of the next page is None at the end; a page may be shorter than `limit` and still have one.
-        """
-        raise NotImplementedError
+    Every method raises FleetError STORE_UNAVAILABLE if the store is away or an outcome stays unknown. Records
+    returned by moves have no spec, result and attempts (a Claim's job has its spec).
+    """
 
-    async def list_dead(
-        self, *, before: PageKey | None = None, limit: int = 100
-    ) -> tuple[list[JobRecord], PageKey | None]:
-        """Jobs failed for good, newest end first."""
-        raise NotImplementedError
-
-    async def lanes(self, *, idle: bool = False) -> list[LaneView]:
-        """Every lane in which jobs wait in line; with `idle` also those with running or deferred jobs alone."""
-        raise NotImplementedError
-
-    async def peek(self, lane_id: str, limit: int = 32) -> list[JobRecord]:
-        """The next waiting jobs of a lane by effective age, whole records; a look, not a claim."""
-        raise NotImplementedError
+    def __init__(self, room: Room, memory: MemoryGuard) -> None:
+        JobSubmitter.__init__(self, room, memory)
 
     async def defer(self, lane_id: str) -> int:
-        """Notes that a cold node passed this lane's head by; the ms of the first time since the lane's last claim."""
-        raise NotImplementedError
+        """Notes that a cold node passed this lane's head by; when it first did since the lane's last claim (ms)."""
+        reply = await self._room.dispatch.run("defer", [self._room.keys.events], self._room.args(lane_id))
+        return int(reply)
 
-    async def claim(self, requests: Sequence[ClaimRequest]) -> list[Claim | None]:
-        """One job for each request or None (nothing waits, or `session` is no longer its node's). One batch.
+    async def claim(self, requests: Sequence[ClaimRequest]) -> Claims:
+        """One job for each request, or None: nothing waits, or `session` is no longer its node's. One batch.
 
-        Inside a lane: every second claim while `high` waits takes a high one, else the oldest after boosts; owners of the
-        chosen priority take turns. The job is running with `attempt` + 1 afterwards; watchers hear of it at `started`.
+        Inside a lane every second claim while `high` waits takes a high one, else the priority whose oldest job is
+        oldest after boosts; owners of that priority take turns. The job is running with `attempt` + 1 afterwards;
+        watchers hear of it at `started`. The same token gives the same claim while it is held.
         """
-        raise NotImplementedError
+        if not requests:
+            return []
+        replies = await gather(
+            [
+                self._room.dispatch.post(
+                    "claim",
+                    [self._room.keys.held(wish.node_id), self._room.keys.node(wish.node_id)],
+                    self._room.args(wish.lane_id, wish.node_id, wish.session, wish.token, wish.lease_ms, wish.job_id),
+                )
+                for wish in requests
+            ]
+        )
+        return [
+            None if reply is None else Claim(decode_job(pairs(reply[0]), spec=reply[1]), wish.token)
+            for wish, reply in zip(requests, replies, strict=True)
+        ]
 
     async def started(self, job_id: str, token: str) -> JobRecord | None:
-        """The engine began: `started_ms`, deadline, losses count from here on. None if the token is not current. Again: same."""
-        raise NotImplementedError
+        """The engine began: `started_ms`, the deadline, and losses count from here on; again: the same.
 
-    async def renew(self, held: Sequence[Held], lease_ms: int) -> list[str]:
-        """Prolongs leases and keeps the last progress (no event, no new version); the tokens that the agent must drop."""
-        raise NotImplementedError
+        None if the token is not the current one.
+        """
+        reply = await self._move("started", job_id, token)
+        return None if reply is None else short(reply)
+
+    async def renew(self, held: Sequence[Held], lease_ms: int) -> Tokens:
+        """Prolongs leases and keeps the last progress (no event, no new version).
+
+        Returns the tokens that the agent must drop: not the current one of a running job.
+        """
+        if not held:
+            return []
+        rest: list[Argument] = []
+        for one in held:
+            rest += [one.job_id, one.token, _optional(one.progress), _optional(one.step), _optional(one.steps)]
+        keys = [self._room.keys.job(one.job_id) for one in held]
+        reply = await self._room.dispatch.run("renew", keys, self._room.args(lease_ms, *rest))
+        return [token.decode() for token in reply]
 
     async def complete(
         self,
@@ -112,9 +116,13 @@ class JobStore:
     ) -> Completion:
         """Success of the attempt `token`: state, result, output rows, webhook row and event in one step.
 
-        A lost attempt's token still wins while the job is queued, never after another claim.
+        The token of an attempt that was lost or given back still wins while the job is queued, never after another
+        claim. `already` is the same report again.
         """
-        raise NotImplementedError
+        rest: list[Argument] = [result, _optional(load_ms), _optional(run_ms), _optional(upload_ms)]
+        for row in outputs:
+            rest += [row.filename, row.created_ms, row.size_bytes, row.record]
+        return _completion(await self._move("complete", job_id, token, *rest))
 
     async def fail(
         self,
@@ -127,23 +135,49 @@ class JobStore:
         backoff_ms: int = 0,
         result: bytes = b"",
     ) -> Completion:
-        """Failure of the attempt: queued again (BACKOFF) while retryable and failures <= max_retries, else failed for good.
+        """Failure of the attempt: queued again (BACKOFF) while retryable and failures <= max_retries, else failed.
 
-        `attempt` is the encoded fleet.v1.JobAttempt to remember, `result` what came about before the failure.
+        Counted losses are no failures. `attempt` is the encoded fleet.v1.JobAttempt to remember, `result` what came
+        about before the failure (kept if this ends the job).
         """
-        raise NotImplementedError
+        reply = await self._move("fail", job_id, token, error, attempt, int(retryable), backoff_ms, result)
+        return _completion(reply)
 
     async def release(self, job_id: str, token: str, *, attempt: bytes | None = None) -> bool:
-        """Gives a claimed or running job back uncounted, to its old place in line. False if the token is not current."""
-        raise NotImplementedError
+        """Gives a claimed or running job back uncounted, to its old place in line; again: True.
+
+        False if the token is not the current one.
+        """
+        return bool(await self._move("release", job_id, token, attempt or b""))
 
     async def cancel(self, job_id: str, *, error: bytes = b"") -> JobRecord:
         """Ends a queued or running job as cancelled; again: the same record. Raises JOB_NOT_FOUND, JOB_ENDED."""
-        raise NotImplementedError
+        reply = await self._move("cancel", job_id, error)
+        if reply is None:
+            raise _unknown(job_id)
+        record = short(reply[1])
+        if reply[0] == b"ended":
+            raise FleetError("JOB_ENDED", f"job_id: job {job_id} has {record.state} already and cannot be cancelled")
+        return record
 
     async def retry(self, job_id: str, *, idempotency: Idempotency | None = None) -> JobRecord:
-        """Queues a failed job again: generation + 1, attempt 0. Raises JOB_NOT_FOUND, JOB_NOT_FAILED, IDEMPOTENCY_KEY_REUSED."""
-        raise NotImplementedError
+        """Queues a failed job again: generation + 1, attempt 0, a new place in line.
+
+        Raises JOB_NOT_FOUND, JOB_NOT_FAILED, IDEMPOTENCY_KEY_REUSED.
+        """
+        keys = [self._room.keys.job(job_id), self._room.keys.whole_job(job_id)[2], *self._key(idempotency)]
+        print_ = idempotency.fingerprint if idempotency else ""
+        reply = await self._room.bulk.run("retry", keys, self._room.args(job_id, uuid.uuid4().hex, print_))
+        if reply is None:
+            raise _unknown(job_id)
+        if reply[0] == b"reused":
+            raise key_reused()
+        record = short(reply[1])
+        if reply[0] == b"state":
+            raise FleetError(
+                "JOB_NOT_FAILED", f"job_id: job {job_id} is {record.state}; only a failed one can be retried"
+            )
+        return record
 
     async def lose_session(
         self,
@@ -154,12 +188,22 @@ class JobStore:
         error_poison: bytes = b"",
         single_node: bool = False,
         limit: int = 100,
-    ) -> list[JobRecord]:
-        """The node's agent began anew: what it ran in `session` (or in any but its current one) is lost at once.
+    ) -> Records:
+        """The node's agent began anew: what it ran in `session`, or in any but its current one, is lost at once.
 
-        `limit` bounds each step, not the whole: all are done when it returns. The jobs as they are afterwards.
+        `limit` bounds each step, not the whole. Returns the jobs as they are afterwards (queued, or failed as poison).
         """
-        raise NotImplementedError
+        keys = [self._room.keys.held(node_id), self._room.keys.node(node_id)]
+        lost: Records = []
+        while True:
+            more, *rows = await self._room.dispatch.run(
+                "lose_session",
+                keys,
+                self._room.args(session, error, error_poison or error, int(single_node), limit),
+            )
+            lost += [short(row) for row in rows]
+            if not more:
+                return lost
 
     async def reap(
         self,
@@ -174,30 +218,51 @@ class JobStore:
     ) -> ReapResult:
         """One bounded sweep: expired leases, overdue runs (timeout + `margin_ms`), queue TTLs, due scheduled jobs.
 
-        `hold` leaves leases and overdue runs alone (the 60 s after a start or failover). A counted loss requeues at the old
-        place; the third on >= 2 nodes (1 if `single_node`, or the job's lane is one of `single_node_lanes`) is poison.
+        `hold` leaves leases and overdue runs alone (the 60 s after a start or failover). A counted loss requeues at
+        the old place; the third, if two nodes saw one (one is enough if `single_node` or the job's lane is one of
+        `single_node_lanes`), is poison. An overdue run is a failed attempt. Each of the four takes at most `limit`.
         """
-        raise NotImplementedError
-
-    async def counts(self) -> dict[JobState, int]:
-        """Jobs kept, by state."""
-        raise NotImplementedError
-
-    async def waiting_by_priority(self) -> dict[Priority, int]:
-        """Queued jobs by priority, deferred ones included."""
-        raise NotImplementedError
-
-    async def held_by(self, node_id: str) -> dict[str, str]:
-        """What the node runs by the store's book: attempt token -> job id."""
-        raise NotImplementedError
+        reply = await self._room.dispatch.run(
+            "reap",
+            [self._room.keys.events],
+            self._room.args(
+                limit,
+                int(hold),
+                margin_ms,
+                backoff_ms,
+                int(single_node),
+                errors.lost,
+                errors.poison,
+                errors.timeout,
+                errors.ttl,
+                *single_node_lanes,
+            ),
+        )
+        more, *groups = reply
+        requeued, failed, promoted = (tuple(short(row) for row in group) for group in groups)
+        return ReapResult(requeued, failed, promoted, bool(more))
 
     async def purge(
         self,
         *,
-        keep_ms: int = 604_800_000,
+        keep_ms: int = WEEK_MS,
         keep_count: int = 200_000,
         keep_dead: int = 10_000,
         limit: int = 100,
     ) -> int:
-        """Forgets ended jobs past retention, oldest end first, at most `limit`; how many. Outputs stay."""
-        raise NotImplementedError
+        """Forgets ended jobs past retention, oldest end first, at most `limit`; how many. Outputs stay.
+
+        The dead list alone is cut to `keep_dead`; its jobs stay as long as others.
+        """
+        count: int = await self._room.bulk.run(
+            "purge", [self._room.keys.events], self._room.args(limit, keep_ms, keep_count, keep_dead)
+        )
+        return count
+
+    async def _move(self, script: str, job_id: str, *rest: Argument) -> Any:
+        job, _, result, attempts = self._room.keys.whole_job(job_id)
+        return await self._room.dispatch.run(script, [job, result, attempts], self._room.args(job_id, *rest))
+
+
+def _unknown(job_id: str) -> FleetError:
+    return FleetError("JOB_NOT_FOUND", f"job_id: no job has the id {job_id}; ended jobs are kept 7 days")

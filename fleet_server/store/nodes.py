@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from fleet_server.store.records import NodeRow
+from typing import Any
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.store._room import Room
+from fleet_server.store.client import Argument, gather
+from fleet_server.store.records import NodeRow, decode_node, pairs
+
+NodeRows = list[NodeRow]
 
 
 class NodeStore:
-    """Each change of a node's state writes its node_update event in the same script."""
+    """One row for each node that ever joined. A change that watchers see writes its node_update event in the same step."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
 
     async def connect(
         self,
@@ -18,39 +28,63 @@ class NodeStore:
         replica: str,
         expected_session: str | None = None,
     ) -> NodeRow | None:
-        """Makes `session` the node's; the row as it was before (None: new node). Repeatable by session.
+        """Makes `session` the node's and the node online; the row as it was before (None: a new node).
 
-        With `expected_session` only if that is still the stored one ("" for none), else raises NODE_ONLINE.
+        Repeatable by session. With `expected_session` only if that is still the stored one ("" for none), else
+        raises NODE_ONLINE: another session came in between.
         """
-        raise NotImplementedError
+        rest: list[Argument] = [session, instance_id, info, replica]
+        rest += [0, ""] if expected_session is None else [1, expected_session]
+        outcome, flat = await self._run("node_connect", node_id, *rest)
+        if outcome == b"other":
+            raise FleetError("NODE_ONLINE", f"node_id: {node_id} has just been taken by another session; connect again")
+        return None if flat is None else decode_node(pairs(flat))
 
     async def heartbeat(self, node_id: str, session: str, heartbeat: bytes) -> bool:
         """Keeps the last heartbeat; online again if it was not. False if the session is not the node's."""
-        raise NotImplementedError
+        return await self._update(node_id, "heartbeat", session, heartbeat) is not None
 
     async def update_info(self, node_id: str, session: str, info: bytes) -> bool:
         """Replaces `info` (engines, models, labels changed), with an event if it differs."""
-        raise NotImplementedError
+        return await self._update(node_id, "info", session, info) is not None
 
     async def disconnect(self, node_id: str, session: str) -> bool:
         """The stream of this session ended: status disconnected. False if the session is not the node's."""
-        raise NotImplementedError
+        return await self._update(node_id, "disconnect", session, "") is not None
 
     async def set_down(self, node_id: str, session: str) -> bool:
         """Gives a disconnected node up. False if it is online or has another session."""
-        raise NotImplementedError
+        return await self._update(node_id, "down", session, "") is not None
 
     async def set_cordoned(self, node_id: str, cordoned: bool) -> NodeRow | None:
         """Cordons or uncordons; the row afterwards, None if unknown."""
-        raise NotImplementedError
+        return await self._update(node_id, "cordon", "", int(cordoned))
 
     async def get(self, node_id: str) -> NodeRow | None:
-        raise NotImplementedError
+        """One row, None if unknown."""
+        flat = await self._room.dispatch.call("HGETALL", self._room.keys.node(node_id))
+        return decode_node(pairs(flat)) if flat else None
 
-    async def list(self) -> list[NodeRow]:
+    async def list(self) -> NodeRows:
         """All nodes by node_id."""
-        raise NotImplementedError
+        ids = sorted(member.decode() for member in await self._room.bulk.call("SMEMBERS", self._room.keys.nodes))
+        if not ids:
+            return []
+        rows = await gather([self._room.bulk.post_call("HGETALL", self._room.keys.node(node)) for node in ids])
+        return [decode_node(pairs(flat)) for flat in rows if flat]
 
     async def delete(self, node_id: str) -> NodeRow | None:
-        """Forgets a node; the row as it was. Raises NODE_ONLINE if it is online."""
-        raise NotImplementedError
+        """Forgets a node; the row as it was, None if unknown. Raises NODE_ONLINE if it is online."""
+        reply = await self._run("node_delete", node_id)
+        if reply is None:
+            return None
+        if reply[0] == b"online":
+            raise FleetError("NODE_ONLINE", f"node_id: {node_id} is online; stop its agent first")
+        return decode_node(pairs(reply[1]))
+
+    async def _update(self, node_id: str, what: str, session: str, value: Argument) -> NodeRow | None:
+        flat = await self._run("node_update", node_id, what, session, value)
+        return None if flat is None else decode_node(pairs(flat))
+
+    async def _run(self, script: str, node_id: str, *rest: Argument) -> Any:
+        return await self._room.dispatch.run(script, [self._room.keys.node(node_id)], self._room.args(node_id, *rest))

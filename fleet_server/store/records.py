@@ -23,8 +23,8 @@ __all__ = [
     "Idempotency",
     "LaneView",
     "NodeRow",
-    "OutputRow",
     "Outcome",
+    "OutputRow",
     "PageKey",
     "ReapErrors",
     "ReapResult",
@@ -234,25 +234,16 @@ def _text(value: bytes) -> str:
 
 
 FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
-    "st": ("state", lambda v: JobState(v.decode())),
-    "wr": ("wait_reason", lambda v: WaitReason(v.decode())),
-    "ty": ("job_type", _text),
-    "pr": ("priority", lambda v: Priority(v.decode())),
-    "cl": ("cluster", _text),
-    "ln": ("lane_id", _text),
     "mo": ("model", _text),
     "ow": ("owner", _text),
+    "st": ("state", lambda v: JobState(v.decode())),
+    "wr": ("wait_reason", lambda v: WaitReason(v.decode())),
     "ge": ("generation", int),
     "ve": ("version", int),
     "at": ("attempt", int),
     "lo": ("losses", int),
-    "mr": ("max_retries", int),
-    "to": ("timeout_ms", int),
-    "qt": ("queue_ttl_ms", int),
-    "cr": ("created_ms", int),
     "en": ("enqueued_ms", int),
     "up": ("updated_ms", int),
-    "sc": ("schedule_ms", int),
     "sa": ("started_ms", int),
     "ee": ("ended_ms", int),
     "tk": ("token", _text),
@@ -267,16 +258,26 @@ FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     "um": ("upload_ms", int),
     "er": ("error", bytes),
 }
-"""Hash field -> JobRecord attribute and how it is read. Further fields, of the scripts alone, are listed in common.lua."""
+"""Hash field -> JobRecord attribute and how it is read. `ki` and `li` hold what hardly ever changes, see `_fixed`. Further fields, of the scripts alone, are in lib/jobs.lua."""
 
-_DEFAULTS: Mapping[str, Any] = {
-    "wait_reason": WaitReason.NONE,
-    "model": "",
-    "owner": "",
-    "attempt": 0,
-    "losses": 0,
-    "max_retries": 0,
-}
+
+_DEFAULTS: Mapping[str, Any] = {"wait_reason": WaitReason.NONE, "model": "", "owner": "", "attempt": 0, "losses": 0}
+
+
+def _fixed(kind: bytes, limits: bytes) -> dict[str, Any]:
+    job_type, priority, cluster, lane_id = kind.decode().split("\0", 3)
+    max_retries, timeout, queue_ttl, created, schedule, _ = limits.split(b"\0", 5)
+    return {
+        "job_type": job_type,
+        "priority": Priority(priority),
+        "cluster": cluster,
+        "lane_id": lane_id,
+        "max_retries": int(max_retries),
+        "timeout_ms": int(timeout),
+        "queue_ttl_ms": int(queue_ttl),
+        "created_ms": int(created),
+        "schedule_ms": int(schedule) if schedule else None,
+    }
 
 
 def pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
@@ -293,14 +294,12 @@ def decode_job(
     attempts: tuple[bytes, ...] = (),
 ) -> JobRecord:
     """The record of a job event's fields (or of a job's hash, with `job_id`). An event has no spec, result and attempts."""
-    values: dict[str, Any] = dict(_DEFAULTS)
+    values: dict[str, Any] = {**_DEFAULTS, **_fixed(fields["ki"], fields["li"])}
     for short, value in fields.items():
         known = FIELDS.get(short)
         if known is not None:
             values[known[0]] = known[1](value)
-    return JobRecord(
-        job_id=job_id or fields["id"].decode(), spec=spec, result=result, attempts=attempts, **values
-    )
+    return JobRecord(job_id=job_id or fields["id"].decode(), spec=spec, result=result, attempts=attempts, **values)
 
 
 _NODE_INTS = frozenset({"connect_ms", "heartbeat_ms", "created_ms", "updated_ms", "version"})

@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 
+from fleet_server.domain.errors import FleetError
+from fleet_server.store._room import Clock, Room, encode_attempt
+from fleet_server.store.client import Client
 from fleet_server.store.events import EventStore
 from fleet_server.store.jobs import JobStore
+from fleet_server.store.keys import Keys
+from fleet_server.store.lua import load_scripts
+from fleet_server.store.memory import MemoryGuard, parse_info
 from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
 from fleet_server.store.records import AttemptEncoder, Durability
+
+WANTED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
 
 class Store:
     """Owns its connections (dispatch, bulk, events); `aclose()` or `async with` ends them. Reconnects by itself."""
 
-    jobs: JobStore
-    nodes: NodeStore
-    events: EventStore
-    outputs: OutputStore
+    def __init__(self, url: str, namespace: str, clock: Clock | None, attempt_encoder: AttemptEncoder) -> None:
+        scripts = load_scripts()
+        self._dispatch = Client(url, name="dispatch", scripts=scripts)
+        self._bulk = Client(url, name="bulk", scripts=scripts)
+        room = Room(Keys(namespace), self._dispatch, self._bulk, clock, attempt_encoder)
+        self._memory = MemoryGuard(self._bulk)
+        self.jobs = JobStore(room, self._memory)
+        self.nodes = NodeStore(room)
+        self.events = EventStore(room, url)
+        self.outputs = OutputStore(room)
 
     async def check(self) -> Durability:
-        """What the server promises; reads its configuration."""
-        raise NotImplementedError
+        """What the server promises, read from its configuration; never raises for what it may not read."""
+        info = parse_info(await self._bulk.call("INFO", "server"))
+        wrong: list[str] = []
+        for name, wanted in WANTED.items():
+            try:
+                reply = await self._bulk.call("CONFIG", "GET", name)
+            except FleetError as error:
+                if error.reason == "STORE_UNAVAILABLE":
+                    raise
+                wrong.append(f"{name} cannot be read")
+                continue
+            found = reply[1].decode() if len(reply) == 2 else "unknown"
+            if found != wanted:
+                wrong.append(f"{name} is {found}, set it to {wanted}")
+        return Durability(
+            mode="best-effort" if wrong else "fsync",
+            detail="; ".join(wrong) or "each accepted write is fsynced before its reply",
+            run_id=info.get("run_id", ""),
+            uptime_seconds=int(info.get("uptime_in_seconds", 0)),
+            server=f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info.get('redis_version', '')}",
+        )
 
     async def ping(self) -> None:
-        """Returns if the store answers, else raises STORE_UNAVAILABLE."""
-        raise NotImplementedError
+        """Returns if the store answers on both connections, else raises STORE_UNAVAILABLE."""
+        await self._bulk.call("PING", seconds=2.0)
+        await self._dispatch.call("PING", seconds=2.0)
 
     async def memory(self) -> tuple[int, int]:
         """(used, max) bytes; max 0: no limit is set."""
-        raise NotImplementedError
+        return await self._memory.read()
 
     async def aclose(self) -> None:
         """Ends the connections; calls under way answer STORE_UNAVAILABLE."""
-        raise NotImplementedError
+        await self.events.aclose()
+        await self._dispatch.aclose()
+        await self._bulk.aclose()
 
     async def __aenter__(self) -> Store:
         return self
@@ -49,12 +84,12 @@ def open_store(
     url: str,
     *,
     namespace: str = "fleet",
-    clock: Callable[[], int] | None = None,
-    encode_attempt: AttemptEncoder | None = None,
+    clock: Clock | None = None,
+    encode_attempt: AttemptEncoder = encode_attempt,
 ) -> Store:
     """A store on `unix:///path/sock` or `redis://host:port/db`; connects at the first call, within a running loop.
 
-    `clock` (Unix ms) replaces the server's own time, for tests. `encode_attempt` makes the fleet.v1.JobAttempt of an attempt
-    that the store ended by itself; the default uses the generated stubs.
+    `clock` (Unix ms) replaces the server's own time, for tests. `encode_attempt` makes the fleet.v1.JobAttempt of an
+    attempt that the store ended by itself; the default uses the generated stubs.
     """
-    raise NotImplementedError
+    return Store(url, namespace, clock, encode_attempt)

@@ -1,0 +1,153 @@
+"""Reading jobs: whole records, pages, lanes and counts. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from fleet_server.domain.job import JobRecord, JobState, Lane, Priority
+from fleet_server.store._room import Room, Rows
+from fleet_server.store.client import gather
+from fleet_server.store.records import LaneView, PageKey
+
+READ_CHUNK = 50
+
+MaybeRecords = list[JobRecord | None]
+Page = tuple[list[JobRecord], PageKey | None]
+
+
+def decode_lane(lane_id: str, definition: bytes) -> Lane:
+    """A lane from its stored definition; a mixed one knows its cluster alone."""
+    known = orjson.loads(definition)
+    return Lane(
+        lane_id=lane_id,
+        cluster=known["cluster"],
+        job_type=known.get("job_type", ""),
+        model=known.get("model", ""),
+        loras=tuple(known.get("loras", ())),
+        node_id=known.get("node_id", ""),
+        labels=tuple((name, value) for name, value in known.get("labels", ())),
+        vram_class=known.get("vram_class", 0),
+    )
+
+
+def _int(value: bytes) -> int | None:
+    return int(value) if value else None
+
+
+class JobReader:
+    """Each record is one instant of its job; a page is not one instant of the store."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """The whole job, read at one instant: short fields, spec, result, attempts."""
+        return (await self.get_many([job_id]))[0]
+
+    async def get_many(self, job_ids: Sequence[str]) -> MaybeRecords:
+        """As `get`, for many, in the order asked."""
+        if not job_ids:
+            return []
+        chunks = [job_ids[i : i + READ_CHUNK] for i in range(0, len(job_ids), READ_CHUNK)]
+        replies = await gather(
+            [
+                self._room.bulk.post(
+                    "get", [key for job in chunk for key in self._room.keys.whole_job(job)], self._room.args()
+                )
+                for chunk in chunks
+            ]
+        )
+        return [
+            self._room.whole(job_id, row)
+            for chunk, reply in zip(chunks, replies, strict=True)
+            for job_id, row in zip(chunk, reply, strict=True)
+        ]
+
+    async def list(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        before: PageKey | None = None,
+        limit: int = 100,
+        created_after_ms: int | None = None,
+        created_before_ms: int | None = None,
+    ) -> Page:
+        """Jobs of the states (none given: all), newest created first, whole records; both bounds are exclusive.
+
+        The key of the next page is None at the end; a page may be shorter than `limit` and still have one. A job
+        that changed its state between two pages shows at its one place, once at most.
+        """
+        wanted = tuple(states) or tuple(JobState)
+        rows, following = await self._room.page(
+            [self._room.keys.state(state.value) for state in wanted],
+            before,
+            limit,
+            newer_than_ms=created_after_ms,
+            older_than_ms=created_before_ms,
+        )
+        records = await self._records(rows)
+        return [record for record in records if record.state in wanted], following
+
+    async def list_dead(self, *, before: PageKey | None = None, limit: int = 100) -> Page:
+        """Jobs failed for good, newest end first; at most the newest 10,000 are kept here."""
+        rows, following = await self._room.page([self._room.keys.dead], before, limit)
+        records = await self._records(rows)
+        return [record for record in records if record.state is JobState.FAILED], following
+
+    async def _records(self, rows: Rows) -> list[JobRecord]:
+        return [record for record in await self.get_many([row[0] for row in rows]) if record is not None]
+
+    async def lanes(self, *, idle: bool = False) -> list[LaneView]:
+        """Every lane in which jobs wait in line; with `idle` also those with running or deferred jobs alone."""
+        reply = await self._room.dispatch.run("lanes", [self._room.keys.events], self._room.args(1 if idle else 0))
+        return [
+            LaneView(
+                lane=decode_lane(lane_id.decode(), definition),
+                waiting=int(waiting),
+                running=int(running),
+                head_priority=Priority(priority.decode()) if priority else None,
+                head_effective_ms=_int(effective),
+                oldest_enqueued_ms=_int(oldest),
+                first_deferred_ms=_int(deferred),
+            )
+            for lane_id, definition, waiting, running, priority, effective, oldest, deferred in reply
+        ]
+
+    async def peek(self, lane_id: str, limit: int = 32) -> list[JobRecord]:
+        """The next waiting jobs of a lane by effective age, whole records; a look, not a claim."""
+        reply = await self._room.dispatch.run("peek", [self._room.keys.events], self._room.args(lane_id, limit))
+        records = await self.get_many([job_id.decode() for job_id in reply])
+        return [record for record in records if record is not None and record.state is JobState.QUEUED]
+
+    async def queue_positions(self, pairs: Sequence[tuple[str, str]]) -> list[int | None]:
+        """For each (cluster, job_id): 1 for the next in its cluster, None if not in line.
+
+        The rank is by enqueue time less boost over the whole cluster, so it reflects priority, not which nodes are free.
+        """
+        if not pairs:
+            return []
+        ranks = await gather(
+            [self._room.bulk.post_call("ZRANK", self._room.keys.waiting(cluster), job) for cluster, job in pairs]
+        )
+        return [None if rank is None else rank + 1 for rank in ranks]
+
+    async def counts(self) -> dict[JobState, int]:
+        """Jobs kept, by state."""
+        states = list(JobState)
+        sizes = await gather(
+            [self._room.bulk.post_call("ZCARD", self._room.keys.state(state.value)) for state in states]
+        )
+        return dict(zip(states, sizes, strict=True))
+
+    async def waiting_by_priority(self) -> dict[Priority, int]:
+        """Queued jobs by priority, deferred ones included."""
+        priorities = list(Priority)
+        sizes = await self._room.bulk.call("HMGET", self._room.keys.priorities, *(p.value for p in priorities))
+        return {priority: int(size or 0) for priority, size in zip(priorities, sizes, strict=True)}
+
+    async def held_by(self, node_id: str) -> dict[str, str]:
+        """What the node runs by the store's book: attempt token -> job id."""
+        flat = await self._room.dispatch.call("HGETALL", self._room.keys.held(node_id))
+        return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}

@@ -1,0 +1,178 @@
+"""The way in: one job is one script, a batch is staged in chunks and committed at once."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from fleet_server.domain.errors import FleetError, Violation
+from fleet_server.domain.job import Lane, NewJob
+from fleet_server.store._room import Room
+from fleet_server.store.client import Argument, StoreFull, gather
+from fleet_server.store.memory import MemoryGuard
+from fleet_server.store.records import Idempotency, Submitted
+
+CHUNK = 50
+MAX_BATCH = 1000
+MAX_STAGINGS = 3
+
+
+def encode_lane(lane: Lane) -> bytes:
+    """A lane's definition as kept in the `lanes` hash."""
+    return orjson.dumps(asdict(lane))
+
+
+def _fields(job: NewJob, callback: bool) -> list[Argument]:
+    fields: list[Argument] = ["ty", job.lane.job_type, "pr", job.priority.value, "cl", job.lane.cluster]
+    fields += ["ln", job.lane.lane_id, "to", job.timeout_ms, "qt", job.queue_ttl_ms]
+    fields += ["mr", job.max_retries]
+    if job.lane.model:
+        fields += ["mo", job.lane.model]
+    if job.owner:
+        fields += ["ow", job.owner]
+    if job.schedule_ms is not None:
+        fields += ["sc", job.schedule_ms]
+    if callback:
+        fields += ["cb", 1]
+    return fields
+
+
+class JobSubmitter:
+    """See `submit`."""
+
+    def __init__(self, room: Room, memory: MemoryGuard) -> None:
+        self._room = room
+        self._memory = memory
+
+    async def submit(
+        self,
+        jobs: Sequence[NewJob],
+        *,
+        idempotency: Idempotency | None = None,
+        limit: int = 1_000_000,
+        callbacks: Collection[str] = (),
+    ) -> Submitted:
+        """Accepts 1 to 1,000 jobs, all or none; when it returns they are logged as the store's durability says.
+
+        `callbacks` are the job ids that want a webhook row at their end. The same idempotency key and
+        fingerprint within 24 h gives the first job ids with `replayed`. A job id that exists with the very same
+        spec is that job, accepted again. Raises IDEMPOTENCY_KEY_REUSED (other fingerprint), QUEUE_FULL (over
+        `limit` queued jobs or 80 % of the store's memory), INVALID_FIELD (`job_id` is taken by another job).
+        """
+        if not 1 <= len(jobs) <= MAX_BATCH:
+            raise ValueError(f"jobs: give 1 to {MAX_BATCH}; got {len(jobs)}")
+        await self._memory.admit()
+        try:
+            if len(jobs) == 1:
+                return await self._one(jobs[0], idempotency, limit, callbacks)
+            return await self._batch(jobs, idempotency, limit, callbacks)
+        except StoreFull as error:
+            raise FleetError("QUEUE_FULL", error.detail) from error
+
+    async def _one(
+        self, job: NewJob, idempotency: Idempotency | None, limit: int, callbacks: Collection[str]
+    ) -> Submitted:
+        keys = [self._room.keys.job(job.job_id), self._room.keys.spec(job.job_id), *self._key(idempotency)]
+        fields = _fields(job, job.job_id in callbacks)
+        print_ = idempotency.fingerprint if idempotency else ""
+        args = self._room.args(limit, print_, job.job_id, encode_lane(job.lane), job.spec, *fields)
+        reply = await self._room.bulk.run("submit", keys, args)
+        ids, replayed = self._accepted(reply, limit, [job])
+        if replayed:
+            return await self._replay(ids)
+        return Submitted(ids, (reply[3],), False)
+
+    async def _batch(
+        self, jobs: Sequence[NewJob], idempotency: Idempotency | None, limit: int, callbacks: Collection[str]
+    ) -> Submitted:
+        if len({job.job_id for job in jobs}) < len(jobs):
+            raise FleetError("INVALID_FIELD", "jobs: each needs a job_id of its own")
+        lanes: dict[str, bytes] = {}
+        for job in jobs:
+            if job.lane.lane_id not in lanes:
+                lanes[job.lane.lane_id] = encode_lane(job.lane)
+        ids = [job.job_id for job in jobs]
+        keys = [self._room.keys.job(job_id) for job_id in ids]
+        print_ = idempotency.fingerprint if idempotency else ""
+        for _ in range(MAX_STAGINGS):
+            chunks = await self.stage(jobs, callbacks)
+            flat = [part for lane in lanes.items() for part in lane]
+            args = self._room.args(limit, print_, len(chunks), len(lanes), *flat, *ids)
+            reply = await self._room.bulk.run("commit", [*keys, *chunks, *self._key(idempotency)], args)
+            if reply[0] != b"expired":
+                break
+        accepted, replayed = self._accepted(reply, limit, jobs)
+        if replayed:
+            return await self._replay(accepted)
+        clusters = [job.lane.cluster for job in jobs]
+        return Submitted(accepted, await self._positions(list(zip(clusters, ids, strict=True))), False)
+
+    async def stage(self, jobs: Sequence[NewJob], callbacks: Collection[str] = ()) -> list[str]:
+        """Writes the jobs of a batch aside, gone after a minute without commit; the keys of their chunks."""
+        batch = uuid.uuid4().hex
+        stays: list[str] = []
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
+            rest: list[Argument] = []
+            for job in chunk:
+                fields = _fields(job, job.job_id in callbacks)
+                rest += [job.job_id, job.spec, len(fields) // 2, *fields]
+            stays.append(self._room.keys.staged(batch, start))
+            reply = await self._room.bulk.run("stage", stays[-1:], self._room.args(*rest))
+            if reply[0] == b"taken":
+                raise _taken(f"jobs[{start + reply[1]}].job_id", chunk[reply[1]].job_id)
+        return stays
+
+    def _key(self, idempotency: Idempotency | None) -> list[str]:
+        if idempotency is None:
+            return []
+        return [self._room.keys.idempotency(idempotency.owner, idempotency.method, idempotency.key)]
+
+    def _accepted(self, reply: Any, limit: int, jobs: Sequence[NewJob]) -> tuple[tuple[str, ...], bool]:
+        """The job ids of a submit's reply and whether an earlier call made them; raises its refusals."""
+        if reply[0] == b"ok":
+            return tuple(reply[2].decode().split(",")), bool(reply[1])
+        if reply[0] == b"reused":
+            raise key_reused()
+        if reply[0] == b"full":
+            raise FleetError(
+                "QUEUE_FULL", f"{reply[1]} jobs are queued and {limit} are allowed; submit again when some have run"
+            )
+        if reply[0] == b"taken":
+            raise _taken("job_id", jobs[0].job_id if len(jobs) == 1 else "of one of these jobs")
+        raise FleetError("STORE_UNAVAILABLE", "the batch took too long to be written; nothing was stored, submit again")
+
+    async def _replay(self, ids: tuple[str, ...]) -> Submitted:
+        keys = [key for job_id in ids for key in self._room.keys.whole_job(job_id)]
+        rows = await self._room.bulk.run("get", keys, self._room.args())
+        wanted: list[tuple[str, str]] = []
+        for job_id, row in zip(ids, rows, strict=True):
+            record = self._room.whole(job_id, row)
+            wanted.append((record.cluster if record else "", job_id))
+        return Submitted(ids, await self._positions(wanted), True)
+
+    async def _positions(self, wanted: Sequence[tuple[str, str]]) -> tuple[int | None, ...]:
+        """For each (cluster, job_id): 1 for the next in its cluster, None if not in line."""
+        if not wanted:
+            return ()
+        ranks = await gather(
+            [self._room.bulk.post_call("ZRANK", self._room.keys.waiting(cluster), job) for cluster, job in wanted]
+        )
+        return tuple(None if rank is None else rank + 1 for rank in ranks)
+
+
+def key_reused() -> FleetError:
+    """The refusal of a second content under one idempotency key."""
+    return FleetError(
+        "IDEMPOTENCY_KEY_REUSED",
+        "request_id: this key was used within 24 hours with other content; use a new key or send the same content",
+    )
+
+
+def _taken(field: str, job_id: str) -> FleetError:
+    detail = f"another job has the id {job_id}; choose a new one"
+    return FleetError("INVALID_FIELD", f"{field}: {detail}", violations=[Violation(field, detail)])

@@ -1,0 +1,160 @@
+"""Every key of the store. All begin with the fleet's hash tag, `{fleet}:`, so that they share one slot.
+
+| name          | key                       | type   | TTL    | written by          | holds |
+|---------------|---------------------------|--------|--------|---------------------|---------------------------------------------|
+| job           | j:<job>                   | hash   | -      | job scripts         | short fields (records.FIELDS, lib/jobs.lua) |
+| spec          | s:<job>                   | string | staged | submit, stage       | encoded JobSpec, never changed |
+| staged        | b:<batch>:<n>             | string | 60 s   | stage               | jobs of a batch that is not committed |
+| result        | r:<job>                   | string | -      | complete, fail      | encoded JobResult |
+| attempts      | a:<job>                   | list   | -      | fail, release, reap | ended attempts, the latest 20 |
+| state         | st:<state>                | zset   | -      | job scripts         | jobs of a state by creation |
+| ended         | ended                     | zset   | -      | job scripts         | ended jobs by end |
+| dead          | dead                      | zset   | -      | job scripts         | failed jobs by end, the newest 10,000 |
+| priorities    | prio                      | hash   | -      | job scripts         | priority -> queued jobs |
+| lanes         | lanes                     | hash   | -      | job scripts         | lane -> its definition (JSON) |
+| lane_jobs     | lane:jobs                 | hash   | -      | job scripts         | lane -> jobs not ended (0: lane forgotten) |
+| lane_waiting  | lane:waiting              | hash   | -      | job scripts         | lane -> jobs in line |
+| lane_running  | lane:running              | hash   | -      | job scripts         | lane -> running jobs |
+| lane_urgent   | lane:urgent               | hash   | -      | claim               | lane -> 1: its last claim was a forced high |
+| lane_deferred | lane:deferred             | hash   | -      | defer, claim        | lane -> first_deferred_ms |
+| line          | q:<prio>:<n>:<lane>:<own> | zset   | -      | job scripts         | an owner's jobs in line by enqueue time |
+| turns         | t:<prio>:<n>:<lane>       | zset   | -      | job scripts         | owners in line by virtual time |
+| heads         | h:<prio>:<n>:<lane>       | zset   | -      | job scripts         | owners in line by their oldest job |
+| waiting       | w:<cluster>               | zset   | -      | job scripts         | jobs in line by enqueue time less boost |
+| scheduled     | scheduled                 | zset   | -      | job scripts         | SCHEDULED and BACKOFF jobs by due time |
+| ttl           | ttl                       | zset   | -      | job scripts         | queued jobs that never started, by expiry |
+| leases        | leases                    | zset   | -      | job scripts         | running jobs by lease end |
+| deadlines     | deadlines                 | zset   | -      | job scripts         | started jobs by start + timeout |
+| held          | held:<node>               | hash   | -      | job scripts         | attempt token -> job, of a node |
+| hooks         | hooks                     | zset   | -      | job scripts         | "<job>.<generation>" due a webhook, by time |
+| idempotency   | i:<hash>                  | string | 24 h   | submit, retry       | fingerprint and job ids of a keyed call |
+| events        | events                    | stream | capped | all scripts         | state changes, about the newest 100,000 |
+| output        | o:<filename>              | hash   | -      | complete, outputs   | one row of the outputs' index |
+| outputs       | outs                      | zset   | -      | complete, outputs   | filenames by creation |
+| job_outputs   | jo:<job>                  | zset   | -      | complete, outputs   | a job's filenames in order |
+| node          | n:<node>                  | hash   | -      | node scripts        | one NodeRow |
+| nodes         | nodes                     | set    | -      | node scripts        | all node ids |
+
+`<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. "staged": with a TTL until the
+batch is committed. Scripts name keys as `K.<name>`; the loader puts the prefix and the text of `NAMES` in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "job": "j:",
+        "spec": "s:",
+        "staged": "b:",
+        "result": "r:",
+        "attempts": "a:",
+        "state": "st:",
+        "ended": "ended",
+        "dead": "dead",
+        "priorities": "prio",
+        "lanes": "lanes",
+        "lane_jobs": "lane:jobs",
+        "lane_waiting": "lane:waiting",
+        "lane_running": "lane:running",
+        "lane_urgent": "lane:urgent",
+        "lane_deferred": "lane:deferred",
+        "line": "q:",
+        "turns": "t:",
+        "heads": "h:",
+        "waiting": "w:",
+        "scheduled": "scheduled",
+        "ttl": "ttl",
+        "leases": "leases",
+        "deadlines": "deadlines",
+        "held": "held:",
+        "hooks": "hooks",
+        "idempotency": "i:",
+        "events": "events",
+        "output": "o:",
+        "outputs": "outs",
+        "job_outputs": "jo:",
+        "node": "n:",
+        "nodes": "nodes",
+    }
+)
+"""Name -> what follows the tag; those that end in a colon are followed by an id."""
+
+TTL_NAMES = frozenset({"idempotency", "staged"})
+"""Keys that always expire; a spec does while its batch is staged."""
+
+IDEMPOTENCY_TTL_MS = 86_400_000
+STAGED_TTL_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """One row of the table above."""
+
+    name: str
+    type: str
+
+
+def table() -> tuple[KeyRow, ...]:
+    """The rows of this module's table, which the tests compare with what a server holds."""
+    rows = re.findall(r"^\| (\w+) +\| [^|]+\| (hash|string|list|zset|stream|set) ", __doc__ or "", re.MULTILINE)
+    return tuple(KeyRow(name, kind) for name, kind in rows)
+
+
+class Keys:
+    """The keys of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", namespace):
+            raise ValueError(f"namespace: use 1 to 64 of A-Z a-z 0-9 _ . -; got {namespace!r}")
+        self.prefix = f"{{{namespace}}}:"
+        self.events = self.prefix + NAMES["events"]
+        self.dead = self.prefix + NAMES["dead"]
+        self.priorities = self.prefix + NAMES["priorities"]
+        self.outputs = self.prefix + NAMES["outputs"]
+        self.nodes = self.prefix + NAMES["nodes"]
+        self._job = self.prefix + NAMES["job"]
+        self._spec = self.prefix + NAMES["spec"]
+        self._result = self.prefix + NAMES["result"]
+        self._attempts = self.prefix + NAMES["attempts"]
+
+    def job(self, job_id: str) -> str:
+        return self._job + job_id
+
+    def spec(self, job_id: str) -> str:
+        return self._spec + job_id
+
+    def whole_job(self, job_id: str) -> tuple[str, str, str, str]:
+        """The four keys of one job: short fields, spec, result, attempts."""
+        return (self._job + job_id, self._spec + job_id, self._result + job_id, self._attempts + job_id)
+
+    def staged(self, batch: str, chunk: int) -> str:
+        return f"{self.prefix}{NAMES['staged']}{batch}:{chunk}"
+
+    def state(self, state: str) -> str:
+        return self.prefix + NAMES["state"] + state
+
+    def waiting(self, cluster: str) -> str:
+        return self.prefix + NAMES["waiting"] + cluster
+
+    def held(self, node_id: str) -> str:
+        return self.prefix + NAMES["held"] + node_id
+
+    def output(self, filename: str) -> str:
+        return self.prefix + NAMES["output"] + filename
+
+    def job_outputs(self, job_id: str) -> str:
+        return self.prefix + NAMES["job_outputs"] + job_id
+
+    def node(self, node_id: str) -> str:
+        return self.prefix + NAMES["node"] + node_id
+
+    def idempotency(self, owner: str, method: str, key: str) -> str:
+        """One key for each (owner, method, key), whatever characters they hold."""
+        digest = hashlib.sha256("\0".join((owner, method, key)).encode()).hexdigest()[:40]
+        return self.prefix + NAMES["idempotency"] + digest

@@ -1,0 +1,35 @@
+-- include: base
+
+local KEEP_EVENTS = 100000
+
+-- Writes a node's changes; with an event if what watchers see changed.
+local function save_node(id, n, set, visible)
+  if visible then
+    set.version = int(tonumber(n.version or 0) + 1)
+    set.updated_ms = int(NOW)
+  end
+  local args = {}
+  for field, value in pairs(set) do
+    n[field] = value
+    args[#args + 1] = field
+    args[#args + 1] = value
+  end
+  redis.call('HSET', K.node .. id, unpack(args))
+  if visible then
+    local flat = {}
+    for field, value in pairs(n) do
+      flat[#flat + 1] = field
+      flat[#flat + 1] = value
+    end
+    redis.call('XADD', K.events, 'MAXLEN', '~', KEEP_EVENTS, '*', '_t', 'node_update', '_ms', int(NOW), unpack(flat))
+  end
+end
+
+local function flat_node(n)
+  local flat = {}
+  for field, value in pairs(n) do
+    flat[#flat + 1] = field
+    flat[#flat + 1] = value
+  end
+  return flat
+end

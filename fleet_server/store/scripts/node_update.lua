@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- One change of a node. KEYS: node. ARGV: id, what, session, value -> fields afterwards | false: unknown, other session or state
+-- include: nodes
+
+local id, what, session, value = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local n = to_table(redis.call('HGETALL', KEYS[1]))
+if not n.node_id or what ~= 'cordon' and n.session ~= session then
+  return false
+end
+if what == 'heartbeat' then
+  local back = n.status ~= 'online'
+  save_node(id, n, {heartbeat = value, heartbeat_ms = int(NOW), status = 'online'}, back)
+elseif what == 'info' then
+  if n.info ~= value then
+    save_node(id, n, {info = value}, true)
+  end
+elseif what == 'disconnect' then
+  if n.status == 'online' then
+    save_node(id, n, {status = 'disconnected'}, true)
+  end
+elseif what == 'down' then
+  if n.status == 'online' then
+    return false
+  end
+  if n.status ~= 'down' then
+    save_node(id, n, {status = 'down'}, true)
+  end
+elseif what == 'cordon' then
+  if (n.cordoned or '0') ~= value then
+    save_node(id, n, {cordoned = value}, true)
+  end
+end
+return flat_node(n)
