@@ -129,9 +129,7 @@ class ModelFolder:
             with self._lock:
                 sha256 = self._hashes.get(key)
             name = path.relative_to(root).as_posix()
-            files.append(
-                ModelFile(name, path, kind, size, sha256, architecture_of(header), trigger_words_of(header))
-            )
+            files.append(ModelFile(name, path, kind, size, sha256, architecture_of(header), trigger_words_of(header)))
         return Scan(tuple(sorted(files, key=lambda f: (f.kind, f.name))), problems)
 
     def hash_missing(self, stop: Callable[[], bool] = lambda: False) -> tuple[ModelFile, ...]:

@@ -86,9 +86,7 @@ def discover(
         wanted = [name for name in (*BUILT_IN, *entries) if name not in ONLY_WHEN_ASKED]
     for name in sorted(set(wanted)):
         try:
-            engine = _factory(name, entries.get(name, []))(settings)
-            info = engine.info()
-            _check(name, engine, info)
+            engine, info = _make(name, entries.get(name, []), settings)
         except (Exception, SystemExit) as error:
             failed[name] = EngineStatus(name, "", "failed", _describe(error), ())
             continue
@@ -101,9 +99,18 @@ def discover(
 def create(name: str, settings: EngineSettings) -> Engine:
     """Make one engine by name: what a slot's child process calls. Raises what the plug-in raises."""
     entries = [entry for entry in installed() if entry.name == name]
-    engine = _factory(name, entries)(settings)
-    _check(name, engine, engine.info())
-    return engine
+    return _make(name, entries, settings)[0]
+
+
+def _make(name: str, entries: Sequence[metadata.EntryPoint], settings: EngineSettings) -> tuple[Engine, EngineInfo]:
+    engine: object = _factory(name, entries)(settings)
+    if not isinstance(engine, Engine):
+        made = type(engine).__name__
+        raise EngineError("ENGINE_FAILED", f"the factory of {name!r} returned {made}, not an Engine")
+    info: object = engine.info()
+    if not isinstance(info, EngineInfo) or not info.job_types:
+        raise EngineError("ENGINE_FAILED", f"info() of {name!r} must return an EngineInfo with a job type")
+    return engine, info
 
 
 def _factory(name: str, entries: Sequence[metadata.EntryPoint]) -> EngineFactory:
@@ -123,13 +130,6 @@ def _factory(name: str, entries: Sequence[metadata.EntryPoint]) -> EngineFactory
     if not callable(factory):
         raise EngineError("ENGINE_FAILED", f"the entry point {entries[0].value} is not callable; name a factory")
     return factory
-
-
-def _check(name: str, engine: object, info: object) -> None:
-    if not isinstance(engine, Engine):
-        raise EngineError("ENGINE_FAILED", f"the factory of {name!r} returned {type(engine).__name__}, not an Engine")
-    if not isinstance(info, EngineInfo) or not info.job_types:
-        raise EngineError("ENGINE_FAILED", f"info() of {name!r} must return an EngineInfo with a job type")
 
 
 def _describe(error: BaseException) -> str:

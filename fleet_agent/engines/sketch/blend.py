@@ -21,6 +21,13 @@ def add(band: Array, colour: Array, amount: Array) -> None:
         band[channel] += amount * colour[channel]
 
 
+def shine(band: Array, colour: Array, amount: Array) -> None:
+    """Add light of a colour (3,), the less the brighter a place is already."""
+    for channel in range(3):
+        plane = band[channel]
+        plane += amount * colour[channel] * (np.float32(1.0) - np.clip(plane, 0.0, 1.0) * np.float32(0.7))
+
+
 def stamp(planes: Array, xs: Array, ys: Array, radius: float, colour: Array, alpha: Array) -> None:
     """Blend many equal soft discs, centred at pixel positions (xs, ys), in order of neither."""
     _, height, width = planes.shape

@@ -46,7 +46,7 @@ class Skyline(Slope):
         side = 1.0 if scene.sun[0] < scene.right * 0.5 else -1.0
         shaded = np.where((face < np.float32(0.016)) == (side > 0), np.float32(1.18), np.float32(0.92))
         tone = self.tone * shaded
-        colour = self.body[:, None, None] * (tone * np.ones_like(ys))
+        colour: Array = self.body[:, None, None] * (tone * np.ones_like(ys))
         glow = scene.haze if scene.mood != "day" else mix(scene.haze, scene.colour(NEAR), 0.3)
         over(colour, glow, (np.float32(1.0) - rise) * np.float32(0.50 - 0.30 * t))
         if scene.mood in ("sunset", "dawn", "dusk", "day"):

@@ -57,7 +57,7 @@ class Shape:
 def castle(canvas: Array, scene: Scene, frame: Frame, x: float, y: float) -> None:
     """A keep with towers on a rise, its windows lit."""
     dice = scene.dice.child("castle")
-    size = 0.13
+    size = 0.15
     towers = [(-0.62, 0.16, 0.95), (-0.28, 0.13, 1.30), (0.06, 0.20, 1.05), (0.40, 0.12, 1.45), (0.72, 0.15, 0.85)]
     body = mix(mix(scene.colour(NEAR), scene.colour(GROUND), 0.4), scene.haze, 0.22)
     shape = Shape(frame, x, y, size)
@@ -65,8 +65,8 @@ def castle(canvas: Array, scene: Scene, frame: Frame, x: float, y: float) -> Non
     shape.polygon((-0.72, 0.0), (-0.72, 0.62), (0.78, 0.62), (0.78, 0.0))
     for k in range(13):
         shape.polygon(*((-0.72 + 0.117 * k + dx, 0.60 + dy) for dx, dy in ((0, 0), (0, 0.09), (0.06, 0.09), (0.06, 0))))
+    towers = [(cx, half, tall * dice.between(0.92, 1.08)) for cx, half, tall in towers]
     for cx, half, tall in towers:
-        tall *= dice.between(0.92, 1.08)
         shape.polygon((cx - half, 0.0), (cx - half, tall), (cx + half, tall), (cx + half, 0.0))
         shape.polygon((cx - half * 1.35, tall), (cx, tall + half * 3.0), (cx + half * 1.35, tall))
         shape.stroke((cx, tall + half * 2.9), (cx, tall + half * 3.7), width=0.014)
@@ -75,7 +75,8 @@ def castle(canvas: Array, scene: Scene, frame: Frame, x: float, y: float) -> Non
     lamps = Shape(frame, x, y, size)
     for cx, half, tall in towers:
         for level in (0.80, 0.55):
-            lamps.polygon(*((cx + dx * half, tall * level + dy) for dx, dy in ((-0.2, 0), (-0.2, 0.09), (0.2, 0.09), (0.2, 0))))
+            left, right, low = cx - 0.2 * half, cx + 0.2 * half, tall * level
+            lamps.polygon((left, low), (left, low + 0.09), (right, low + 0.09), (right, low))
     lamps.lay(canvas, mix(body, _LAMP, 0.25 if scene.mood in ("day", "winter") else 0.95))
 
 
@@ -128,7 +129,8 @@ def birds(canvas: Array, scene: Scene, frame: Frame) -> None:
         size = dice.between(0.007, 0.014)
         shape = Shape(frame, x0 + dice.between(-0.13, 0.13), y0 + dice.between(-0.07, 0.07), size)
         lift = dice.between(0.35, 0.9)
-        shape.stroke((-1.0, 1.0 + lift * 0.5), (-0.5, 1.0 + lift), (0.0, 1.0), (0.5, 1.0 + lift), (1.0, 1.0 + lift * 0.4), width=0.17)
+        left, right = (-0.5, 1.0 + lift), (0.5, 1.0 + lift)
+        shape.stroke((-1.0, 1.0 + lift * 0.5), left, (0.0, 1.0), right, (1.0, 1.0 + lift * 0.4), width=0.17)
         shape.lay(canvas, colour)
 
 
@@ -200,5 +202,3 @@ def snowfall(canvas: Array, scene: Scene, frame: Frame) -> None:
         draws = dice.child(index).floats(3, int(count * scene.right * scene.bottom))
         xs, ys = draws[0] * np.float32(frame.width), draws[1] * np.float32(frame.height)
         stamp(canvas, xs, ys, max(0.3, radius * frame.pixels), white, (draws[2] * 0.6 + 0.4) * np.float32(alpha))
-
-

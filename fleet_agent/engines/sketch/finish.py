@@ -103,7 +103,8 @@ def shrink(picture: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 
 def _bytes(band: Array) -> npt.NDArray[np.uint8]:
     scaled = band * np.float32(255.0) + np.float32(0.5)
-    return np.clip(scaled, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0)
+    pixels: npt.NDArray[np.uint8] = np.clip(scaled, 0.0, 255.0).astype(np.uint8).transpose(1, 2, 0)
+    return pixels
 
 
 def _tone(band: Array, grade: Grade) -> None:
@@ -155,7 +156,8 @@ def _rows_of(bloom: Array, rows: slice, height: int) -> Array:
     index = np.floor(position).astype(np.int64)
     t = (position - index).astype(np.float32)[None, :, None]
     low = bloom[:, index]
-    return low + (bloom[:, np.minimum(index + 1, bloom.shape[1] - 1)] - low) * t
+    rows_of: Array = low + (bloom[:, np.minimum(index + 1, bloom.shape[1] - 1)] - low) * t
+    return rows_of
 
 
 def _neighbours(canvas: Array, rows: slice) -> tuple[Array, Array, Array]:
@@ -171,7 +173,8 @@ def _detail(canvas: Array, rows: slice) -> Array:
     detail[:, :, 1:-1] -= here[:, :, :-2] + here[:, :, 2:]
     detail[:, :, 0] -= here[:, :, 0] * np.float32(2.0)
     detail[:, :, -1] -= here[:, :, -1] * np.float32(2.0)
-    return np.clip(detail * np.float32(0.5), -0.12, 0.12)
+    held: Array = np.clip(detail * np.float32(0.5), -0.12, 0.12)
+    return held
 
 
 def _outline(canvas: Array, rows: slice, strength: float) -> Array:
@@ -179,6 +182,5 @@ def _outline(canvas: Array, rows: slice, strength: float) -> Array:
     edge = np.abs(below - above)
     edge[:, :, 1:-1] += np.abs(here[:, :, 2:] - here[:, :, :-2])
     total = np.clip((edge[0] + edge[1] + edge[2]) * np.float32(1.5) - np.float32(0.10), 0.0, 1.0)
-    return np.float32(1.0) - total * np.float32(0.85 * strength)
-
-
+    factor: Array = np.float32(1.0) - total * np.float32(0.85 * strength)
+    return factor

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from fleet_agent.engines.sketch.blend import cover_of, over
 from fleet_agent.engines.sketch.dice import Array, Dice
-from fleet_agent.engines.sketch.noise import grid, line, ramp, sample
+from fleet_agent.engines.sketch.noise import grid, line, nearest, ramp, sample
 from fleet_agent.engines.sketch.palettes import FAR, GROUND, LIGHT, NEAR, mix
 from fleet_agent.engines.sketch.scene import Frame, Scene
 
@@ -20,7 +21,8 @@ _SAND = np.array([0.86, 0.62, 0.38], np.float32)
 
 def _edge(frame: Frame, ys: Array, ridge: Array) -> Array:
     """Anti-aliased cover of what lies below a profile."""
-    return np.clip((ys - ridge) * np.float32(frame.pixels) + np.float32(0.5), 0.0, 1.0)
+    cover: Array = np.clip((ys - ridge) * np.float32(frame.pixels) + np.float32(0.5), 0.0, 1.0)
+    return cover
 
 
 class Slope(ABC):
@@ -56,24 +58,24 @@ class Mountain(Slope):
         dice = scene.dice.child("mountain", index)
         self.nearness = index / max(1, count - 1)
         base = scene.horizon + 0.02 + 0.05 * self.nearness
-        height = (0.40 - 0.24 * self.nearness) * dice.between(0.85, 1.15)
-        xs = frame.xs
-        offset = np.float32(dice.between(0, 8))
-        rough = line(dice.child("rough"), xs + offset, 1.5 + 0.6 * index, 8, 0.48, sharp=True)
-        form = line(dice.child("form"), xs + offset, 2.2 + 0.6 * index, 3, 0.45, sharp=True)
-        peak = np.float32(dice.between(0.15, 0.85) * scene.right)
-        rise = np.clip(np.float32(1.0) - np.abs(xs - peak) * np.float32(1.5), 0.0, 1.0)
-        profile = rough * np.float32(0.72) + form * np.float32(0.5) + rise * np.float32(0.42 * (1 - self.nearness))
-        ridge = np.float32(base) - (profile - np.float32(0.25)) * np.float32(height)
-        super().__init__(scene, frame, ridge)
-        self.height = height
-        slope = np.zeros_like(ridge)
-        step = max(1, frame.pixels // 128)
-        smooth = np.float32(base) - (form * np.float32(1.0) + rough * np.float32(0.6)) * np.float32(height)
-        slope[:, step:-step] = (smooth[:, 2 * step :] - smooth[:, : -2 * step]) * np.float32(
-            frame.pixels / (2.0 * step)
-        )
-        self.slope = slope.ravel()
+        height = (0.50 - 0.30 * self.nearness) * dice.between(0.88, 1.12)
+        pad = frame.pixels // 2
+        xs = (np.arange(-pad, frame.width + pad, dtype=np.float32) + np.float32(0.5)) / np.float32(frame.pixels)
+        rough_dice, form_dice = dice.child("rough"), dice.child("form")
+        offset, first = np.float32(dice.between(0, 8)), 2.1 + 0.7 * index
+        form = line(form_dice, xs + offset, first, 3, 0.42, sharp=True)
+        rough = line(rough_dice, xs + offset, first * 4.0, 6, 0.55, sharp=True)
+        peak = np.float32(dice.between(0.12, 0.88) * scene.right)
+        rise = np.clip(np.float32(1.0) - np.abs(xs - peak) * np.float32(1.9), 0.0, 1.0)
+        profile = form * form * np.float32(1.15) + rise * np.float32(0.50 * (1.0 - 0.6 * self.nearness))
+        profile = profile + (rough - np.float32(0.5)) * np.float32(0.24)
+        ridges = np.float32(base) - (profile - np.float32(0.10)) * np.float32(height)
+        super().__init__(scene, frame, np.ascontiguousarray(ridges[None, pad : pad + frame.width]))
+        self.height, self.pad = height, pad
+        step = max(1, frame.pixels // 96)
+        slope = np.zeros_like(ridges)
+        slope[step:-step] = (ridges[2 * step :] - ridges[: -2 * step]) * np.float32(frame.pixels / (2.0 * step))
+        self.slope = slope
         self.side = 1.0 if scene.sun[0] < scene.right * 0.5 else -1.0
         self.offset = (dice.between(0, 1), dice.between(0, 1))
         self.snowline = dice.between(0.26, 0.40) if not scene.has("snow") else 0.9
@@ -85,11 +87,13 @@ class Mountain(Slope):
         below = ys - self.ridge
         xs = frame.xs
         scale = np.float32(0.9 + 0.5 * self.nearness)
-        relief = sample(scene.rock(), xs * scale + self.offset[0], below * (scale * 0.62) + self.offset[1])
-        lean = (below * np.float32(-0.42 * self.side) + (relief - 0.5) * np.float32(0.05)) * np.float32(frame.pixels)
-        column = np.clip(np.arange(frame.width, dtype=np.int32)[None, :] + lean.astype(np.int32), 0, frame.width - 1)
-        facing = self.slope.take(column) * np.float32(-self.side)
-        light = np.clip(np.float32(0.42) + facing * np.float32(0.60) + (relief - 0.42) * np.float32(0.9), 0.0, 1.0)
+        relief = sample(scene.rock(), xs * scale + self.offset[0], below * (scale * 0.75) + self.offset[1])
+        crag = nearest(scene.rock(), xs * (scale * 2.7), below * (scale * 2.0) + self.offset[0])
+        lean = (below * np.float32(-0.75 * self.side) + (relief - 0.5) * np.float32(0.045)) * np.float32(frame.pixels)
+        column = np.arange(frame.width, dtype=np.int32)[None, :] + (lean.astype(np.int32) + np.int32(self.pad))
+        facing = self.slope.take(column, mode="clip") * np.float32(-self.side)
+        light = ramp(-0.75, 1.15, facing + (relief - np.float32(0.45)) * np.float32(1.5))
+        light = np.clip(light + (crag - np.float32(0.40)) * np.float32(0.34), 0.0, 1.0)
         base = self.base_colour
         lit = mix(mix(base, scene.colour(LIGHT), 0.16 if scene.dark else 0.36), scene.sky[3], 0.12)
         shade = mix(base * np.float32(0.62), scene.sky[1], 0.20)
@@ -112,10 +116,10 @@ class Mountain(Slope):
         if not cover.any():
             return
         bright = mix(mix(_SNOW, scene.colour(LIGHT), 0.35), scene.sky[3], 0.30 if scene.dark else 0.15)
-        dark = mix(scene.sky[1], scene.sky[2], 0.5) * np.float32(0.9)
+        dark: Array = mix(scene.sky[1], scene.sky[2], 0.5) * np.float32(0.9)
         if scene.dark:
-            bright = bright * np.float32(0.55)
-        snow = dark[:, None, None] + (bright - dark)[:, None, None] * light
+            bright *= np.float32(0.55)
+        snow: Array = dark[:, None, None] + (bright - dark)[:, None, None] * light
         over(colour, snow, cover * np.float32(0.90))
 
 
@@ -127,17 +131,19 @@ class Hill(Slope):
         t = index / max(1, count - 1)
         self.nearness = t
         height = 0.07 + 0.10 * t
-        xs = frame.xs + np.float32(dice.between(0, 8))
+        pad = frame.pixels
+        xs = (np.arange(-pad, frame.width + pad, dtype=np.float32) + np.float32(0.5)) / np.float32(frame.pixels)
+        xs = xs + np.float32(dice.between(0, 8))
         desert = scene.has("desert")
-        profile = line(dice, xs, 1.1 + 0.9 * (1 - t), 3, 0.32)
+        profile = line(dice, xs, 1.5 + 0.9 * (1 - t), 3, 0.34)
         if desert:
-            crest = line(dice.child("crest"), xs, 1.3 + (1 - t), 2, 0.3, sharp=True)
-            profile = profile * np.float32(0.4) + crest * np.float32(0.6)
-        ridge = np.float32(base) - (profile - np.float32(0.3)) * np.float32(height)
-        super().__init__(scene, frame, ridge)
-        slope = np.zeros_like(ridge)
-        slope[:, 1:-1] = (ridge[:, 2:] - ridge[:, :-2]) * np.float32(frame.pixels * 0.5)
-        self.slope = slope.ravel()
+            crest = line(dice.child("crest"), xs, 2.6 - 0.8 * t, 2, 0.25)
+            profile = profile * np.float32(0.3) + crest * crest * np.float32(1.5)
+        ridges = np.float32(base) - (profile - np.float32(0.3)) * np.float32(height)
+        super().__init__(scene, frame, np.ascontiguousarray(ridges[None, pad : pad + frame.width]))
+        slope = np.zeros_like(ridges)
+        slope[1:-1] = (ridges[2:] - ridges[:-2]) * np.float32(frame.pixels * 0.5)
+        self.slope, self.pad = slope, pad
         self.side = 1.0 if scene.sun[0] < scene.right * 0.5 else -1.0
         self.desert = desert
         self.offset = (dice.between(0, 1), dice.between(0, 1))
@@ -146,32 +152,35 @@ class Hill(Slope):
     def _body(self, t: float) -> Array:
         scene = self.scene
         near = scene.colour(GROUND)
-        far = mix(scene.colour(FAR), scene.colour(NEAR), 0.5)
+        far = mix(mix(scene.colour(FAR), scene.colour(NEAR), 0.6), near, 0.35)
         if self.desert:
             sand = mix(_SAND, scene.colour(LIGHT), 0.15)
             near = mix(sand, scene.sky[2], 0.25) * np.float32(0.18 if scene.dark else 0.86)
             far = mix(near, scene.haze, 0.45)
         elif scene.has("snow"):
-            near = mix(_SNOW, scene.sky[1], 0.30) * np.float32(0.30 if scene.dark else 0.92)
+            near = mix(_SNOW, scene.sky[0], 0.28) * np.float32(0.30 if scene.dark else 0.88)
             far = mix(near, scene.haze, 0.5)
-        return mix(mix(far, scene.haze, 0.30 * (1 - t)), near, t)
+        return mix(mix(far, scene.haze, 0.20 * (1 - t)), near, t)
 
     def colours(self, ys: Array) -> Array:
         scene, frame = self.scene, self.frame
         below = ys - self.ridge
         shift = (below * np.float32(-0.9 * self.side * frame.pixels)).astype(np.int32)
-        column = np.clip(np.arange(frame.width, dtype=np.int32)[None, :] + shift, 0, frame.width - 1)
-        facing = self.slope.take(column) * np.float32(-self.side)
+        column = np.arange(frame.width, dtype=np.int32)[None, :] + (shift + np.int32(self.pad))
+        facing = self.slope.take(column, mode="clip") * np.float32(-self.side)
         scale = 1.6 - 0.8 * self.nearness
         texture = sample(scene.soft(), frame.xs * np.float32(scale) + self.offset[0], below * np.float32(3.2 * scale))
-        light = np.float32(0.46) + facing * np.float32(1.5 if self.desert else 1.1)
-        light += (texture - np.float32(0.5)) * np.float32(0.22 if self.desert else 0.5)
+        light = np.float32(0.46) + facing * np.float32(1.5 if self.desert else 1.25)
+        light += (texture - np.float32(0.5)) * np.float32(0.22 if self.desert else 0.45)
+        fine = nearest(scene.soft(), frame.xs * np.float32(4.1 * scale), below * np.float32(17.0 * scale))
+        light += (fine - np.float32(0.5)) * np.float32(0.10 if self.desert else 0.30)
+        light -= np.clip(below * np.float32(2.2), 0.0, 0.25)
         light = np.clip(light, 0.0, 1.0)
         base = self.base_colour
         lit = mix(base, scene.colour(LIGHT), 0.12 if scene.dark else 0.42)
         shade = mix(base * np.float32(0.55), scene.sky[1], 0.20 * (1.0 - self.nearness) + 0.08)
-        colour = shade[:, None, None] + (lit - shade)[:, None, None] * light
-        foot = np.clip(below * np.float32(5.0), 0.0, 1.0) * np.float32((1.0 - self.nearness) * 0.45)
+        colour: Array = shade[:, None, None] + (lit - shade)[:, None, None] * light
+        foot = np.clip(below * np.float32(5.0), 0.0, 1.0) * np.float32((1.0 - self.nearness) * 0.30)
         over(colour, scene.haze, foot)
         return colour
 
@@ -179,9 +188,7 @@ class Hill(Slope):
 class Forest:
     """A stand of conifers as a silhouette, its foot in mist. Drawn once per frame with supersampling."""
 
-    def __init__(
-        self, scene: Scene, frame: Frame, index: int, *, base: Array, height: float, nearness: float
-    ) -> None:
+    def __init__(self, scene: Scene, frame: Frame, index: int, *, base: Array, height: float, nearness: float) -> None:
         self.scene, self.frame, self.nearness = scene, frame, nearness
         dice = scene.dice.child("forest", index)
         self.base, self.height = base, height
@@ -191,16 +198,26 @@ class Forest:
         mask = Image.new("L", (frame.width * scale, max(1, self.end - self.top) * scale), 0)
         draw = ImageDraw.Draw(mask)
         unit = frame.pixels * scale
+        if nearness > 0.7 or scene.waterline is None:
+            self.end = frame.height
+            mask = Image.new("L", (frame.width * scale, max(1, self.end - self.top) * scale), 0)
+            draw = ImageDraw.Draw(mask)
+        step = max(1, frame.width // 64)
+        edge = [(c * scale, (float(base[0, c]) * frame.pixels - self.top) * scale) for c in range(0, frame.width, step)]
+        edge.append((frame.width * scale, edge[-1][1]))
+        draw.polygon([(0, mask.height), *edge, (frame.width * scale, mask.height)], fill=255)
         x = -0.02
         while x < frame.right + 0.02:
             column = max(0, min(frame.width - 1, int(x * frame.pixels)))
             tall = height * dice.between(0.45, 1.15) * (1.2 if dice.chance(0.15) else 1.0)
-            foot = (float(base[0, column]) + height * 0.06) * unit - self.top * scale
+            foot = (float(base[0, column]) + height * 0.10) * unit - self.top * scale
             _conifer(draw, dice, x * unit, foot, tall * unit, detail=nearness)
-            x += height * dice.between(0.12, 0.34)
+            x += height * dice.between(0.10, 0.26)
         self.cover = cover_of(mask, scale)
         self.top_y = float(base.min()) - height
         body = mix(scene.colour(NEAR), scene.colour(GROUND), nearness)
+        if scene.has("snow"):
+            body = scene.colour(NEAR) * np.float32(1.0 - 0.62 * nearness)
         self.colour = mix(body * np.float32(0.72), scene.haze, 0.42 * (1.0 - nearness))
 
     def paint(self, canvas: Array, rows: slice) -> None:
@@ -230,6 +247,33 @@ def _conifer(draw: ImageDraw.ImageDraw, dice: Dice, x: float, foot: float, tall:
         left += [(x - wide * dice.between(0.85, 1.1), y + droop), (x - wide * 0.55, y - droop)]
     points += [(x + half * 0.12, foot), (x - half * 0.12, foot)]
     draw.polygon(points + left[::-1], fill=255)
+
+
+class Copse:
+    """Clumps of small conifers standing on a hill."""
+
+    def __init__(self, scene: Scene, frame: Frame, index: int, hill: Hill) -> None:
+        dice = scene.dice.child("copse", index)
+        size = 0.020 + 0.050 * hill.nearness
+        self.top = max(0, frame.row(float(hill.ridge.min()) - size))
+        self.end = min(frame.height, frame.row(float(hill.ridge.max()) + 0.14))
+        mask = Image.new("L", (frame.width * 2, max(1, self.end - self.top) * 2), 0)
+        draw, unit = ImageDraw.Draw(mask), frame.pixels * 2
+        for _ in range(3 + dice.below(4)):
+            middle, low = dice.between(0, scene.right), dice.between(-0.004, 0.03 + 0.04 * hill.nearness)
+            for _ in range(4 + dice.below(14)):
+                x = middle + dice.between(-1.0, 1.0) * dice.between(0.02, 0.13)
+                column = max(0, min(frame.width - 1, int(x * frame.pixels)))
+                foot = (float(hill.ridge[0, column]) + max(0.0, low) + dice.between(0, 0.010)) * unit - self.top * 2
+                _conifer(draw, dice, x * unit, foot, size * dice.between(0.5, 1.1) * unit, detail=0.0)
+        self.cover = cover_of(mask, 2)
+        body = mix(hill.base_colour * np.float32(0.42), scene.colour(NEAR) * np.float32(0.7), 0.45)
+        self.body = mix(body, scene.haze, 0.26 * (1.0 - hill.nearness))
+
+    def paint(self, canvas: Array, rows: slice) -> None:
+        start, stop = max(rows.start, self.top), min(rows.stop, self.end)
+        if start < stop:
+            over(canvas[:, start:stop], self.body, self.cover[start - self.top : stop - self.top])
 
 
 class Meadow(Slope):
@@ -280,5 +324,5 @@ class Knoll(Slope):
 
 def hide_covered(layers: Sequence[Slope]) -> None:
     """Tell each layer where the next one covers it wholly, so that hidden rows are not painted."""
-    for behind, before in zip(layers, layers[1:], strict=False):
+    for behind, before in pairwise(layers):
         behind.hidden_below = min(behind.hidden_below, before.lowest())

@@ -13,7 +13,8 @@ _MASK = np.int32(SIZE - 1)
 
 def smooth(t: Array) -> Array:
     """Ease 0..1 with no slope at either end."""
-    return t * t * (np.float32(3.0) - t * np.float32(2.0))
+    eased: Array = t * t * (np.float32(3.0) - t * np.float32(2.0))
+    return eased
 
 
 def ramp(low: float, high: float, x: Array) -> Array:
@@ -31,7 +32,8 @@ def _periodic(lattice: Array, size: int) -> Array:
     rows = lattice[index]
     rows = rows + (lattice[(index + 1) % n] - rows) * t[:, None]
     left = rows[:, index]
-    return left + (rows[:, (index + 1) % n] - left) * t[None, :]
+    field: Array = left + (rows[:, (index + 1) % n] - left) * t[None, :]
+    return field
 
 
 def tile(dice: Dice, first: int, octaves: int, gain: float = 0.5, *, ridged: bool = False) -> Array:
@@ -47,7 +49,8 @@ def tile(dice: Dice, first: int, octaves: int, gain: float = 0.5, *, ridged: boo
         total += layer * np.float32(weight)
         weight *= gain
     low, high = total.min(), total.max()
-    return (total - low) / (high - low)
+    scaled: Array = (total - low) / (high - low)
+    return scaled
 
 
 def _split(coordinate: Array) -> tuple[npt.NDArray[np.int32], Array]:
@@ -92,7 +95,8 @@ def grid(field: Array, xs: Array, ys: Array) -> Array:
     right -= left
     right *= tx[None, :]
     right += left
-    return right
+    field_on_grid: Array = right
+    return field_on_grid
 
 
 def line(dice: Dice, xs: Array, first: float, octaves: int, gain: float = 0.5, *, sharp: bool = False) -> Array:
@@ -112,7 +116,8 @@ def line(dice: Dice, xs: Array, first: float, octaves: int, gain: float = 0.5, *
         total = total + value * np.float32(weight)
         norm += weight
         weight *= gain
-    return total * np.float32(1.0 / norm)
+    scaled: Array = total * np.float32(1.0 / norm)
+    return scaled
 
 
 def resize(planes: Array, height: int, width: int) -> Array:
@@ -132,10 +137,8 @@ def _along(planes: Array, size: int, axis: int) -> Array:
     shape[axis] = size
     low = planes.take(index, axis=axis)
     high = planes.take(np.minimum(index + 1, old - 1), axis=axis)
-    high -= low
-    high *= t.reshape(shape)
-    high += low
-    return high
+    scaled: Array = low + (high - low) * t.reshape(shape)
+    return scaled
 
 
 def halve(planes: Array) -> Array:

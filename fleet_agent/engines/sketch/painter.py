@@ -95,7 +95,8 @@ def paint(request: Request, style: Style, watcher: Watcher) -> npt.NDArray[np.ui
         _stroke(canvas, target, style, texture.child("pass", step), (step - same[0] + 1) / len(same), reading)
         last = step == request.steps - 1
         worth = step == same[-1] and not last
-        watcher.step(step + 1, _previewer(canvas, grade, whole) if worth else None) if not last else None
+        if not last:
+            watcher.step(step + 1, _previewer(canvas, grade, whole) if worth else None)
     picture = finish.finish(resize(canvas, request.height, request.width), grade, texture, watcher.check)
     watcher.step(request.steps, lambda: finish.shrink(picture, PREVIEW_SIDE))
     return picture
@@ -143,11 +144,9 @@ def _stroke(canvas: Array, target: Array, style: Style, dice: Dice, progress: fl
 def _dabs(target: Array, rows: slice, progress: float) -> Array:
     """The target seen through dabs 4 pixels wide, the more so the earlier the pass."""
     aim = target[:, rows]
-    middle = min(rows.start + (rows.stop - rows.start) // 2, target.shape[1] - 1)
     columns = np.minimum(np.arange(aim.shape[2]) // 4 * 4 + 2, aim.shape[2] - 1)
     near = aim[:, :, columns]
     near = near[:, np.minimum(np.arange(aim.shape[1]) // 4 * 4 + 2, aim.shape[1] - 1)]
-    del middle
     return near + (aim - near) * np.float32(progress)
 
 

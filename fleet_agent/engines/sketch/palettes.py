@@ -22,7 +22,7 @@ _HEX: dict[Mood, str] = {
     "night": "03050f 070d22 0e1a3c 182a56 2c4674 e8efff 3c4f7c 121c38 1d2c50 080d1c 14284c 060a14",
     "cyber": "070316 140833 33105c 7c1a80 f0428c ff5fae 8a2a8e 1e0c44 42206c 0d0720 26104c 0a0516",
     "storm": "1c242c 33404a 53616a 7b888c b0b5ac e8ecdf b9c0bf 3d474f 6c7a80 263034 4a5a60 1f2a28",
-    "winter": "6f9cce 9cc0e2 c3d9ea e2ebf0 faf4ea fffaf0 ffffff b4c6da b6c8da 5f7c98 7ea3bf e4edf4",
+    "winter": "4f82bd 7fabd8 a9c8e4 cbdcea f0e6dc fff4e2 f4f8ff 93abc8 b6c8da 5f7c98 7ea3bf e4edf4",
     "dusk": "151a44 3b2d70 7b4a92 c96f96 f7ad86 ffdcb0 d98aa6 4a3b7a 7d5f96 231c40 574a86 1a1630",
 }
 

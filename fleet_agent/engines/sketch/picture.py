@@ -10,7 +10,7 @@ import numpy as np
 from fleet_agent.engines.sketch import details
 from fleet_agent.engines.sketch.city import Signs, Skyline
 from fleet_agent.engines.sketch.dice import Array
-from fleet_agent.engines.sketch.land import Forest, Hill, Knoll, Meadow, Mountain, Slope, hide_covered
+from fleet_agent.engines.sketch.land import Copse, Forest, Hill, Knoll, Meadow, Mountain, Slope, hide_covered
 from fleet_agent.engines.sketch.noise import line
 from fleet_agent.engines.sketch.scene import Frame, Scene
 from fleet_agent.engines.sketch.sky import Clouds, Sky, Stars
@@ -106,7 +106,7 @@ def _foreground(canvas: Array, scene: Scene, frame: Frame, check: Callable[[], N
         else:
             slopes += _rows_of_hills(scene, frame, 4, top + 0.015, scene.bottom - top)
         hide_covered(slopes)
-        layers += slopes
+        layers += _with_trees(scene, frame, slopes)
     _run(canvas, frame, layers, check)
     if scene.has("meadow") and scene.waterline is None and not scene.has("snow"):
         details.flowers(canvas, scene, frame, top)
@@ -127,6 +127,15 @@ def _foreground(canvas: Array, scene: Scene, frame: Frame, check: Callable[[], N
 def _rows_of_hills(scene: Scene, frame: Frame, count: int, top: float, depth: float) -> list[Slope]:
     steps = [(i / max(1, count - 1)) ** 1.25 for i in range(count)]
     return [Hill(scene, frame, i, count, base=top + depth * 0.78 * step) for i, step in enumerate(steps)]
+
+
+def _with_trees(scene: Scene, frame: Frame, slopes: Sequence[Slope]) -> list[Layer]:
+    layers: list[Layer] = []
+    for index, slope in enumerate(slopes):
+        layers.append(slope)
+        if isinstance(slope, Hill) and not slope.desert and index < len(slopes) - 1:
+            layers.append(Copse(scene, frame, index, slope))
+    return layers
 
 
 def _near(canvas: Array, scene: Scene, frame: Frame, place: float, check: Callable[[], None]) -> float:

@@ -116,9 +116,7 @@ class Scene:
         return self.tiles[name]
 
 
-def compose(
-    reading: Reading, dice: Dice, palettes: Array, gain: float, frame: Frame, strength: float = 1.0
-) -> Scene:
+def compose(reading: Reading, dice: Dice, palettes: Array, gain: float, frame: Frame, strength: float = 1.0) -> Scene:
     """Decide the scene. `strength` (from the guidance scale) is how far named colours reach, about 0..2."""
     plan = dice.child("plan")
     mood, elements = _choose(reading, plan)
@@ -148,13 +146,16 @@ def compose(
 
 def _choose(reading: Reading, plan: Dice) -> tuple[Mood, set[str]]:
     elements = set(reading.elements)
-    mood = reading.mood
+    chosen = reading.mood
     if not elements & set(_SCENERY):
         elements |= plan.pick(_ARCHETYPES)
-    if mood is None:
+    if chosen is None:
         free: tuple[Mood, ...] = ("day", "dawn", "sunset", "dusk")
-        mood = plan.pick([m for m in free if m not in reading.unwanted] or ["day"])
-    extras: list[tuple[str, float]] = [("clouds", 0.9 if mood not in ("night", "cyber") else 0.3), ("birds", 0.3)]
+        left: list[Mood] = [m for m in free if m not in reading.unwanted]
+        chosen = plan.pick(left or list(free))
+    mood: Mood = chosen
+    cloudy = 1.0 if mood == "storm" else 0.3 if mood in ("night", "cyber") else 0.9
+    extras: list[tuple[str, float]] = [("clouds", cloudy), ("birds", 0.3)]
     if mood in ("day", "sunset", "dawn", "dusk"):
         extras.append(("sun", 1.0))
     if mood == "night":
@@ -168,9 +169,11 @@ def _choose(reading: Reading, plan: Dice) -> tuple[Mood, set[str]]:
     if "mountains" in elements and not elements & {"sea", "lake", "city", "desert", "meadow"}:
         extras += [("lake", 0.5), ("forest", 0.85), ("mist", 0.5)]
     if "city" in elements:
-        extras.append(("lake", 0.85))
+        extras.append(("lake", 1.0))
+    if "hills" in elements and not elements & {"city", "desert", "sea", "castle"}:
+        extras.append(("mountains", 0.75))
     if elements & {"meadow", "castle"} and "mountains" not in elements:
-        extras.append(("hills", 1.0))
+        extras += [("hills", 1.0), ("mountains", 0.55)]
     if "forest" in elements and "hills" not in elements:
         extras += [("mountains", 0.6), ("mist", 0.7)]
     for name, probability in extras:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fleet_agent.engines.sketch.blend import add, over, stamp
+from fleet_agent.engines.sketch.blend import add, over, shine, stamp
 from fleet_agent.engines.sketch.dice import Array
 from fleet_agent.engines.sketch.noise import grid, line, ramp, resize, sample
 from fleet_agent.engines.sketch.palettes import CLOUD_LIT, CLOUD_SHADE, LIGHT, gradient, mix
@@ -31,7 +31,8 @@ class Sky:
         wash *= np.float32(0.10)
         wash += np.float32(1.0)
         band *= wash
-        if scene.has("galaxy", "aurora") or (scene.mood == "night" and not scene.has("moon", "clouds")):
+        clear = scene.mood == "night" and scene.has("stars") and not scene.has("moon", "clouds")
+        if scene.has("galaxy") or clear:
             self._galaxy(band, xs, ys)
         if scene.has("aurora"):
             self._aurora(band, xs, ys)
@@ -45,14 +46,15 @@ class Sky:
         dx, dy = xs - np.float32(x), ys - np.float32(y)
         square = dx * dx + dy * dy
         glow = scene.colour(LIGHT)
-        wide = np.float32(0.10 if moon else 0.15) ** 2
+        wide = np.float32(0.10 if moon else 0.12 if scene.mood in ("day", "winter", "storm") else 0.16) ** 2
         amount = wide / (square + wide)
-        amount *= amount * np.float32(0.35) + np.float32(0.30 if moon else 0.42)
+        wash = 0.30 if moon else 0.26 if scene.mood in ("day", "dusk") else 0.38
+        amount *= amount * np.float32(0.35) + np.float32(wash)
         low = scene.mood in ("sunset", "dawn", "dusk")
         if low:
             flat = np.float32(0.020) / (dy * dy * np.float32(3.0) + np.float32(0.020))
-            amount += flat * (np.float32(0.22) / (np.float32(1.0) + dx * dx * np.float32(3.5)))
-        add(band, mix(glow, scene.colour(4), 0.35 if low else 0.1), amount)
+            amount += flat * (np.float32(0.16) / (np.float32(1.0) + dx * dx * np.float32(3.5)))
+        shine(band, mix(glow, scene.colour(4), 0.35 if low else 0.1), amount * np.float32(1.35))
         distance = np.sqrt(square)
         edge = np.float32(scene.sun_radius) - distance
         disc = np.clip(edge * np.float32(self.frame.pixels) + np.float32(0.5), 0.0, 1.0)
@@ -61,11 +63,13 @@ class Sky:
         if scene.mood == "cyber":
             self._striped(band, disc, dy, radius)
         elif moon:
-            seas = sample(scene.soft(), dx * np.float32(2.2 / radius * 0.05), dy * np.float32(2.2 / radius * 0.05))
-            face = np.float32(0.86) + (seas - np.float32(0.5)) * np.float32(0.45)
+            zoom = np.float32(0.16 / radius)
+            seas = ramp(0.42, 0.66, sample(scene.soft(), dx * zoom + self.drift[0], dy * zoom + self.drift[1]))
+            rim = square * np.float32(1.0 / radius**2)
+            face = np.float32(1.02) - seas * np.float32(0.24) - rim * rim * np.float32(0.16)
             over(band, glow[:, None, None] * face, disc)
         else:
-            over(band, mix(glow, _WHITE, 0.65), disc)
+            over(band, mix(glow, _WHITE, 0.65) * np.float32(1.35), disc)
 
     def _striped(self, band: Array, disc: Array, dy: Array, radius: float) -> None:
         t = (dy * np.float32(1.0 / radius) + np.float32(1.0)) * np.float32(0.5)
@@ -90,7 +94,7 @@ class Sky:
     def _aurora(self, band: Array, xs: Array, ys: Array) -> None:
         for index in range(3):
             dice = self.dice.child("aurora", index)
-            foot = np.float32(self.scene.horizon * (0.62 - 0.16 * index)) + (
+            foot = np.float32(self.scene.horizon * (0.58 - 0.17 * index)) + (
                 line(dice.child("foot"), xs, 1.4, 3) - np.float32(0.5)
             ) * np.float32(0.42)
             rays = line(dice.child("rays"), xs, 18.0, 3, 0.7)
@@ -98,7 +102,7 @@ class Sky:
             rise = (foot - ys) / reach
             inside = np.clip(rise * np.float32(9.0) + np.float32(0.5), 0.0, 1.0) * np.clip(1.0 - rise, 0.0, 1.0)
             light = inside * inside * (np.float32(0.25) + rays * rays * np.float32(1.1))
-            add(band, np.array([0.10, 0.85, 0.50], np.float32), light * np.float32(0.55))
+            add(band, np.array([0.10, 0.85, 0.50], np.float32), light * np.float32(0.95))
             add(band, np.array([0.55, 0.20, 0.85], np.float32), light * np.clip(rise, 0.0, 1.0) * np.float32(0.6))
 
 
@@ -135,7 +139,7 @@ class Clouds:
         dice = scene.dice.child("clouds")
         self.origin = (dice.between(0, 1), dice.between(0, 1))
         heavy = scene.mood == "storm"
-        self.threshold = dice.between(0.30, 0.36) if heavy else dice.between(0.45, 0.54)
+        self.threshold = dice.between(0.28, 0.34) if heavy else dice.between(0.34, 0.43)
         self.end = frame.row(scene.horizon) + 1
         self.density, self.lit = self._field()
 
@@ -179,7 +183,10 @@ class Clouds:
         shade = gradient(np.stack([scene.colour(CLOUD_SHADE), mix(scene.colour(CLOUD_SHADE), scene.haze, 0.6)]), depth)
         dx = self.frame.xs - np.float32(scene.sun[0])
         dy = ys - np.float32(scene.sun[1])
-        near = np.float32(0.10) / (dx * dx + dy * dy + np.float32(0.10))
+        square = dx * dx + dy * dy
+        near = np.float32(0.10) / (square + np.float32(0.10))
+        if scene.has("moon"):  # thin before the moon, so that its face stays whole
+            density = density * ramp(scene.sun_radius * 0.9, scene.sun_radius * 2.6, np.sqrt(square))
         lit = np.clip(lit * (np.float32(0.75) + near * np.float32(0.55)), 0.0, 1.2)
         colour = shade + (bright[:, None, None] - shade) * lit
-        over(canvas[:, rows], colour, density * np.float32(0.55 if scene.dark else 0.88))
+        over(canvas[:, rows], colour, density * np.float32(0.50 if scene.dark else 0.92))

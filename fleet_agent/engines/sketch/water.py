@@ -34,22 +34,23 @@ class Water:
         near = depth * np.float32(1.0 / self.reach)
         away = np.float32(0.13) / (near + np.float32(0.07))
         middle = np.float32(scene.right * 0.5)
-        u = (frame.xs - middle) * away * np.float32(0.55) + np.float32(self.origin[0])
-        v = away * np.float32(2.6) + np.float32(self.origin[1]) + np.zeros_like(u)
+        u = (frame.xs - middle) * away * np.float32(0.80) + np.float32(self.origin[0])
+        v = away * np.float32(5.2) + np.float32(self.origin[1]) + np.zeros_like(u)
         swell = sample(scene.soft(), u, v) - np.float32(0.5)
-        chop = sample(scene.rock(), u * np.float32(1.9), v * np.float32(1.9)) - np.float32(0.42)
-        wave = swell * np.float32(0.65) + chop * np.float32(0.5)
+        chop = sample(scene.soft(), u * np.float32(3.1), v * np.float32(2.3)) - np.float32(0.5)
+        wave = swell * np.float32(0.60) + chop * np.float32(0.60)
         push = wave * (near + np.float32(0.10)) * np.float32(self.rough * 0.30)
         source = np.float32(self.line) - depth * np.float32(0.94) - push - np.float32(1.0 / frame.pixels)
         sy = np.clip((source * np.float32(frame.pixels)).astype(np.int32), 0, max(0, self.top - 1))
         sx = (frame.xs + swell * np.float32(self.rough * 0.035) * (near + 0.1)) * np.float32(frame.pixels)
         index = sy * np.int32(frame.width) + np.clip(sx.astype(np.int32), 0, frame.width - 1)
         tint = scene.colour(WATER)
-        mixing = np.clip(np.float32(0.22) + near * np.float32(0.30) - wave * np.float32(0.35 * self.rough), 0.08, 0.9)
+        tinted = near * np.float32(0.24 + 0.26 * self.rough) + np.float32(0.16 + 0.16 * self.rough)
+        mixing = np.clip(tinted - wave * np.float32(0.9 * self.rough), 0.05, 0.92)
         band = canvas[:, part]
         for channel in range(3):
             seen = canvas[channel, : self.top].ravel().take(index)
-            band[channel] = seen + (tint[channel] * np.float32(0.9) - seen) * mixing
+            band[channel] = seen + (tint[channel] * np.float32(0.8) - seen) * mixing
         if scene.has("sun", "moon"):
             self._path(band, near, wave)
         shore = np.clip(np.float32(1.0) - near * np.float32(26.0), 0.0, 1.0)
@@ -57,8 +58,10 @@ class Water:
 
     def _path(self, band: Array, near: Array, wave: Array) -> None:
         scene = self.scene
-        dx = (self.frame.xs - np.float32(scene.sun[0])) / (np.float32(0.035) + near * np.float32(0.13))
+        dx = (self.frame.xs - np.float32(scene.sun[0])) / (np.float32(0.030) + near * np.float32(0.11))
         spread = np.float32(1.0) / (np.float32(1.0) + dx * dx)
-        glints = ramp(0.02, 0.20, wave + spread * np.float32(0.12))
-        strength = np.float32(0.75 if scene.mood in ("sunset", "dawn", "cyber") else 0.5)
-        add(band, scene.colour(LIGHT), spread * spread * glints * strength * (np.float32(1.05) - near * 0.6))
+        glints = ramp(-0.02, 0.16, wave + spread * np.float32(0.10) - np.float32(0.03))
+        strength = np.float32(0.85 if scene.mood in ("sunset", "dawn", "cyber") else 0.62)
+        add(band, scene.colour(LIGHT), spread * spread * glints * strength * (np.float32(1.1) - near * 0.5))
+        far = np.float32(0.12) / (np.float32(1.0) + dx * dx * np.float32(0.05))
+        add(band, scene.colour(LIGHT), far * ramp(0.05, 0.30, wave))

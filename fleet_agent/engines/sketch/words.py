@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 Mood = Literal["day", "sunset", "dawn", "night", "cyber", "storm", "winter", "dusk"]
 MOODS: tuple[Mood, ...] = get_args(Mood)
+_MOOD_NAMES: frozenset[str] = frozenset(MOODS)
 
 _MOOD_WORDS: dict[Mood, str] = {
     "cyber": "cyberpunk neon synthwave vaporwave futuristic scifi blade retrowave hologram",
@@ -66,13 +67,18 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "gray": (0.52, 0.54, 0.56),
 }  # fmt: skip
 
-_SOFT = frozenset("blurry blur blurred soft unsharp fuzzy hazy".split())
-_DARK = frozenset("dark darkness gloomy dim underexposed".split())
-_BRIGHT = frozenset("bright overexposed glare washed".split())
-_DULL = frozenset("dull desaturated monochrome grayscale flat boring pale".split())
-_LOUD = frozenset("saturated oversaturated garish vivid colorful colourful".split())
-_NOISY = frozenset("noisy noise grain grainy artifacts jpeg".split())
-_POOR = frozenset("bad low worst poor ugly quality lowres".split())
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SOFT = _set("blurry blur blurred soft unsharp fuzzy hazy")
+_DARK = _set("dark darkness gloomy dim underexposed")
+_BRIGHT = _set("bright overexposed glare washed")
+_DULL = _set("dull desaturated monochrome grayscale flat boring pale")
+_LOUD = _set("saturated oversaturated garish vivid colorful colourful")
+_NOISY = _set("noisy noise grain grainy artifacts jpeg")
+_POOR = _set("bad low worst poor ugly quality lowres")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +107,6 @@ def _named(words: frozenset[str]) -> frozenset[str]:
     return frozenset(name for name, known in _ELEMENT_WORDS.items() if words & _set(known))
 
 
-def _set(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 def _mood(words: frozenset[str], unwanted: frozenset[str]) -> Mood | None:
     for mood in _MOOD_ORDER:
         if words & _set(_MOOD_WORDS[mood]) and mood not in unwanted:
@@ -120,7 +122,7 @@ def read(prompt: str, negative_prompt: str) -> Reading:
     """Read both prompts. Words that name nothing are kept in `words`: they steer the composition's seed."""
     words = split(prompt)
     wanted, not_wanted = frozenset(words), frozenset(split(negative_prompt))
-    unwanted = _named(not_wanted) | cast("frozenset[str]", not_wanted & frozenset(MOODS))
+    unwanted = _named(not_wanted) | (not_wanted & _MOOD_NAMES)
     colours = tuple(COLOURS[w] for w in dict.fromkeys(words) if w in COLOURS and w not in not_wanted)
     return Reading(
         mood=_mood(wanted, unwanted),

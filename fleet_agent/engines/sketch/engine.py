@@ -1,0 +1,248 @@
+"""The `sketch` engine: checks the fields, loads its small models, paints, and writes a PNG saying how."""
+
+from __future__ import annotations
+
+import errno
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from fleet_agent.engines.base import (
+    EngineError,
+    EngineInfo,
+    EngineOutput,
+    EngineResult,
+    EngineSettings,
+    LoadedModel,
+    LoraUse,
+    ModelFile,
+    Reporter,
+    Task,
+)
+from fleet_agent.engines.sketch import png
+from fleet_agent.engines.sketch.painter import SCHEDULERS, Request, paint
+from fleet_agent.engines.sketch.style import ARCHITECTURE, checked, combine, default_tensors
+
+NAME = "sketch"
+VERSION = "1.0.0"
+DEFAULT_MODEL = "sketch"
+MAX_PREVIEW_BYTES = 64 * 1024
+MAX_SEED = 2**64 - 1
+_UNSUPPORTED = ("init_image", "mask_image", "workflow")
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class _Loaded:
+    """A file in memory: the tensors that are used, and all bytes that the file holds."""
+
+    name: str
+    sha256: str | None
+    style: Tensors
+    everything: Mapping[str, npt.NDArray[np.generic]]
+    seconds: float
+    loras: dict[str, _Loaded] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        own = sum(tensor.nbytes for tensor in self.everything.values()) or sum(t.nbytes for t in self.style.values())
+        return own + sum(lora.bytes for lora in self.loras.values())
+
+
+class SketchEngine:
+    """A painter of landscapes and cities out of NumPy. It knows some words and is no diffusion model."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._model: _Loaded | None = None
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            NAME,
+            VERSION,
+            ("image_gen",),
+            default_model=DEFAULT_MODEL,
+            detail="paints from the prompt's words without a GPU; it is no diffusion model",
+            architectures=(ARCHITECTURE,),
+            builtin_models=(DEFAULT_MODEL,),
+        )
+
+    def load(self, model: ModelFile | None, loras: tuple[LoraUse, ...] = ()) -> LoadedModel:
+        """Read every tensor of the files, as a real engine must; another model in memory is freed first."""
+        name = model.name if model else DEFAULT_MODEL
+        sha256 = model.sha256 if model else None
+        if self._model is None or (self._model.name, self._model.sha256) != (name, sha256):
+            self._model = None
+            self._model = _read(model)
+        loaded = self._model
+        wanted = {use.file.name: use.file for use in loras}
+        loaded.loras = {n: lora for n, lora in loaded.loras.items() if n in wanted and lora.sha256 == wanted[n].sha256}
+        for lora_name, file in sorted(wanted.items()):
+            if lora_name not in loaded.loras:
+                loaded.loras[lora_name] = _read(file)
+        return self.loaded()[0]
+
+    def unload(self, model: str) -> None:
+        if self._model is not None and self._model.name == model:
+            self._model = None
+
+    def loaded(self) -> list[LoadedModel]:
+        model = self._model
+        if model is None:
+            return []
+        return [LoadedModel(model.name, model.bytes, model.seconds, tuple(sorted(model.loras)))]
+
+    def estimate(self, task: Task) -> int:
+        """Canvas, target and the largest temporary, float32, plus the finished bytes."""
+        width, height = task.fields.get("width", 1024), task.fields.get("height", 1024)
+        pixels = (width if isinstance(width, int) else 1024) * (height if isinstance(height, int) else 1024)
+        return pixels * (3 * 4 * 3 + 4 * 4 + 6) + (16 << 20)
+
+    def run(self, task: Task, report: Reporter) -> EngineResult:
+        request = request_of(task)
+        self.load(task.model, task.loras)
+        assert self._model is not None
+        # By name, so that the order in which the LoRAs were named cannot change a pixel.
+        uses = sorted(task.loras, key=lambda use: (use.file.name, use.weight))
+        style = combine(self._model.style, [(self._model.loras[u.file.name].style, u.weight) for u in uses])
+        picture = paint(request, style, _Relay(report, request.steps, task.previews))
+        path = task.output_folder / f"{task.job_id}.png"
+        report.check()
+        try:
+            png.write(path, picture, texts_of(task, request, self._model.name))
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "DISK_FULL" if full else "ENGINE_FAILED"
+            raise EngineError(reason, f"cannot write the picture: {error.strerror}", retryable=True) from error
+        report.progress(request.steps, request.steps)
+        output = EngineOutput(path, "image/png", request.width, request.height, seed=request.seed)
+        return EngineResult((output,))
+
+
+class _Relay:
+    """Hands the painter's steps to the slot; the last step is reported once the file is written."""
+
+    def __init__(self, report: Reporter, steps: int, previews: bool) -> None:
+        self._report, self._steps, self._previews = report, steps, previews
+
+    def check(self) -> None:
+        self._report.check()
+
+    def step(self, done: int, picture: Callable[[], npt.NDArray[np.uint8]] | None) -> None:
+        if done < self._steps:
+            self._report.progress(done, self._steps)
+            if picture is not None and self._previews:
+                self._report.preview("image/jpeg", preview_bytes(picture()))
+
+
+def preview_bytes(picture: npt.NDArray[np.uint8]) -> bytes:
+    """Return the picture as a JPEG of at most 64 KiB."""
+    image = Image.fromarray(picture)
+    data = b""
+    for quality in (82, 65, 45, 25):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        data = buffer.getvalue()
+        if len(data) <= MAX_PREVIEW_BYTES:
+            return data
+    return preview_bytes(np.ascontiguousarray(picture[::2, ::2]))
+
+
+def request_of(task: Task) -> Request:
+    """Read the payload's fields; raises INVALID_FIELD naming the field, its limits and what to do."""
+    fields = task.fields
+    if task.job_type != "image_gen":
+        raise EngineError("INVALID_FIELD", f"job_type: sketch runs image_gen, not {task.job_type}")
+    for name in _UNSUPPORTED:
+        if fields.get(name) not in (None, ""):
+            raise EngineError("INVALID_FIELD", f"{name}: sketch paints from text alone; leave it out")
+    prompt, negative = fields.get("prompt"), fields.get("negative_prompt", "blurry, bad quality")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise EngineError("INVALID_FIELD", "prompt: must be a text that is not blank")
+    if not isinstance(negative, str):
+        raise EngineError("INVALID_FIELD", 'negative_prompt: must be a text; "" is none')
+    scheduler = fields.get("scheduler") or "euler"
+    if not isinstance(scheduler, str) or scheduler not in SCHEDULERS:
+        raise EngineError("INVALID_FIELD", f"scheduler: sketch knows {', '.join(sorted(SCHEDULERS))}")
+    width, height = (_integer(fields, name, 1024, 64, 2048) for name in ("width", "height"))
+    for name, value in (("width", width), ("height", height)):
+        if value % 8:
+            raise EngineError("INVALID_FIELD", f"{name}: must be a multiple of 8, got {value}")
+    guidance = fields.get("guidance_scale", 7.5)
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= 50:
+        raise EngineError("INVALID_FIELD", f"guidance_scale: must be a number from 0 to 50, got {guidance!r}")
+    if not 0 <= task.seed <= MAX_SEED:
+        raise EngineError("INVALID_FIELD", f"seed: must be 0 to 2^64-1, got {task.seed}")
+    steps = _integer(fields, "steps", 20, 1, 150)
+    return Request(prompt, negative, width, height, steps, float(guidance), task.seed, scheduler)
+
+
+def _integer(fields: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
+    value = fields.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise EngineError("INVALID_FIELD", f"{name}: must be an integer from {low} to {high}, got {value!r}")
+    return value
+
+
+def texts_of(task: Task, request: Request, model: str) -> dict[str, str]:
+    """The PNG's text chunks: a keyword per setting, and all in one as `parameters`, as other tools show it."""
+    loras = ", ".join(f"{use.file.name}:{use.weight:g}" for use in task.loras)
+    parameters = (
+        f"{request.prompt}\nNegative prompt: {request.negative_prompt}\nSteps: {request.steps}, "
+        f"Sampler: {request.scheduler}, CFG scale: {request.guidance_scale:g}, Seed: {request.seed}, "
+        f"Size: {request.width}x{request.height}, Model: {model}, Version: fleet-{NAME} {VERSION}"
+    )
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": str(request.seed),
+        "model": model,
+        "steps": str(request.steps),
+        "guidance_scale": f"{request.guidance_scale:g}",
+        "scheduler": request.scheduler,
+        "loras": loras,
+        "engine": NAME,
+        "version": VERSION,
+        "job_id": task.job_id,
+        "parameters": parameters,
+        "Software": f"Fleet Commander {NAME} {VERSION}",
+    }
+
+
+def _read(model: ModelFile | None) -> _Loaded:
+    if model is None or model.path is None:
+        name = model.name if model else DEFAULT_MODEL
+        if name != DEFAULT_MODEL or (model and model.kind != "checkpoint"):
+            raise EngineError("MODEL_NOT_FOUND", f"model {name} is not built into sketch and has no file")
+        return _Loaded(name, model.sha256 if model else None, default_tensors(), {}, 0.0)
+    start = time.perf_counter()
+    tensors = _load_file(model, model.path)
+    prefix = "lora." if model.kind == "lora" else ""
+    floats: Tensors = {n: t.astype(np.float32, copy=False) for n, t in tensors.items() if t.dtype == np.float32}
+    if prefix and not any(name.startswith(prefix) for name in floats):
+        detail = f"{model.name} is no LoRA for sketch; make one with `fleet sketch-model --lora`"
+        raise EngineError("ENGINE_FAILED", detail)
+    style = checked(floats, model.name, prefix=prefix)
+    return _Loaded(model.name, model.sha256, style, tensors, time.perf_counter() - start)
+
+
+def _load_file(model: ModelFile, path: Path) -> Mapping[str, npt.NDArray[np.generic]]:
+    missing = "LORA_NOT_FOUND" if model.kind == "lora" else "MODEL_NOT_FOUND"
+    try:
+        return dict(load_file(path))
+    except FileNotFoundError as error:
+        raise EngineError(missing, f"{model.kind} {model.name} is no longer on this node", retryable=True) from error
+    except MemoryError as error:
+        raise EngineError("OUT_OF_MEMORY", f"no memory for {model.name}: {model.size_bytes} bytes", True) from error
+    except (OSError, SafetensorError, KeyError) as error:
+        raise EngineError("ENGINE_FAILED", f"cannot read {model.name}: {error}") from error
