@@ -117,7 +117,7 @@ class RequestBinder:
             return
         if body:
             _check_json(content_type)
-            self._codec.decode_field(request, field, loads(body))
+            self._codec.decode_field(request, field, loads(body), path=field.name)
         elif field.message_type is not None and not field.is_repeated:
             self._codec.decode_field(request, field, {})
 

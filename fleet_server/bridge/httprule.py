@@ -135,6 +135,8 @@ def _check(binding: Binding) -> None:
     reply = method.output_type
     if binding.response_body and binding.response_body not in reply.fields_by_name:
         raise HttpRuleError(f"{binding}: response_body {binding.response_body!r} is no field of {reply.full_name}")
+    if binding.websocket and not method.server_streaming:
+        raise HttpRuleError(f"{binding}: only a method with a stream of replies can be a WebSocket")
     if method.client_streaming and not binding.websocket and not takes_raw_body(binding):
         raise HttpRuleError(
             f"{binding}: a client stream has no HTTP form unless its body is a {HTTP_BODY}; "

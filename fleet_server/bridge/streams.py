@@ -76,7 +76,10 @@ class StreamReply:
         self._no_body = call.is_head
 
     async def run(self, live: LiveCalls) -> Stop | None:
-        """Serve the stream to its end; why it was stopped, if it was. Raises FleetError, before anything was sent, for what is an ordinary error."""
+        """Serve the stream to its end; why it was stopped, if it was.
+
+        Raises FleetError, before anything was sent, for what is an ordinary error.
+        """
         self._context.on_initial_metadata = self._sure.set
         helpers = [disconnect_watcher(self._call.receive)]
         main = self._bytes() if self._encoder.raw else self._objects()

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from fleet_server.bridge.asgi import Call, Receive, Scope, Send
 from fleet_server.bridge.context import InProcContext, parse_timeout
 from fleet_server.bridge.endpoint import Endpoint
-from fleet_server.bridge.httprule import WEBSOCKET, Binding, rules_of
+from fleet_server.bridge.httprule import HTTP_BODY, WEBSOCKET, Binding, rules_of
 from fleet_server.bridge.invoker import Invoker
 from fleet_server.bridge.replies import SharedEncodings
 from fleet_server.bridge.routes import RouteError, Router
@@ -33,8 +33,8 @@ class Bridge:
     """A raw ASGI application (http and websocket; no lifespan) in front of grpc.aio servicers in this process.
 
     `services` are served as their http rules say; `special` are the literal routes beside them; `required_paths`
-    ("GET /api/nodes/{node_id}") must each be answered. Raises RouteError, HttpRuleError or TemplateError, naming what is
-    wrong, where rules are malformed, shadow each other or leave a required path out.
+    ("GET /api/nodes/{node_id}") must each be answered. Raises RouteError, HttpRuleError or TemplateError, naming what
+    is wrong, where rules are malformed, shadow each other or leave a required path out.
 
     Every reply carries X-Request-Id, the caller's where it is 1 to 128 visible ASCII characters, else a new UUIDv7.
     """
@@ -57,6 +57,12 @@ class Bridge:
         shared = SharedEncodings()
         self.bindings: tuple[Binding, ...] = tuple(
             binding for service in services for method in service.methods for binding in rules_of(method)
+        )
+        codec.prepare(
+            kind
+            for binding in self.bindings
+            for kind in (binding.method.input_type, binding.method.output_type)
+            if kind.full_name != HTTP_BODY
         )
         for route in self._special:
             for binding in self.bindings:

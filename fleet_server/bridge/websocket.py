@@ -93,7 +93,10 @@ class SocketCall:
         self._bad_frame: int | None = None
 
     async def run(self, invoker: Invoker, path: str, *, bidirectional: bool, live: LiveCalls) -> Stop | None:
-        """Serve the socket to its end; why it was stopped, if it was. Raises FleetError, before the upgrade, for what is an ordinary error."""
+        """Serve the socket to its end; why it was stopped, if it was.
+
+        Raises FleetError, before the upgrade, for what is an ordinary error.
+        """
         first = self._binder.bind_texts(self._variables, self._query)
         self._context.on_initial_metadata = self._sure.set
         request = self._requests() if bidirectional else first
