@@ -1,0 +1,5 @@
+"""The command `fleet`."""
+
+from fleet_client.cli.app import main
+
+__all__ = ["main"]
