@@ -1,5 +1,6 @@
 """JSON and protobuf, by converters compiled from descriptors. Pure: no clock, no I/O, nothing of the
-product."""
+product.
+"""
 
 from fleet_server.protojson.codec import JsonCodec
 from fleet_server.protojson.defaults import apply_defaults, default_of

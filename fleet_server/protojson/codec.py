@@ -23,7 +23,8 @@ class JsonCodec:
     64-bit integers as numbers within 2^53 and as strings beyond, and null for what is unset. Reading refuses
     unknown fields, null in lists, strings for 32-bit numbers and floats, and two members of a oneof. Readers
     raise JsonError, whose path begins with the `path` that was passed. Converters are compiled at their first
-    use and shared; any thread may use them."""
+    use and shared; any thread may use them.
+    """
 
     def prepare(self, descriptors: Iterable[Descriptor]) -> None:
         """Compiles both directions ahead, so that the first request is not slower and a bad option shows at
@@ -43,7 +44,8 @@ class JsonCodec:
 
     def decode_into(self, message: Message, value: object, *, path: str = "") -> None:
         """Sets what `value` holds; lists and maps are replaced, messages merged, the rest is left as it is.
-        After an error the message is half filled."""
+        After an error the message is half filled.
+        """
         descriptor: Any = message.DESCRIPTOR
         try:
             decoder(descriptor)(value, message)
@@ -51,9 +53,7 @@ class JsonCodec:
             error.within(path)
             raise
 
-    def decode_field(
-        self, message: Message, field: FieldDescriptor, value: object, *, path: str = ""
-    ) -> None:
+    def decode_field(self, message: Message, field: FieldDescriptor, value: object, *, path: str = "") -> None:
         """Sets one field of `message` from that field's own JSON; null leaves it alone."""
         if value is None:
             return

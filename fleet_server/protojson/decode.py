@@ -2,7 +2,8 @@
 
 One function a message type, `f(d, m)`: it looks each field up in the object and tests the common case inline.
 Whatever fails a test goes to a slow function, which converts or refuses; a refusal rises through the callers,
-each of which puts its own step before the path. The good road pays for neither."""
+each of which puts its own step before the path. The good road pays for neither.
+"""
 
 from __future__ import annotations
 
@@ -289,7 +290,8 @@ def _map(field: FieldDescriptor, kind: FieldKind, key: Kind, label: str) -> list
 
 def _check(kind: FieldKind, name: str, path: str) -> list[str]:
     """Lines that make the JSON value in `name` fit for the field; `path` is an expression, evaluated only if
-    needed."""
+    needed.
+    """
     slow = f"{name} = {kind.kind.value}_in({name}, {path})"
     match kind.kind:
         case Kind.STRING:

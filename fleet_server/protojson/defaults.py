@@ -56,7 +56,8 @@ def default_of(field: FieldDescriptor) -> Default | None:
 def apply_defaults(message: Message) -> None:
     """Sets every unset optional field that has a default, in `message` and in all messages set inside it,
     those in lists and maps too. An unset message stays unset; a set field stays as it is, "" and 0
-    included."""
+    included.
+    """
     descriptor: Any = message.DESCRIPTOR
     fill = _fillers.get(descriptor) or _filler(descriptor)
     fill(message)

@@ -1,7 +1,8 @@
 """Messages to JSON values, by functions compiled from the descriptors.
 
 One function a message type: a dict display with an expression a field, so that a reply of twenty fields is
-one run of straight-line code."""
+one run of straight-line code.
+"""
 
 from __future__ import annotations
 
@@ -206,6 +207,7 @@ def _one(kind: FieldKind, value: str, *, simple: bool) -> str:
 
 def encode(message: Message) -> Any:
     """`message` as a JSON value. Raises ValueError for what JSON cannot hold: a time out of range, an Any of
-    an unknown type, NaN or Infinity in a Value."""
+    an unknown type, NaN or Infinity in a Value.
+    """
     descriptor: Any = message.DESCRIPTOR
     return encoder(descriptor)(message)

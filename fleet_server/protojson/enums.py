@@ -14,7 +14,8 @@ class EnumNames:
 
     `words` maps each number to the word that is printed; of aliases the first declared counts. `numbers` maps
     every word that is read (short and full names, aliases too) to its number. `listed` are the words to tell
-    people: all but the zero value called UNSPECIFIED."""
+    people: all but the zero value called UNSPECIFIED.
+    """
 
     def __init__(self, enum: EnumDescriptor) -> None:
         numbers: dict[str, int] = {}
@@ -38,13 +39,15 @@ def enum_names(enum: EnumDescriptor) -> EnumNames:
 
 def enum_words(enum: EnumDescriptor) -> tuple[str, ...]:
     """The words that people use for `enum`, in the order of declaration, without the zero value
-    UNSPECIFIED."""
+    UNSPECIFIED.
+    """
     return enum_names(enum).listed
 
 
 def _short(enum: str, value: str) -> str:
     """`value` in lower case, less the enum's own name: compared without underscores, so that GPUKind fits
-    GPU_KIND_ and G_P_U_KIND_ alike."""
+    GPU_KIND_ and G_P_U_KIND_ alike.
+    """
     wanted = enum.replace("_", "").upper()
     seen = 0
     for index, char in enumerate(value):

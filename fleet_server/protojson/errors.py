@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 INVALID_FIELD = "INVALID_FIELD"
 UNKNOWN_FIELD = "UNKNOWN_FIELD"
 MALFORMED_JSON = "MALFORMED_JSON"
@@ -14,7 +16,8 @@ class JsonError(Exception):
 
     `path` is the place as the caller wrote it (`jobs[3].payload.steps`; "" for the whole body), `description`
     says what is wrong and what to do, `reason` is INVALID_FIELD, UNKNOWN_FIELD or MALFORMED_JSON. The path
-    grows from the inside out while the error rises, so that nobody pays for it on the good road."""
+    grows from the inside out while the error rises, so that nobody pays for it on the good road.
+    """
 
     def __init__(self, description: str, *, path: str = "", reason: str = INVALID_FIELD) -> None:
         super().__init__(description)
@@ -56,14 +59,10 @@ def shown(value: object) -> str:
             return repr(value)
         case str():
             cut = value if len(value) <= _SHOWN else value[:_SHOWN] + "..."
-            return '"' + cut.encode("ascii", "backslashreplace").decode() + '"' if _odd(cut) else f'"{cut}"'
+            return f'"{cut}"' if cut.isprintable() else json.dumps(cut)
         case dict():
             return "an object"
         case list():
             return "a list"
         case _:
             return f"a {type(value).__name__}"
-
-
-def _odd(text: str) -> bool:
-    return any(not char.isprintable() for char in text)

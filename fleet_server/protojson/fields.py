@@ -1,5 +1,6 @@
 """What a field is in JSON: the one table that the converters, the query parameters and OpenAPI are made
-from."""
+from.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class FieldKind:
     `kind` is the form of the value, of each element if `repeated`, of each value if `map_key` is set.
     `wrapped`: it is one of the wrapper messages around `kind`. `nullable`: an unset field prints null.
     `oneof`: the real oneof that it belongs to, whose other members are not printed. `message` and `enum` are
-    set for those kinds."""
+    set for those kinds.
+    """
 
     kind: Kind
     repeated: bool = False
@@ -171,9 +173,7 @@ def tagged_oneof(message: Descriptor) -> OneofDescriptor | None:
         return None
     oneof = message.oneofs_by_name.get(name)
     if oneof is None:
-        raise ValueError(
-            f"{message.full_name}: tagged_oneof names {name!r}, which is no oneof of this message"
-        )
+        raise ValueError(f"{message.full_name}: tagged_oneof names {name!r}, which is no oneof of this message")
     for field in message.fields:
         if field.name in ("type", "data") and real_oneof(field) is not oneof:
             raise ValueError(f"{field.full_name}: a message with a tagged_oneof has no place for this name")

@@ -1,9 +1,10 @@
 """Strict JSON: bytes to Python values and back.
 
-orjson is fast but keeps the last of duplicate keys and turns integers of more than 64 bits into floats. Both
-are found cheaply: a cut-off count of the colons in the text against the keys that arrived, and a look for
-runs of 19 digits. Only a text that looks suspicious is read a second time, by the standard library with
-hooks, which decides exactly."""
+orjson is fast but keeps the last of duplicate keys and turns integers of more than 64 bits into floats. What it
+read is printed again: the same text means that nothing was lost. Other texts (blanks, escapes, other forms of
+numbers) have their keys counted and are searched for runs of 19 digits; only what looks suspicious then is read a
+second time, by the standard library with hooks, which decides exactly.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from fleet_server.protojson.errors import MALFORMED_JSON, JsonError, join, step
 _CLASSES = bytes.maketrans(b"123456789\t\r\n", b"000000000   ")
 # The first magnitude that orjson may round has 19 digits (below -2^63).
 _LONG_RUN = b"0" * 19
+# What orjson prints at most.
+_DEEPEST = 250
 
 
 def loads(body: bytes, *, max_depth: int = 64) -> object:
@@ -26,25 +29,29 @@ def loads(body: bytes, *, max_depth: int = 64) -> object:
 
     Refuses with MALFORMED_JSON: what is not JSON or not UTF-8, NaN and Infinity, numbers beyond a double,
     duplicate keys (the path names them), lone surrogates, NUL in strings, more than `max_depth` objects and
-    lists inside each other."""
+    lists inside each other.
+    """
     try:
         value: object = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise _malformed(_reason(error)) from None
-    if type(value) is not dict and type(value) is not list:
-        members = 0
-    elif body.count(b"{") == 1 and b"[" not in body and type(value) is dict:
-        members = len(value)
-    else:
-        members = _members(value, max_depth)
-    if max_depth < 1 and (type(value) is dict or type(value) is list):
-        raise _too_deep(max_depth)
-    if b"\\u0000" in body:
-        _refuse_nul(body, value)
+    room = min(max_depth, _DEEPEST)
+    if body.count(b"{") + body.count(b"[") > room:
+        # Braces within strings count too here; the walk is exact.
+        _members(value, room)
+    escapes = b"\\u" in body
+    if escapes and b"\\u0000" in body:
+        _refuse_nul(value)
+    printed = orjson.dumps(value)
+    if printed == body:
+        return value
     classes = body.translate(_CLASSES)
-    if body.count(b'":') != members or b" :" in classes or _LONG_RUN in classes:
-        return _reread(body, max_depth)
-    return value
+    # A key ends in a quote and a colon. Within strings this pair needs an escaped quote, and then stands in both
+    # texts, unless it was written with an escape of another kind: then the keys themselves are counted.
+    if _LONG_RUN in classes or b" :" in classes:
+        return _reread(body, room)
+    kept = _members(value, room) if escapes else printed.count(b'":')
+    return value if kept == body.count(b'":') else _reread(body, room)
 
 
 def dumps(value: object) -> bytes:
@@ -112,9 +119,10 @@ def _rebuild(value: object, room: int) -> object:
     return value
 
 
-def _refuse_nul(body: bytes, value: object) -> None:
+def _refuse_nul(value: object) -> None:
     """Refuses NUL characters; an escaped backslash before "u0000" is no NUL, hence the look at the
-    strings."""
+    strings.
+    """
     for path, text in _strings(value, ""):
         if "\0" in text:
             raise JsonError("must not hold the NUL character", path=path, reason=MALFORMED_JSON)

@@ -2,7 +2,8 @@
 
 The compiled converters test for the common case inline; only what fails that test comes here, to be converted
 after all (an integral float for an integer, an integer for a float) or refused with a sentence that names the
-field."""
+field.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def bool_in(value: object, path: str) -> bool:
 
 def integer_in(kind: Kind) -> Callable[[object, str], int]:
     """A reader of integers: numbers, integral ones such as 1e3 too, and for 64 bits decimal digits in a
-    string."""
+    string.
+    """
     low, high = RANGES[kind]
     wide = kind in (Kind.INT64, Kind.UINT64)
     wanted = f"a whole number from {low} to {high}"

@@ -1,5 +1,6 @@
 """Source text of compiled functions: lines with indentation, the objects they name, and the one place that
-runs it."""
+runs it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 
 class Source:
     """The functions of one family, sharing one global namespace, so that recursive messages find each other
-    by name."""
+    by name.
+    """
 
     def __init__(self, **namespace: Any) -> None:
         self._namespace: dict[str, Any] = namespace

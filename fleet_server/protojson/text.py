@@ -1,5 +1,6 @@
 """Query parameters and path variables: text to a field that may lie inside other messages
-(`filter.status`)."""
+(`filter.status`).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def set_from_text(message: Message, field_path: str, values: Sequence[str]) -> N
     Numbers are written as in JSON, booleans as true or false, enums by their words, bytes in base64, times as
     in JSON. Raises JsonError: UNKNOWN_FIELD where the path names nothing that text can set (objects, maps,
     lists of objects), else INVALID_FIELD; more than one value for a field that is not repeated, and two
-    members of a oneof, are INVALID_FIELD."""
+    members of a oneof, are INVALID_FIELD.
+    """
     parents, field = resolve(message.DESCRIPTOR, field_path)
     target: Any = message
     for parent in parents:
@@ -52,7 +54,8 @@ def set_from_text(message: Message, field_path: str, values: Sequence[str]) -> N
 @functools.lru_cache(maxsize=4096)
 def resolve(message: Descriptor, field_path: str) -> tuple[tuple[str, ...], FieldDescriptor]:
     """The names of the messages on the way, and the field at the end. Raises JsonError UNKNOWN_FIELD as
-    set_from_text."""
+    set_from_text.
+    """
     parents: list[str] = []
     names = field_path.split(".")
     for index, name in enumerate(names):

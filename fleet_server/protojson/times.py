@@ -1,6 +1,7 @@
 """Timestamp and Duration as text: RFC 3339 in UTC, and seconds with an "s". 0, 3, 6 or 9 digits of fraction
 go out, up to 9 come in; the ranges are those of the well-known types (years 1 to 9999, about 10,000
-years)."""
+years).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The well-known messages with a JSON form of their own: free JSON (Struct, Value, ListValue) and FieldMask.
 
 Readers take the JSON value and the message to fill, writers take the message. Times are in times.py; Any,
-whose content is any message, is made by the encoder and decoder themselves."""
+whose content is any message, is made by the encoder and decoder themselves.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _MASK = re.compile(r"(?:[a-z_][a-z0-9_]*(?:[.,][a-z_][a-z0-9_]*)*)?")
 
 def value_out(value: Any) -> Any:
     """Free JSON; integral numbers within 2^53 as integers, an unset Value as null. Raises ValueError for NaN
-    and Infinity."""
+    and Infinity.
+    """
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return value.string_value

@@ -1,7 +1,7 @@
 """Where our JSON differs from json_format's, as code: the table is in test_differential.py.
 
-`expected` turns what json_format prints into what we must print. `for_json_format` turns our JSON into what json_format reads.
-`stricter` names each listed reason for which we refuse a value that json_format may take.
+`expected` turns what json_format prints into what we must print. `for_json_format` turns our JSON into what json_format
+reads. `stricter` names each listed reason for which we refuse a value that json_format may take.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from fleet.transcode.v1 import options_pb2
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
-
-from fleet.transcode.v1 import options_pb2
 
 Json = Any
 SAFE = 2**53

@@ -14,7 +14,19 @@ from google.protobuf.message import Message
 from tests.protojson.listed import Json, is_map
 
 F = FieldDescriptor
-STRINGS = ["", "a", "seed", "Grüße, 世界 😀", 'quo"te\\', "line\nbreak\u2028", "1", "true", "null", "\x7f\x01", "x" * 300]
+STRINGS = [
+    "",
+    "a",
+    "seed",
+    "Grüße, 世界 😀",
+    'quo"te\\',
+    "line\nbreak\u2028",
+    "1",
+    "true",
+    "null",
+    "\x7f\x01",
+    "x" * 300,
+]
 BYTES = [b"", b"\0", b"\xff\xfe\xfd", b"any carnal pleas", bytes(range(256))]
 DOUBLES = [0.0, -0.0, 1.0, -1.5, 0.1, 1e-300, 5e-324, 1.7976931348623157e308, 2.0**53, 1e16, float("nan"), float("inf")]
 FREE_NUMBERS = [0.0, 1.0, -3.0, 0.5, 2.0**53, -(2.0**53), 2.0**53 + 2, 1e300, -0.0, 1e15 + 0.5]

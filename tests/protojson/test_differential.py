@@ -1,7 +1,7 @@
-"""Our converters against google.protobuf.json_format, the oracle: every message type of the torture proto and of fleet.v1.
+"""Our converters against google.protobuf.json_format, the oracle.
 
-Both sides must print the same, both must read the same message, and both must refuse the same JSON, but for these listed
-differences. `listed.py` holds each of them as code.
+On every message of the torture proto and of fleet.v1 both sides must print the same, both must read the same message,
+and both must refuse the same JSON, but for these listed differences. `listed.py` holds each of them as code.
 
 | what | json_format | here |
 |---|---|---|
@@ -21,7 +21,7 @@ differences. `listed.py` holds each of them as code.
 | Struct: depth in | any, though protobuf cannot parse it again | 30 objects or 45 lists |
 | FieldMask | camelCase | proto names |
 | the largest float out | 3.4028235e+38, which it does not read | its exact value |
-| times, lengths, masks in | digits may lack, underscores, more than nine digits of a fraction | RFC 3339, plain digits |
+| times, lengths, masks in | digits may lack, underscores, longer fractions | RFC 3339, plain digits |
 | base64 in | foreign characters skipped | refused |
 | map: null as a value | refused | left out, as null elsewhere (not where the value is free JSON) |
 | map: two keys that are one number | the last one | refused |

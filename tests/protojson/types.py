@@ -6,9 +6,9 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 
+import fleet.v1
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 
-import fleet.v1
 from tests.protos import load
 
 BROKEN = {"BadDefault", "BadTag", "BadTagName"}
