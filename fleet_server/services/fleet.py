@@ -1,0 +1,177 @@
+"""What this replica knows of the nodes, in memory. One writer: services.sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fleet.v1.node_pb2 import AgentHeartbeat, Hello
+from fleet.v1.types_pb2 import Heartbeat, NodeInfo
+
+from fleet_server.domain.node import NodeStatus, NodeView
+from fleet_server.services.nodes import heartbeat_of, info_of, now_ms, set_time, status_number, view_of
+from fleet_server.store import NodeRow, Store
+
+Listener = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Node:
+    hello: Hello
+    row: NodeRow
+    view: NodeView
+    beat: Heartbeat
+    running: tuple[str, ...] = ()
+    address: str = ""
+    skew_seconds: float | None = None
+
+
+class FleetView:
+    """All nodes that the store knows, with what their agents said last. Reads never wait.
+
+    After a start the nodes are as the store had them, none online, until their agents come again.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Node] = {}
+        self._listeners: list[Listener] = []
+
+    # Reading.
+
+    def nodes(self) -> list[NodeView]:
+        """All nodes, by node_id."""
+        return [self._nodes[node_id].view for node_id in sorted(self._nodes)]
+
+    def online(self) -> list[NodeView]:
+        """The nodes whose agents are connected, by node_id."""
+        return [view for view in self.nodes() if view.online]
+
+    def node(self, node_id: str) -> NodeView | None:
+        """One node, None if unknown."""
+        node = self._nodes.get(node_id)
+        return None if node is None else node.view
+
+    def info(self, node_id: str) -> NodeInfo | None:
+        """The node as the API shows it, a fresh message; None if unknown."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return None
+        info = info_of(replace(node.row, status=node.view.status.value, heartbeat=node.beat.SerializeToString()))
+        info.slots_free = node.view.slots_free
+        info.ClearField("running_job_ids")
+        info.running_job_ids.extend(node.running)
+        if node.address:
+            info.address = node.address
+        if node.skew_seconds is not None:
+            info.clock_skew_seconds = node.skew_seconds
+        return info
+
+    def heartbeat(self, node_id: str) -> Heartbeat | None:
+        """The last beat of the node, a fresh message; None if unknown or if it never beat."""
+        node = self._nodes.get(node_id)
+        if node is None or not node.beat.HasField("heartbeat_time"):
+            return None
+        beat = Heartbeat()
+        beat.CopyFrom(node.beat)
+        beat.status = status_number(node.view.status)
+        beat.slots_free = node.view.slots_free
+        beat.ClearField("running_job_ids")
+        beat.running_job_ids.extend(node.running)
+        return beat
+
+    def hello(self, node_id: str) -> Hello | None:
+        """The node's description as its agent gave it last; not to be changed."""
+        node = self._nodes.get(node_id)
+        return None if node is None else node.hello
+
+    def subscribe_changes(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener(node_id)` after each change, beats included; it must not wait. Returns how to end it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # Writing: services.sessions alone.
+
+    async def load(self, store: Store) -> list[NodeRow]:
+        """Takes over what the store knows; nodes that seem online are disconnected until their agents are back."""
+        rows = await store.nodes.list()
+        for row in rows:
+            if row.node_id not in self._nodes:
+                status = NodeStatus.DOWN if row.status == NodeStatus.DOWN else NodeStatus.DISCONNECTED
+                self._keep(row, Hello.FromString(row.info), status)
+        return rows
+
+    def connected(self, row: NodeRow, hello: Hello, beat: AgentHeartbeat, *, address: str, slots_free: int) -> None:
+        """The agent is here: a new session."""
+        node = self._keep(row, hello, NodeStatus.ONLINE)
+        node.address = address
+        self.beat(row.node_id, hello, beat, slots_free=slots_free)
+
+    def beat(self, node_id: str, hello: Hello, beat: AgentHeartbeat, *, slots_free: int) -> Heartbeat:
+        """A heartbeat came; `hello` is the description after it. Returns it as callers read it."""
+        node = self._nodes[node_id]
+        at = now_ms()
+        node.hello = hello
+        node.beat = heartbeat_of(node_id, beat, at_ms=at, slots_free=slots_free)
+        if beat.HasField("now"):
+            node.skew_seconds = round((beat.now.ToMilliseconds() - at) / 1000, 3)
+        node.row = replace(node.row, heartbeat_ms=at)
+        node.view = replace(
+            view_of(
+                hello,
+                status=node.view.status,
+                session=node.view.session,
+                cordoned=node.view.cordoned,
+                slots_free=slots_free,
+                gpus=beat.gpus,
+            ),
+            draining=node.view.draining,
+        )
+        self._changed(node_id)
+        return node.beat
+
+    def described(self, node_id: str, info: bytes) -> None:
+        """The store has taken a new description."""
+        node = self._nodes[node_id]
+        node.row = replace(node.row, info=info, updated_ms=now_ms())
+
+    def occupy(self, node_id: str, *, slots_free: int, running: tuple[str, ...]) -> None:
+        """Work was given to the node or ended there."""
+        node = self._nodes[node_id]
+        node.running = running
+        if node.view.slots_free != slots_free:
+            node.view = replace(node.view, slots_free=slots_free)
+        self._changed(node_id)
+
+    def set_status(self, node_id: str, status: NodeStatus, *, draining: bool = False) -> None:
+        """The connection changed; a node that is not online has no free slots."""
+        node = self._nodes[node_id]
+        free = node.view.slots_free if status is NodeStatus.ONLINE else 0
+        node.view = replace(node.view, status=status, draining=draining, slots_free=free)
+        node.row = replace(node.row, status=status.value, updated_ms=now_ms())
+        if status is NodeStatus.DOWN:
+            node.running = ()
+        self._changed(node_id)
+
+    def forget(self, node_id: str) -> None:
+        """The node was deleted."""
+        if self._nodes.pop(node_id, None) is not None:
+            self._changed(node_id)
+
+    def _keep(self, row: NodeRow, hello: Hello, status: NodeStatus) -> _Node:
+        before = self._nodes.get(row.node_id)
+        kept = Hello()
+        kept.CopyFrom(hello)
+        # The name under which the store knows it, whatever an old record says.
+        kept.node_id = row.node_id
+        view = view_of(kept, status=status, session=row.session, cordoned=row.cordoned)
+        beat = Heartbeat.FromString(row.heartbeat)
+        if not beat.HasField("heartbeat_time") and row.heartbeat:
+            set_time(beat.heartbeat_time, row.heartbeat_ms)
+        node = _Node(kept, replace(row, status=status.value), view, beat, address=before.address if before else "")
+        self._nodes[row.node_id] = node
+        self._changed(row.node_id)
+        return node
+
+    def _changed(self, node_id: str) -> None:
+        for listener in tuple(self._listeners):
+            listener(node_id)

@@ -1,0 +1,162 @@
+"""Progress of running jobs: in memory, the latest wins, shared by all who watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from fleet.v1.types_pb2 import JobProgress
+
+_TEXT_LIMIT = 65_536
+
+
+class ProgressHub:
+    """The last tick of each running job of this replica's agents, and who listens.
+
+    Ticks are lossy by design: a listener gets at most one per job and interval, a slow one the newest alone. Ends are no
+    ticks; they come as stored events.
+    """
+
+    def __init__(self, *, interval_seconds: float = 0.1, jobs_limit: int = 10_000, backlog: int = 1_024) -> None:
+        self._interval = interval_seconds
+        self._jobs_limit = jobs_limit
+        self._backlog = backlog
+        self._latest: OrderedDict[str, JobProgress] = OrderedDict()
+        self._listeners: set[_Listener] = set()
+        self._previewers: dict[str, int] = {}
+        self._preview_all = 0
+
+    def latest(self, job_id: str) -> JobProgress | None:
+        """The last tick of a job, without preview; None before the first and after `forget`. Not to be changed."""
+        return self._latest.get(job_id)
+
+    def publish(self, progress: JobProgress) -> None:
+        """Takes a tick over (the caller changes it no more) and offers it to all who listen. Never waits."""
+        job_id = progress.job_id
+        plain = _without_preview(progress)
+        self._latest[job_id] = plain
+        self._latest.move_to_end(job_id)
+        if len(self._latest) > self._jobs_limit:
+            self._latest.popitem(last=False)
+        for listener in self._listeners:
+            if listener.job_ids is None or job_id in listener.job_ids:
+                listener.offer(progress if listener.previews else plain)
+
+    def forget(self, job_id: str) -> None:
+        """The attempt ended: its last tick is stale."""
+        self._latest.pop(job_id, None)
+
+    def previews_wanted(self, job_id: str) -> bool:
+        """Whether somebody looks at pictures of this job in the making."""
+        return self._preview_all > 0 or job_id in self._previewers
+
+    @asynccontextmanager
+    async def subscribe(
+        self, job_ids: Collection[str] | None = None, previews: bool = False
+    ) -> AsyncIterator[AsyncIterator[JobProgress]]:
+        """Ticks of these jobs (None: of all) published from now on, each job at most 10 times a second.
+
+        The iterator ends never; it is closed with the context.
+        """
+        listener = _Listener(None if job_ids is None else frozenset(job_ids), previews, self._interval, self._backlog)
+        self._listeners.add(listener)
+        if previews:
+            self._count_previews(listener.job_ids, 1)
+        ticks = listener.ticks()
+        try:
+            yield ticks
+        finally:
+            self._listeners.discard(listener)
+            if previews:
+                self._count_previews(listener.job_ids, -1)
+            await ticks.aclose()
+
+    def _count_previews(self, job_ids: frozenset[str] | None, change: int) -> None:
+        if job_ids is None:
+            self._preview_all += change
+            return
+        for job_id in job_ids:
+            count = self._previewers.get(job_id, 0) + change
+            if count:
+                self._previewers[job_id] = count
+            else:
+                self._previewers.pop(job_id, None)
+
+
+class _Listener:
+    def __init__(self, job_ids: frozenset[str] | None, previews: bool, interval: float, backlog: int) -> None:
+        self.job_ids = job_ids
+        self.previews = previews
+        self._interval = interval
+        self._backlog = backlog
+        self._pending: OrderedDict[str, JobProgress] = OrderedDict()
+        self._sent: OrderedDict[str, float] = OrderedDict()
+        self._some = asyncio.Event()
+
+    def offer(self, progress: JobProgress) -> None:
+        before = self._pending.get(progress.job_id)
+        self._pending[progress.job_id] = progress if before is None else _merged(before, progress)
+        if len(self._pending) > self._backlog:
+            self._pending.popitem(last=False)
+        self._some.set()
+
+    async def ticks(self) -> AsyncGenerator[JobProgress, None]:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._some.wait()
+            now = clock()
+            soonest = None
+            due = None
+            for job_id in self._pending:
+                at = self._sent.get(job_id, 0.0) + self._interval
+                if at <= now:
+                    due = job_id
+                    break
+                soonest = at if soonest is None else min(soonest, at)
+            if due is None:
+                if soonest is None:
+                    self._some.clear()
+                else:
+                    await asyncio.sleep(soonest - now)
+                continue
+            self._sent[due] = now
+            self._sent.move_to_end(due)
+            if len(self._sent) > self._backlog:
+                self._sent.popitem(last=False)
+            yield self._pending.pop(due)
+
+
+def _without_preview(progress: JobProgress) -> JobProgress:
+    if not progress.HasField("preview"):
+        return progress
+    plain = JobProgress()
+    plain.CopyFrom(progress)
+    plain.ClearField("preview")
+    return plain
+
+
+def _merged(before: JobProgress, after: JobProgress) -> JobProgress:
+    """`after`, with what of `before` a listener would miss: text that continues, and a preview not replaced."""
+    keeps_preview = before.HasField("preview") and not after.HasField("preview")
+    continues = (
+        before.HasField("text")
+        and after.HasField("text")
+        and before.attempt == after.attempt
+        and before.text_offset + len(before.text) == after.text_offset
+        and len(before.text) + len(after.text) <= _TEXT_LIMIT
+    )
+    if not keeps_preview and not continues and not (before.HasField("text") and not after.HasField("text")):
+        return after
+    merged = JobProgress()
+    merged.CopyFrom(after)
+    if keeps_preview:
+        merged.preview.CopyFrom(before.preview)
+    if continues:
+        merged.text = before.text + after.text
+        merged.text_offset = before.text_offset
+    elif before.HasField("text") and not after.HasField("text") and before.attempt == after.attempt:
+        merged.text = before.text
+        merged.text_offset = before.text_offset
+    return merged

@@ -1,0 +1,1 @@
+"""Files: outputs on the local disk."""
