@@ -23,7 +23,9 @@ import httptools
 import uuid_utils
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from fleet_server.bridge.asgi import ABORT_EXTENSION
 from fleet_server.bridge.errors import error_reply
 from fleet_server.domain.errors import FleetError
 
@@ -100,9 +102,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._phase = _Phase.OVER
             transport.abort()  # even polite refusals have an end
         elif count > self.max_connections:
-            detail = (
-                f"this server takes {self.max_connections} connections; close idle ones or try again later"
-            )
+            detail = f"this server takes {self.max_connections} connections; close idle ones or try again later"
             self._refuse(FleetError("TOO_MANY_CONNECTIONS", detail, retry_after_seconds=1))
         else:
             self._head_timer = self.loop.call_later(self.header_seconds, self._on_head_timeout)
@@ -219,6 +219,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = _GentleTransport(self)  # type: ignore[assignment]
@@ -321,6 +322,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._head_timer = self._linger_timer = None
+
+
+class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """WebSockets that the application can drop at once; give it to `uvicorn.Config(ws=...)`."""
+
+    async def run_asgi(self) -> None:
+        self.scope["extensions"][ABORT_EXTENSION] = self.transport.abort  # type: ignore[assignment]
+        await super().run_asgi()
 
 
 def limited_protocol(

@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from fleet_server.bridge.http_limits import MAX_HEADER_BYTES, MAX_PIPELINED, limited_protocol
+from fleet_server.bridge.asgi import ABORT_EXTENSION
+from fleet_server.bridge.http_limits import MAX_HEADER_BYTES, MAX_PIPELINED, LimitedWebSocketProtocol, limited_protocol
 from tests.bridge.raw_http import RawClient, Reply, connect, http_reply, serve, wait_until
 
 
@@ -57,6 +58,15 @@ def get(path: str = "/a", *headers: bytes) -> bytes:
     return b"GET " + path.encode() + b" HTTP/1.1\r\nhost: localhost\r\n" + b"".join(headers) + b"\r\n"
 
 
+UPGRADE = get(
+    "/ws",
+    b"connection: upgrade\r\n",
+    b"upgrade: websocket\r\n",
+    b"sec-websocket-version: 13\r\n",
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+)
+
+
 async def test_a_header_section_of_exactly_the_limit_is_taken_and_one_byte_more_is_431() -> None:
     async with serve(Echo(), http=limited_protocol()) as server:
         plain = len(get("/a", b"x: \r\n"))
@@ -90,9 +100,7 @@ async def test_oversize_headers_are_431_with_the_error_body(request_bytes: bytes
         assert app.paths == []
 
 
-@pytest.mark.parametrize(
-    "start", [b"GET /a HTTP/1.1\r\nhost: a\r\nx: ", b"GET /", b"GET /a HTTP/1.1\r\nhost: a\r\n"]
-)
+@pytest.mark.parametrize("start", [b"GET /a HTTP/1.1\r\nhost: a\r\nx: ", b"GET /", b"GET /a HTTP/1.1\r\nhost: a\r\n"])
 async def test_an_endless_header_is_cut_off_and_takes_no_memory(start: bytes) -> None:
     process = psutil.Process()
     async with serve(Echo(), http=limited_protocol()) as server, connect(server) as client:
@@ -345,19 +353,34 @@ async def test_websockets_are_upgraded_and_count_as_connections() -> None:
         await send({"type": "websocket.accept"})
         await receive()
 
-    upgrade = get(
-        "/ws",
-        b"connection: upgrade\r\n",
-        b"upgrade: websocket\r\n",
-        b"sec-websocket-version: 13\r\n",
-        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
-    )
     protocol = limited_protocol(header_seconds=0.2, max_connections=2)
-    async with serve(app, http=protocol, ws="websockets-sansio") as server, connect(server) as client:
-        await client.send(upgrade)
+    async with serve(app, http=protocol, ws=LimitedWebSocketProtocol) as server, connect(server) as client:
+        await client.send(UPGRADE)
         assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
         async with connect(server), connect(server) as third:
             check_refusal(await third.reply(), 429, "TOO_MANY_CONNECTIONS", "RESOURCE_EXHAUSTED")
         await header_time_passes(server)
         await client.send(bytes([0x88, 0x80, 0, 0, 0, 0]))
         assert (await client.reader.read(2))[:1] == b"\x88"
+
+
+async def test_the_application_can_drop_a_connection_at_once() -> None:
+    """Without waiting for a peer that reads nothing: the rest of the reply is never sent."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        scope["extensions"][ABORT_EXTENSION]()
+        while (await receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
+            pass
+
+    settings: dict[str, Any] = {"http": limited_protocol(), "ws": LimitedWebSocketProtocol, "log_level": "critical"}
+    async with serve(app, **settings) as server:
+        for request in (get(), UPGRADE):
+            async with connect(server) as client:
+                await client.send(request)
+                await client.ended()
+            await wait_until(lambda: not server.server_state.connections)
