@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -11,6 +13,7 @@ from fleet_agent.engines.sketch.palettes import GROUND, NEAR, mix
 from fleet_agent.engines.sketch.scene import Frame, Scene
 
 Point = tuple[float, float]
+Check = Callable[[], None]
 _LAMP = np.array([1.0, 0.80, 0.42], np.float32)
 _BLOSSOMS = ((0.95, 0.25, 0.22), (0.98, 0.82, 0.30), (0.97, 0.97, 0.95), (0.72, 0.42, 0.88), (0.98, 0.56, 0.70))
 
@@ -134,12 +137,13 @@ def birds(canvas: Array, scene: Scene, frame: Frame) -> None:
         shape.lay(canvas, colour)
 
 
-def flowers(canvas: Array, scene: Scene, frame: Frame, top: float) -> None:
+def flowers(canvas: Array, scene: Scene, frame: Frame, top: float, check: Check) -> None:
     """Blossoms strewn over the meadow, growing towards the viewer and thinning with distance."""
     dice = scene.dice.child("flowers")
-    colours = np.array(_BLOSSOMS, np.float32)
-    kinds = [dice.below(len(_BLOSSOMS)) for _ in range(3)]
+    named = scene.accents or tuple(_BLOSSOMS[dice.below(len(_BLOSSOMS))] for _ in range(3))
+    colours = np.array((*named, *named[:1], _BLOSSOMS[dice.below(len(_BLOSSOMS))]), np.float32)
     for index in range(7):
+        check()
         t = (index + 1) / 7.0
         depth = t * t
         count = int((420 - 45 * index) * scene.right)
@@ -148,7 +152,7 @@ def flowers(canvas: Array, scene: Scene, frame: Frame, top: float) -> None:
         xs = draws[0] * np.float32(frame.width)
         centre = top + spread * (0.05 + 0.92 * depth)
         ys = (np.float32(centre) + (draws[1] - 0.5) * np.float32(0.16 * t * spread + 0.02)) * np.float32(frame.pixels)
-        choice = np.array(kinds)[np.floor(draws[2] * 2.999).astype(np.int32)]
+        choice = np.floor(draws[2] * np.float32(len(colours) - 0.001)).astype(np.int32)
         light = np.float32(0.35 if scene.dark else 0.72) + draws[3] * np.float32(0.28)
         tint = np.moveaxis(colours[choice], -1, 0) * light
         tint = tint + (scene.haze[:, None] - tint) * np.float32(0.30 * (1.0 - t))
@@ -176,10 +180,11 @@ def grass(canvas: Array, scene: Scene, frame: Frame, base: float, tall: float) -
     over(canvas[:, top:], scene.colour(GROUND) * np.float32(0.62), cover_of(mask, scale))
 
 
-def rain(canvas: Array, scene: Scene, frame: Frame) -> None:
+def rain(canvas: Array, scene: Scene, frame: Frame, check: Check) -> None:
     """Slanted streaks in two depths."""
     dice = scene.dice.child("rain")
     _streaks(canvas, frame, dice, int(520 * scene.right * scene.bottom), 0.055, 0.16)
+    check()
     _streaks(canvas, frame, dice.child("near"), int(130 * scene.right * scene.bottom), 0.11, 0.22)
 
 
@@ -194,11 +199,12 @@ def _streaks(canvas: Array, frame: Frame, dice: Dice, count: int, length: float,
     over(canvas, np.array([0.86, 0.90, 0.96], np.float32), cover_of(mask, 2) * np.float32(alpha * 1.6))
 
 
-def snowfall(canvas: Array, scene: Scene, frame: Frame) -> None:
+def snowfall(canvas: Array, scene: Scene, frame: Frame, check: Check) -> None:
     """Flakes in three depths, the nearest large and faint."""
     dice = scene.dice.child("snowfall")
     white = np.array([0.98, 0.99, 1.0], np.float32)
     for index, (count, radius, alpha) in enumerate(((900, 0.0011, 0.75), (260, 0.0026, 0.62), (46, 0.0062, 0.34))):
+        check()
         draws = dice.child(index).floats(3, int(count * scene.right * scene.bottom))
         xs, ys = draws[0] * np.float32(frame.width), draws[1] * np.float32(frame.height)
         stamp(canvas, xs, ys, max(0.3, radius * frame.pixels), white, (draws[2] * 0.6 + 0.4) * np.float32(alpha))

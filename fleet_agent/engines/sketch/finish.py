@@ -53,7 +53,7 @@ def grade_of(style: Style, reading: Reading, guidance: float) -> Grade:
 def finish(canvas: Array, grade: Grade, dice: Dice, check: Callable[[], None]) -> npt.NDArray[np.uint8]:
     """Return the canvas toned and textured, as bytes of shape (height, width, 3)."""
     _, height, width = canvas.shape
-    bloom = _bloom(canvas, grade)
+    bloom = _bloom(canvas, grade, check)
     out = np.empty((height, width, 3), np.uint8)
     frame = Frame(width, height)
     grain = dice.child("grain").floats(256, 512) - np.float32(0.5)
@@ -134,12 +134,14 @@ def _vignette(band: Array, frame: Frame, rows: slice) -> None:
     band *= np.float32(1.03) - (dx * dx) * np.float32(0.075) - (dy * dy) * np.float32(0.055)
 
 
-def _bloom(canvas: Array, grade: Grade) -> Array | None:
+def _bloom(canvas: Array, grade: Grade, check: Callable[[], None]) -> Array | None:
     if grade.glow <= 0.0 or min(canvas.shape[1:]) < 16:
         return None
     small = canvas
     while max(small.shape[1:]) > 192 and min(small.shape[1:]) > 16:
-        small = halve(small)
+        check()
+        small = np.stack([halve(plane[None])[0] for plane in small])
+    check()
     bright = np.maximum(small - np.float32(0.62), np.float32(0.0))
     near = blur(bright, 2)
     far = blur(halve(near), 4)

@@ -228,8 +228,9 @@ class Forest:
             ys = frame.ys[part]
             depth = np.clip((ys - self.base) * np.float32(1.0 / self.height) + np.float32(0.9), 0.0, 1.3)
             mist = depth * depth * np.float32((0.55 if scene.has("mist") else 0.26) * (1.15 - self.nearness))
-            colour = np.repeat(self.colour[:, None], depth.size, axis=1).reshape(3, *depth.shape)
-            over(colour, scene.haze, mist)
+            floor = grid(scene.soft(), frame.xs * np.float32(1.3), ys * np.float32(4.0)) - np.float32(0.5)
+            colour: Array = self.colour[:, None, None] * (np.float32(1.0) + floor * np.float32(0.5))
+            over(colour, scene.haze, np.clip(mist + floor * depth * np.float32(0.16), 0.0, 1.0))
             over(canvas[:, part], colour, self.cover[start - self.top : stop - self.top])
 
 

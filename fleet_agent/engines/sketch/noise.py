@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from fleet_agent.engines.sketch.dice import Array, Dice
 
 SIZE = 512  # texels of a tile's side; a tile repeats with period 1
 _MASK = np.int32(SIZE - 1)
+_BAND = 64
 
 
 def smooth(t: Array) -> Array:
@@ -120,25 +123,37 @@ def line(dice: Dice, xs: Array, first: float, octaves: int, gain: float = 0.5, *
     return scaled
 
 
-def resize(planes: Array, height: int, width: int) -> Array:
-    """Scale (channels, h, w) to (channels, height, width), bilinearly, pixel centres aligned."""
-    return _along(_along(planes, height, 1), width, 2)
+def resize(planes: Array, height: int, width: int, check: Callable[[], None] = lambda: None) -> Array:
+    """Scale (channels, h, w) to (channels, height, width), bilinearly, pixel centres aligned.
 
-
-def _along(planes: Array, size: int, axis: int) -> Array:
-    old = planes.shape[axis]
-    if old == size:
+    Works in bands that stay in the processor's cache; `check` is called between them and may raise to stop.
+    """
+    channels, old_height, old_width = planes.shape
+    if (old_height, old_width) == (height, width):
         return planes
+    out = np.empty((channels, height, width), np.float32)
+    above, below, ty = _taps(old_height, height)
+    left, right, tx = _taps(old_width, width)
+    for start in range(0, height, _BAND):
+        check()
+        rows = slice(start, min(start + _BAND, height))
+        for channel in range(channels):
+            low, high = planes[channel, above[rows]], planes[channel, below[rows]]
+            high -= low
+            high *= ty[rows, None]
+            low += high
+            near, far = low.take(left, axis=1), low.take(right, axis=1)
+            far -= near
+            far *= tx
+            np.add(near, far, out=out[channel, rows])
+    return out
+
+
+def _taps(old: int, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Array]:
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(old / size) - np.float32(0.5)
     position = np.clip(position, 0.0, old - 1)
     index = np.floor(position).astype(np.int64)
-    t = (position - index).astype(np.float32)
-    shape = [1, 1, 1]
-    shape[axis] = size
-    low = planes.take(index, axis=axis)
-    high = planes.take(np.minimum(index + 1, old - 1), axis=axis)
-    scaled: Array = low + (high - low) * t.reshape(shape)
-    return scaled
+    return index, np.minimum(index + 1, old - 1), (position - index).astype(np.float32)
 
 
 def halve(planes: Array) -> Array:

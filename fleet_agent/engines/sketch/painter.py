@@ -89,15 +89,18 @@ def paint(request: Request, style: Style, watcher: Watcher) -> npt.NDArray[np.ui
             level = wanted
             frame = Frame(*_size(request, level))
             target = render(scene, frame, watcher.check)
-            canvas = resize(canvas, frame.height, frame.width)
+            watcher.check()
+            canvas = resize(canvas, frame.height, frame.width, watcher.check)
         same = [i for i, other in enumerate(plan) if other == level]
         watcher.check()
-        _stroke(canvas, target, style, texture.child("pass", step), (step - same[0] + 1) / len(same), reading)
+        share = (step - same[0] + 1) / len(same)
+        _stroke(canvas, target, style, texture.child("pass", step), share, reading, watcher.check)
         last = step == request.steps - 1
         worth = step == same[-1] and not last
         if not last:
             watcher.step(step + 1, _previewer(canvas, grade, whole) if worth else None)
-    picture = finish.finish(resize(canvas, request.height, request.width), grade, texture, watcher.check)
+    canvas = resize(canvas, request.height, request.width, watcher.check)
+    picture = finish.finish(canvas, grade, texture, watcher.check)
     watcher.step(request.steps, lambda: finish.shrink(picture, PREVIEW_SIDE))
     return picture
 
@@ -117,7 +120,9 @@ def _ground(scene: Scene, frame: Frame, dice: Dice) -> Array:
     return tone + noise * np.float32(0.30)
 
 
-def _stroke(canvas: Array, target: Array, style: Style, dice: Dice, progress: float, reading: Reading) -> None:
+def _stroke(
+    canvas: Array, target: Array, style: Style, dice: Dice, progress: float, reading: Reading, check: Callable[[], None]
+) -> None:
     """Draw the canvas towards the target, with flat dabs early at a level and the target itself at its end."""
     _, height, width = canvas.shape
     cell = BRUSH
@@ -128,6 +133,7 @@ def _stroke(canvas: Array, target: Array, style: Style, dice: Dice, progress: fl
     span = (1.0 - lowest) * (1.15 - 0.4 * progress)
     brushes = style.brushes * np.float32(span) + np.float32(min(lowest, 0.95))
     for row in range(down):
+        check()
         y0 = row * cell - oy
         rows = slice(max(0, y0), min(height, y0 + cell))
         if rows.start >= rows.stop:

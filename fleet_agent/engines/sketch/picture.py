@@ -28,11 +28,17 @@ def render(scene: Scene, frame: Frame, check: Callable[[], None]) -> Array:
     """Paint the scene, shape (3, height, width). `check` is called between bands and may raise to stop."""
     canvas = np.empty((3, frame.height, frame.width), np.float32)
     sky: list[Layer] = [Sky(scene, frame)]
+    check()
+    scene.soft()
+    check()
+    scene.rock()
     _run(canvas, frame, sky, check)
     if scene.has("stars"):
         Stars(scene, frame).paint_all(canvas)
+    check()
     middle: list[Layer] = [Clouds(scene, frame)] if scene.has("clouds") else []
-    middle += _distance(scene, frame)
+    check()
+    middle += _distance(scene, frame, check)
     _run(canvas, frame, middle, check)
     if scene.mood == "cyber" and scene.has("city"):
         Signs(scene, frame).paint_all(canvas)
@@ -58,7 +64,7 @@ def _run(canvas: Array, frame: Frame, layers: Sequence[Layer], check: Callable[[
             layer.paint(canvas, rows)
 
 
-def _distance(scene: Scene, frame: Frame) -> list[Layer]:
+def _distance(scene: Scene, frame: Frame, check: Callable[[], None]) -> list[Layer]:
     """Everything that stands behind the waterline or the near ground."""
     layers: list[Layer] = []
     slopes: list[Slope] = []
@@ -77,12 +83,14 @@ def _distance(scene: Scene, frame: Frame) -> list[Layer]:
             slope.hidden_below = min(slope.hidden_below, end)
     hide_covered(slopes)
     layers += slopes
+    check()
     if scene.has("forest"):
         base = np.full_like(frame.xs, np.float32(scene.horizon + (0.004 if scene.waterline else 0.02)))
         base += (line(scene.dice.child("shore"), frame.xs, 2.0, 3) - np.float32(0.55)) * np.float32(0.04)
         if scene.waterline is not None:
             base = np.minimum(base, np.float32(scene.waterline + 0.004))
         layers.append(Forest(scene, frame, 0, base=base, height=0.075, nearness=0.30))
+        check()
         layers.append(Forest(scene, frame, 1, base=base + np.float32(0.004), height=0.10, nearness=0.55))
     return layers
 
@@ -106,10 +114,10 @@ def _foreground(canvas: Array, scene: Scene, frame: Frame, check: Callable[[], N
         else:
             slopes += _rows_of_hills(scene, frame, 4, top + 0.015, scene.bottom - top)
         hide_covered(slopes)
-        layers += _with_trees(scene, frame, slopes)
+        layers += _with_trees(scene, frame, slopes, check)
     _run(canvas, frame, layers, check)
     if scene.has("meadow") and scene.waterline is None and not scene.has("snow"):
-        details.flowers(canvas, scene, frame, top)
+        details.flowers(canvas, scene, frame, top, check)
     place = (0.68 if scene.sun[0] < scene.right * 0.5 else 0.30) * scene.right
     stand = _near(canvas, scene, frame, place, check)
     check()
@@ -119,9 +127,9 @@ def _foreground(canvas: Array, scene: Scene, frame: Frame, check: Callable[[], N
         details.wanderer(canvas, scene, frame, place + (0.15 if scene.has("cat") else 0.0), stand)
     check()
     if scene.has("rain") and scene.mood != "winter":
-        details.rain(canvas, scene, frame)
+        details.rain(canvas, scene, frame, check)
     if scene.has("snowfall"):
-        details.snowfall(canvas, scene, frame)
+        details.snowfall(canvas, scene, frame, check)
 
 
 def _rows_of_hills(scene: Scene, frame: Frame, count: int, top: float, depth: float) -> list[Slope]:
@@ -129,11 +137,12 @@ def _rows_of_hills(scene: Scene, frame: Frame, count: int, top: float, depth: fl
     return [Hill(scene, frame, i, count, base=top + depth * 0.78 * step) for i, step in enumerate(steps)]
 
 
-def _with_trees(scene: Scene, frame: Frame, slopes: Sequence[Slope]) -> list[Layer]:
+def _with_trees(scene: Scene, frame: Frame, slopes: Sequence[Slope], check: Callable[[], None]) -> list[Layer]:
     layers: list[Layer] = []
     for index, slope in enumerate(slopes):
         layers.append(slope)
         if isinstance(slope, Hill) and not slope.desert and index < len(slopes) - 1:
+            check()
             layers.append(Copse(scene, frame, index, slope))
     return layers
 

@@ -80,6 +80,7 @@ class Scene:
     waterline: float | None
     sun: tuple[float, float]
     sun_radius: float
+    accents: tuple[tuple[float, float, float], ...] = ()
     tiles: dict[str, Array] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
@@ -141,25 +142,21 @@ def compose(reading: Reading, dice: Dice, palettes: Array, gain: float, frame: F
         waterline=horizon * frame.bottom if wet else None,
         sun=(side * frame.right, height * horizon * frame.bottom),
         sun_radius=radius * plan.between(0.85, 1.15),
+        accents=reading.colours,
     )  # fmt: skip
 
 
 def _choose(reading: Reading, plan: Dice) -> tuple[Mood, set[str]]:
     elements = set(reading.elements)
-    chosen = reading.mood
+    mood = reading.mood or _any_mood(reading, plan)
     if not elements & set(_SCENERY):
         elements |= plan.pick(_ARCHETYPES)
-    if chosen is None:
-        free: tuple[Mood, ...] = ("day", "dawn", "sunset", "dusk")
-        left: list[Mood] = [m for m in free if m not in reading.unwanted]
-        chosen = plan.pick(left or list(free))
-    mood: Mood = chosen
     cloudy = 1.0 if mood == "storm" else 0.3 if mood in ("night", "cyber") else 0.9
     extras: list[tuple[str, float]] = [("clouds", cloudy), ("birds", 0.3)]
     if mood in ("day", "sunset", "dawn", "dusk"):
         extras.append(("sun", 1.0))
     if mood == "night":
-        extras += [("stars", 1.0), ("moon", 0.0 if "aurora" in elements else 0.8)]
+        extras += [("stars", 1.0), ("moon", 0.0 if elements & {"aurora", "galaxy"} else 0.8)]
     if mood == "cyber":
         extras += [("stars", 0.6), ("sun", 1.0)]
     if mood == "dusk":
@@ -180,6 +177,11 @@ def _choose(reading: Reading, plan: Dice) -> tuple[Mood, set[str]]:
         if plan.chance(probability) and name not in reading.unwanted:
             elements.add(name)
     return mood, elements - set(reading.unwanted)
+
+
+def _any_mood(reading: Reading, plan: Dice) -> Mood:
+    free: tuple[Mood, ...] = ("day", "dawn", "sunset", "dusk")
+    return plan.pick([mood for mood in free if mood not in reading.unwanted] or list(free))
 
 
 def _tinted(reading: Reading, base: Array, mood: Mood, strength: float) -> Array:

@@ -48,12 +48,14 @@ class Sky:
         glow = scene.colour(LIGHT)
         wide = np.float32(0.10 if moon else 0.12 if scene.mood in ("day", "winter", "storm") else 0.16) ** 2
         amount = wide / (square + wide)
-        wash = 0.30 if moon else 0.26 if scene.mood in ("day", "dusk") else 0.38
+        wash = 0.30 if moon else 0.38 if scene.mood in ("sunset", "cyber") else 0.24
         amount *= amount * np.float32(0.35) + np.float32(wash)
         low = scene.mood in ("sunset", "dawn", "dusk")
         if low:
             flat = np.float32(0.020) / (dy * dy * np.float32(3.0) + np.float32(0.020))
-            amount += flat * (np.float32(0.16) / (np.float32(1.0) + dx * dx * np.float32(3.5)))
+            amount += flat * (
+                np.float32(0.10 if scene.mood == "dawn" else 0.16) / (np.float32(1.0) + dx * dx * np.float32(3.5))
+            )
         shine(band, mix(glow, scene.colour(4), 0.35 if low else 0.1), amount * np.float32(1.35))
         distance = np.sqrt(square)
         edge = np.float32(scene.sun_radius) - distance
@@ -141,11 +143,11 @@ class Clouds:
         heavy = scene.mood == "storm"
         self.threshold = dice.between(0.28, 0.34) if heavy else dice.between(0.34, 0.43)
         self.end = frame.row(scene.horizon) + 1
-        self.density, self.lit = self._field()
+        self.field = resize(np.stack(self._half_field()), self.end, frame.width)
 
-    def _field(self) -> tuple[Array, Array]:
+    def _half_field(self) -> tuple[Array, Array]:
         frame, scene = self.frame, self.scene
-        rows, columns = max(2, (self.end + 1) // 2), max(2, (frame.width + 1) // 2)
+        rows, columns = (max(2, min(512, (side + 1) // 2)) for side in (self.end, frame.width))
         half = np.float32(scene.horizon / rows)
         ys = ((np.arange(rows, dtype=np.float32) + np.float32(0.5)) * half)[:, None]
         xs = ((np.arange(columns, dtype=np.float32) + 0.5) * np.float32(scene.right / columns))[None, :]
@@ -171,11 +173,8 @@ class Clouds:
         stop = min(rows.stop, self.end)
         if rows.start >= stop:
             return
-        if not hasattr(self, "_full"):
-            size = (self.end, self.frame.width)
-            self._full = resize(np.stack([self.density, self.lit]), *size)
         rows = slice(rows.start, stop)
-        density, lit = self._full[0, rows], self._full[1, rows]
+        density, lit = self.field[0, rows], self.field[1, rows]
         scene = self.scene
         ys = self.frame.ys[rows]
         depth = ys * np.float32(1.0 / scene.horizon)

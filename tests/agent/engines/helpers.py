@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +59,10 @@ def task_of(
     loras: tuple[LoraUse, ...] = (),
     previews: bool = False,
     job_type: str = "image_gen",
-    **fields: object,
+    fields: Mapping[str, object] = MappingProxyType({}),
+    **more: object,
 ) -> Task:
-    return Task("job-1", job_type, model, loras, {**SMALL, **fields}, seed, folder, previews)
+    return Task("job-1", job_type, model, loras, {**SMALL, **fields, **more}, seed, folder, previews)
 
 
 def paint(
@@ -70,10 +72,11 @@ def paint(
     model: ModelFile | None = None,
     loras: tuple[LoraUse, ...] = (),
     engine: SketchEngine | None = None,
-    **fields: object,
+    fields: Mapping[str, object] = MappingProxyType({}),
+    **more: object,
 ) -> Pixels:
     """Run one task on the sketch engine and return the pixels of its file."""
-    task = task_of(folder, seed=seed, model=model, loras=loras, **fields)
+    task = task_of(folder, seed=seed, model=model, loras=loras, fields={**fields, **more})
     result = (engine or sketch(folder)).run(task, Recorder())
     return np.asarray(Image.open(result.outputs[0].path))
 

@@ -97,7 +97,7 @@ def test_cancel_is_noticed_inside_a_step(tmp_path: Path) -> None:
 )
 def test_a_bad_field_is_named(tmp_path: Path, field: str, value: object) -> None:
     with pytest.raises(EngineError, match=field) as caught:
-        sketch(tmp_path).run(task_of(tmp_path, **{field: value}), Recorder())
+        sketch(tmp_path).run(task_of(tmp_path, fields={field: value}), Recorder())
     assert caught.value.reason == Reason.INVALID_FIELD
     assert not caught.value.retryable
 
