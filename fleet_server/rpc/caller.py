@@ -27,7 +27,7 @@ class Caller:
     owner: str = ""
     request_id: str = ""
     transport: str = "grpc"
-    metadata: Mapping[str, str] = field(default=_EMPTY)
+    metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
 
 _current: ContextVar[Caller | None] = ContextVar("fleet_caller", default=None)

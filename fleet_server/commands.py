@@ -1,0 +1,108 @@
+"""The commands that this package brings to `fleet`: `up` and `server`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Host = Annotated[str | None, typer.Option(help="Address to bind for HTTP.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of REST, /ws and /docs.", show_default="8765")]
+GrpcPort = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of gRPC.", show_default="50051")]
+ComfyPort = Annotated[str | None, typer.Option(help="Port of the ComfyUI door, or off.", show_default="8188")]
+S3Port = Annotated[str | None, typer.Option(help="Port of the embedded S3, or off.", show_default="9010")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder for everything that is kept.", show_default="~/.fleet")]
+RedisUrl = Annotated[
+    str | None, typer.Option(help="Your Redis or Valkey, redis://HOST:PORT/DB.", show_default="embedded")
+]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")]
+
+
+def up(
+    host: Host = None,
+    port: Port = None,
+    grpc_port: GrpcPort = None,
+    comfy_port: ComfyPort = None,
+    s3_port: S3Port = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+    agent: Annotated[bool | None, typer.Option("--agent/--no-agent", help="Run an agent of this machine too.")] = None,
+    agent_slots: Annotated[int | None, typer.Option(min=1, max=64, help="Jobs that agent runs at once.")] = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Start everything on this machine: server, store and an agent. Ctrl-C stops it.
+
+    Each option is also an environment variable: FLEET_PORT, FLEET_DATA_DIR and so on.
+    """
+    _serve(
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        comfy_port=comfy_port,
+        s3_port=s3_port,
+        data_dir=data_dir,
+        redis_url=redis_url,
+        agent=agent,
+        agent_slots=agent_slots,
+        log_level=log_level,
+    )
+
+
+def server(
+    redis_url: RedisUrl = None,
+    host: Host = None,
+    port: Port = None,
+    grpc_port: GrpcPort = None,
+    comfy_port: ComfyPort = None,
+    data_dir: DataDir = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Start the server alone, against your own Redis or Valkey; agents join with `fleet agent`."""
+    _serve(
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        comfy_port=comfy_port,
+        data_dir=data_dir,
+        redis_url=redis_url,
+        agent=False,
+        log_level=log_level,
+        needs_redis=True,
+    )
+
+
+def _serve(*, needs_redis: bool = False, **options: Any) -> None:
+    """Runs the server; the exit code is 0 after a stop, 2 for bad settings, 1 where it cannot start."""
+    import uvloop
+    from pydantic import ValidationError
+
+    from fleet_server.app import StartError, serve
+    from fleet_server.logs import configure
+    from fleet_server.settings import Settings
+
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            _say(f"{name}: {problem['msg']}" if name else problem["msg"].removeprefix("Value error, "))
+        raise typer.Exit(2) from None
+    if needs_redis and settings.redis_url is None:
+        _say("redis_url: give your Redis or Valkey with --redis-url or FLEET_REDIS_URL, or use `fleet up`")
+        raise typer.Exit(2)
+    configure(settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except StartError as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"fleet: {text}\n")
