@@ -71,7 +71,7 @@ check-breaking: $(DEV)
 	$(PY) proto/generate.py --image "$$image/image.binpb" && \
 	$(BIN)buf breaking "$$image/image.binpb" --against proto/baseline.binpb
 
-bench: $(DEV) ## Run the benchmarks
+bench: $(DEV) ## Run the benchmarks (ARGS=codec: one of bench/)
 	@$(PY) -m bench $(ARGS)
 
 generate: $(DEV) ## Make the Python stubs from the protos again

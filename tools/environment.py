@@ -9,8 +9,6 @@ same time wait for each other. Standard library alone, and a syntax that older i
 get a message.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
