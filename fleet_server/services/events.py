@@ -1,0 +1,397 @@
+"""Who listens to the fleet, and what each of them is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+import structlog
+from fleet.v1 import types_pb2
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.services.happenings import JOB_KINDS, EventMaker, gap
+from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
+from fleet_server.services.ports import Nodes, Ticks
+from fleet_server.services.rates import Rates
+from fleet_server.services.views import JobViews
+from fleet_server.store import EventStore, JobStore, StoredEvent, decode_job
+
+_log = structlog.get_logger("fleet.events")
+_ID = re.compile(r"[0-9]{1,15}(?:-[0-9]{1,15})?")
+_ENDED_KEPT = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class EventSettings:
+    """`mailbox` state changes wait for a listener before it has to read them again; `page` are read at once."""
+
+    mailbox: int = 512
+    ticks: int = 1_000
+    page: int = 500
+    batch: int = 64
+    retry_seconds: float = 0.5
+    ready_seconds: float = 5.0
+
+
+class Ending:
+    """Tells when a job may have ended: look then. Also told where events were lost."""
+
+    def __init__(self) -> None:
+        self._some = asyncio.Event()
+
+    def tell(self) -> None:
+        self._some.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Returns when told, or after so long at most; being told once lets one wait pass."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._some.wait(), seconds)
+        self._some.clear()
+
+
+class EventHub:
+    """One subscription to the store's events a process, fanned out. `run` has to be running.
+
+    Listeners get each state change once and in order, however slow they are: what no longer waits in memory is read
+    from the store again, and only what has been trimmed there is lost, which a `gap` says. Ticks are lossy.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        events: EventStore,
+        views: JobViews,
+        nodes: Nodes,
+        ticks: Ticks,
+        rates: Rates,
+        *,
+        clock: Callable[[], int],
+        settings: EventSettings | None = None,
+    ) -> None:
+        self._jobs = jobs
+        self._events = events
+        self._views = views
+        self._nodes = nodes
+        self._ticks = ticks
+        self._rates = rates
+        self._clock = clock
+        self._settings = settings or EventSettings()
+        self._maker = EventMaker(jobs, views, nodes)
+        self._boxes: set[Mailbox] = set()
+        self._endings: dict[str, set[Ending]] = {}
+        self._entries: asyncio.Queue[StoredEvent] = asyncio.Queue(1_024)
+        self._last = ""
+        self._beats: dict[str, int] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ready = asyncio.Event()
+        self._closed: FleetError | None = None
+
+    async def run(self) -> None:
+        """Follows the store until cancelled."""
+        stop = self._nodes.subscribe_changes(self._on_node)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(), name="events-follow")
+                group.create_task(self._publish(), name="events-publish")
+                group.create_task(self._follow_ticks(), name="events-ticks")
+        finally:
+            stop()
+
+    async def ready(self) -> None:
+        """Returns once the hub follows the store. Raises STORE_UNAVAILABLE if that takes too long."""
+        if not self._ready.is_set():
+            try:
+                await asyncio.wait_for(self._ready.wait(), self._settings.ready_seconds)
+            except TimeoutError:
+                raise FleetError(
+                    "STORE_UNAVAILABLE", "the store cannot be reached: events cannot be followed"
+                ) from None
+
+    def close(self) -> None:
+        """The server is being shut down: listeners end with SHUTTING_DOWN after what waits for them."""
+        self._closed = FleetError("SHUTTING_DOWN", "the server is being shut down: come again in a moment")
+        for box in self._boxes:
+            box.close(self._closed)
+
+    @contextmanager
+    def expect_end(self, job_id: str) -> Iterator[Ending]:
+        """Told of the end of a job from here on."""
+        ending = Ending()
+        self._endings.setdefault(job_id, set()).add(ending)
+        try:
+            yield ending
+        finally:
+            left = self._endings[job_id]
+            left.discard(ending)
+            if not left:
+                del self._endings[job_id]
+
+    async def watch(self, wanted: EventFilter) -> AsyncGenerator[types_pb2.Event, None]:
+        """Events as they happen.
+
+        With `since`: those after it first, with a gap before them if some are lost. Else, with a job or a node, that
+        object first, as it is now. Events are shared: not to be changed.
+        """
+        await self.ready()
+        with self._listening(wanted) as listener:
+            if wanted.since is not None:
+                listener.rewind(wanted.since)
+            elif (first := await self._now(wanted, listener)) is not None and wanted.takes(first):
+                yield first.event
+            async with aclosing(self._deliver(listener)) as happenings:
+                async for happening in happenings:
+                    yield happening.event
+
+    async def watch_job(self, job_id: str, *, previews: bool = False) -> AsyncGenerator[types_pb2.Event, None]:
+        """The job as it is, then its changes; ends after job_complete. Raises JOB_NOT_FOUND."""
+        await self.ready()
+        wanted = EventFilter(job_id=job_id, previews=previews)
+        with self._listening(wanted) as listener:
+            first = await self._now(wanted, listener)
+            if first is None:
+                raise FleetError(
+                    "JOB_NOT_FOUND", f"there is no job {job_id[:128]!r}: it never was, or ended too long ago"
+                )
+            yield first.event
+            if first.kind == "job_complete":
+                return
+            async with aclosing(self._deliver(listener)) as happenings:
+                async for happening in happenings:
+                    yield happening.event
+                    if happening.kind == "job_complete":
+                        return
+
+    @contextmanager
+    def _listening(self, wanted: EventFilter) -> Iterator[_Listener]:
+        box = Mailbox(wanted, limit=self._settings.mailbox, ticks_limit=self._settings.ticks)
+        if self._closed is not None:
+            box.close(self._closed)
+        self._boxes.add(box)
+        try:
+            yield _Listener(box, self._last)
+        finally:
+            self._boxes.discard(box)
+
+    async def _now(self, wanted: EventFilter, listener: _Listener) -> Happening | None:
+        """The job or the node that the listener asks about, as it is; None if unknown or if it asks about neither."""
+        if wanted.job_id is not None:
+            record = await self._jobs.get(wanted.job_id)
+            if record is None:
+                return None
+            listener.version = record.version
+            job = await self._views.message(record, payload=False)
+            return self._maker.job_now(record, job, self._clock())
+        return None if wanted.node_id is None else self._maker.node_now(wanted.node_id, self._clock())
+
+    async def _deliver(self, listener: _Listener) -> AsyncGenerator[Happening, None]:
+        box = listener.box
+        previews = self._previews(box) if box.wanted.previews and box.wanted.takes_kind("job_progress") else None
+        try:
+            while True:
+                happening = await box.take()
+                if happening is None:
+                    listener.pass_by(box.passed)
+                    box.begin()
+                    async with aclosing(self._again(listener)) as missed:
+                        async for again in missed:
+                            yield again
+                elif listener.accepts(happening):
+                    yield happening
+        finally:
+            if previews is not None:
+                previews.cancel()
+                await asyncio.wait([previews])
+
+    async def _again(self, listener: _Listener) -> AsyncGenerator[Happening, None]:
+        """What the store holds after the listener's place, as far as it is for them."""
+        since = listener.place
+        if not _ID.fullmatch(since):
+            # Never was an id of ours: where it would lie nobody can say.
+            listener.place = await self._events.last_id()
+            _, oldest = await self._events.read("0", 1)
+            yield gap(since, oldest, self._clock(), place=listener.place)
+            return
+        first = True
+        while True:
+            entries, oldest = await self._events.read(listener.place, self._settings.page)
+            if first and await self._lost(since, oldest):
+                if not entries:
+                    listener.place = await self._events.last_id()
+                yield gap(since, oldest, self._clock(), place=listener.place)
+            first = False
+            for happening in await self._maker.stored(entries):
+                if listener.accepts(happening) and listener.box.wanted.takes(happening):
+                    yield happening
+            if entries:
+                listener.place = entries[-1].id
+            if len(entries) < self._settings.page or listener.box.behind:
+                return
+
+    async def _lost(self, since: str, oldest: str) -> bool:
+        """Whether events after `since` are gone: trimmed, or of a store that is no more."""
+        if order(since) == (0, 0):
+            return False
+        if oldest and order(since) < order(oldest):
+            return True
+        return order(since) > order(await self._events.last_id())
+
+    def _previews(self, box: Mailbox) -> asyncio.Task[None]:
+        async def pump() -> None:
+            job_ids = None if box.wanted.job_id is None else [box.wanted.job_id]
+            async with self._ticks.subscribe(job_ids, previews=True) as ticks:
+                async for progress in ticks:
+                    if progress.job_id not in self._ended:
+                        box.put_tick(await self._tick(progress, [box]))
+
+        return asyncio.create_task(pump(), name="events-previews")
+
+    async def _tick(self, progress: types_pb2.JobProgress, boxes: list[Mailbox]) -> Happening:
+        cluster = None
+        if any(box.wanted.cluster is not None for box in boxes):
+            with contextlib.suppress(FleetError):
+                cluster = await self._maker.cluster_of(progress.job_id)
+        return self._maker.tick(progress, cluster, self._clock())
+
+    async def _follow_ticks(self) -> None:
+        async with self._ticks.subscribe(None, previews=False) as ticks:
+            async for progress in ticks:
+                boxes = [box for box in self._boxes if not box.wanted.previews]
+                if boxes and progress.job_id not in self._ended:
+                    happening = await self._tick(progress, boxes)
+                    for box in boxes:
+                        box.put_tick(happening)
+
+    def _on_node(self, node_id: str) -> None:
+        """A node changed or beat; only beats are told from here, changes come from the store."""
+        boxes = [box for box in self._boxes if "node_heartbeat" in box.wanted.kinds]
+        if not boxes:
+            return
+        heartbeat = self._nodes.heartbeat(node_id)
+        if heartbeat is None or heartbeat.heartbeat_time.ToMilliseconds() == self._beats.get(node_id):
+            return
+        self._beats[node_id] = heartbeat.heartbeat_time.ToMilliseconds()
+        happening = self._maker.beat(heartbeat, self._clock())
+        for box in boxes:
+            box.put_tick(happening)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with self._events.subscribe(buffer=4_096) as entries:
+                    if self._last:
+                        await self._catch_up()
+                    else:
+                        self._last = await self._events.last_id()
+                    self._ready.set()
+                    async for entry in entries:
+                        if entry.type == "gap":
+                            await self._catch_up()
+                        elif order(entry.id) > order(self._last):
+                            await self._take(entry)
+            except FleetError as error:
+                _log.warning("the event stream is interrupted", detail=error.detail)
+                await asyncio.sleep(self._settings.retry_seconds)
+
+    async def _catch_up(self) -> None:
+        """Reads what came while nobody listened; what is gone is told as a gap."""
+        since = self._last
+        first = True
+        while True:
+            entries, oldest = await self._events.read(self._last, self._settings.page)
+            if first and await self._lost(since, oldest):
+                if not entries:
+                    self._last = await self._events.last_id()
+                fields = {"since": since.encode(), "oldest_id": oldest.encode(), "place": self._last.encode()}
+                await self._entries.put(StoredEvent("", self._clock(), "gap", fields))
+            first = False
+            for entry in entries:
+                await self._take(entry)
+            if len(entries) < self._settings.page:
+                break
+        for endings in self._endings.values():
+            for ending in endings:
+                ending.tell()
+
+    async def _take(self, entry: StoredEvent) -> None:
+        self._last = entry.id
+        if entry.type in JOB_KINDS:
+            record = decode_job(entry.fields)
+            self._rates.note(record)
+            self._ended.pop(record.job_id, None)
+            if entry.type == "job_complete":
+                self._ended[record.job_id] = None
+                if len(self._ended) > _ENDED_KEPT:
+                    self._ended.popitem(last=False)
+                for ending in self._endings.get(record.job_id, ()):
+                    ending.tell()
+        await self._entries.put(entry)
+
+    async def _publish(self) -> None:
+        while True:
+            batch = [await self._entries.get()]
+            while len(batch) < self._settings.batch and not self._entries.empty():
+                batch.append(self._entries.get_nowait())
+            if not self._boxes:
+                continue
+            try:
+                await self._publish_batch(batch)
+            except FleetError as error:
+                # The store is away: listeners read this part again once it is back.
+                _log.warning("events could not be completed", detail=error.detail)
+                for box in self._boxes:
+                    box.fall_behind()
+                await asyncio.sleep(self._settings.retry_seconds)
+
+    async def _publish_batch(self, batch: list[StoredEvent]) -> None:
+        made = {happening.id: happening for happening in await self._maker.stored(batch)}
+        for entry in batch:
+            happening = _gap_of(entry) if entry.type == "gap" else made.get(entry.id)
+            if happening is not None:
+                for box in self._boxes:
+                    box.put(happening)
+
+
+class _Listener:
+    """A mailbox, and how far its listener has come."""
+
+    def __init__(self, box: Mailbox, place: str) -> None:
+        self.box = box
+        self.place = place
+        self.version = 0
+
+    def rewind(self, since: str) -> None:
+        """The listener begins after `since`."""
+        self.place = since
+        self.box.behind = True
+
+    def pass_by(self, event_id: str) -> None:
+        """Nothing up to `event_id` was for the listener."""
+        if event_id and _ID.fullmatch(self.place) and order(event_id) > order(self.place):
+            self.place = event_id
+
+    def accepts(self, happening: Happening) -> bool:
+        """Whether the event is news: after the listener's place, and newer than the snapshot it began with."""
+        if happening.kind == "gap":
+            self.place = happening.id
+            return True
+        if happening.id:
+            if _ID.fullmatch(self.place) and order(happening.id) <= order(self.place):
+                return False
+            self.place = happening.id
+        return not (happening.version and happening.version <= self.version)
+
+
+def _gap_of(entry: StoredEvent) -> Happening:
+    since, oldest, place = (entry.fields[name].decode() for name in ("since", "oldest_id", "place"))
+    return gap(since, oldest, entry.time_ms, place=place)
+
+
+def order(event_id: str) -> tuple[int, int]:
+    """Ids of events in their order."""
+    milliseconds, _, sequence = event_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

@@ -1,0 +1,45 @@
+"""Which line a job waits in: jobs of one lane can be run equally well by the same nodes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import orjson
+from fleet.v1 import types_pb2
+
+from fleet_server.domain.job import Lane
+from fleet_server.domain.node import NodeView
+from fleet_server.services.payloads import loras_of
+from fleet_server.services.words import type_word
+
+_ID_DIGITS = 16
+
+
+def lane_of(spec: types_pb2.JobSpec) -> Lane:
+    """The lane of a job. The id is the same on every replica and after every restart."""
+    job_type = type_word(spec.job_type)
+    loras = tuple(sorted({lora.name for lora in loras_of(spec.payload)}))
+    labels = tuple(sorted(spec.target_labels.items()))
+    definition = (spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels)
+    digest = hashlib.sha256(orjson.dumps(definition)).hexdigest()
+    return Lane(
+        lane_id=digest[:_ID_DIGITS],
+        cluster=spec.target_cluster,
+        job_type=job_type,
+        model=spec.resolved_model,
+        loras=loras,
+        node_id=spec.target_node_id,
+        labels=labels,
+    )
+
+
+def serves(node: NodeView, lane: Lane) -> bool:
+    """Whether the node could run the lane's jobs, were it online, free and not cordoned."""
+    return (
+        (not lane.cluster or lane.cluster in node.clusters)
+        and lane.job_type in node.job_types
+        and (not lane.model or lane.model in node.models)
+        and all(lora in node.models for lora in lane.loras)
+        and lane.node_id in ("", node.node_id)
+        and all(node.labels.get(name) == value for name, value in lane.labels)
+    )

@@ -1,0 +1,129 @@
+"""What waits for one listener: bounded, ends never lost, of progress the latest alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from fleet.v1 import types_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """An event and what it is about. `id` is "" where it is not stored; one object is shared by all listeners."""
+
+    event: types_pb2.Event
+    kind: str
+    id: str = ""
+    job_id: str = ""
+    node_id: str = ""
+    clusters: frozenset[str] = frozenset()
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """What a listener wants: only events about what is named, all of it; a gap always."""
+
+    kinds: frozenset[str] = frozenset()
+    job_id: str | None = None
+    node_id: str | None = None
+    service_id: str | None = None
+    cluster: str | None = None
+    previews: bool = False
+    since: str | None = None
+
+    def takes(self, happening: Happening) -> bool:
+        """Whether the event is for this listener."""
+        if happening.kind == "gap":
+            return True
+        if self.kinds and happening.kind not in self.kinds:
+            return False
+        # Beats are many and few look at them: they come where they are asked for by name.
+        if happening.kind == "node_heartbeat" and happening.kind not in self.kinds:
+            return False
+        return (
+            self.service_id is None
+            and self.job_id in (None, happening.job_id)
+            and self.node_id in (None, happening.node_id)
+            and (self.cluster is None or self.cluster in happening.clusters)
+        )
+
+    def takes_kind(self, kind: str) -> bool:
+        """Whether events of this kind can be for this listener."""
+        return not self.kinds or kind in self.kinds
+
+
+class Mailbox:
+    """A listener's events. Stored ones wait up to `limit`; when more come they are dropped and `behind` is set: the
+    listener reads them from the store again. Of ticks the latest of each subject waits, at most `ticks_limit`.
+    """
+
+    def __init__(self, wanted: EventFilter, *, limit: int, ticks_limit: int) -> None:
+        self.wanted = wanted
+        self.behind = False
+        self.passed = ""
+        """The newest event that came while nothing waited and that was not for this listener."""
+        self.closed: Exception | None = None
+        self._limit = limit
+        self._ticks_limit = ticks_limit
+        self._stored: deque[Happening] = deque()
+        self._ticks: OrderedDict[str, Happening] = OrderedDict()
+        self._some = asyncio.Event()
+
+    def put(self, happening: Happening) -> None:
+        """A state change. Never waits."""
+        if not self.wanted.takes(happening):
+            if not self._stored and not self.behind:
+                self.passed = happening.id
+            return
+        if happening.kind == "job_complete":
+            # A tick of what has ended would come after the end.
+            self._ticks.pop(happening.job_id, None)
+        if not self.behind:
+            if len(self._stored) >= self._limit:
+                self.fall_behind()
+            else:
+                self._stored.append(happening)
+        self._some.set()
+
+    def fall_behind(self) -> None:
+        """The listener has to read the store from its place on."""
+        self._stored.clear()
+        self.behind = True
+        self._some.set()
+
+    def put_tick(self, happening: Happening) -> None:
+        """What the next of its kind replaces. Never waits."""
+        if not self.wanted.takes(happening):
+            return
+        subject = happening.job_id or happening.node_id
+        self._ticks[subject] = happening
+        if len(self._ticks) > self._ticks_limit:
+            self._ticks.popitem(last=False)
+        self._some.set()
+
+    def close(self, error: Exception) -> None:
+        """Ends the listener with this error, once it has taken what waits."""
+        self.closed = error
+        self._some.set()
+
+    def begin(self) -> None:
+        """The listener reads the store now: from here on events wait again, for what comes after."""
+        self.behind = False
+        self._stored.clear()
+
+    async def take(self) -> Happening | None:
+        """The next event, state changes before ticks; None if `behind`. Raises what the mailbox was closed with."""
+        while True:
+            if self.behind:
+                return None
+            if self._stored:
+                return self._stored.popleft()
+            if self._ticks:
+                return self._ticks.popitem(last=False)[1]
+            if self.closed is not None:
+                raise self.closed
+            self._some.clear()
+            await self._some.wait()

@@ -1,0 +1,225 @@
+"""Which models, LoRAs and loaded models there are, and what a model's name means. From what agents report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from fleet.v1 import types_pb2
+
+from fleet_server.domain.node import LoadedView, ModelView, NodeView
+from fleet_server.services.ports import Nodes
+from fleet_server.services.refusals import refused
+from fleet_server.services.words import type_number
+
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+DEFAULTED = "image_gen"
+"""The one job type that runs a model of the server's choice where the caller names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSettings:
+    """`aliases` are names that stand for another model wherever no node has a model of that name itself."""
+
+    aliases: Mapping[str, str] = field(default=_NO_ALIASES)
+    default_model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """`target` is the name asked for (or the default), `resolved` what runs; both None where none is needed."""
+
+    target: str | None
+    resolved: str | None
+
+    @property
+    def alias(self) -> bool:
+        return self.resolved is not None and self.resolved != self.target
+
+
+class ModelCatalog:
+    """The models of the fleet. Reads what the nodes report at each call; holds no state."""
+
+    def __init__(self, nodes: Nodes, settings: CatalogSettings | None = None) -> None:
+        self._nodes = nodes
+        self._settings = settings or CatalogSettings()
+
+    def resolve(self, name: str | None, job_type: str, *, path: str = "model") -> Resolution:
+        """What `name` runs for a job type.
+
+        Raises MODEL_NOT_FOUND for a name that no node has, unless no node for the job type is known: such jobs wait.
+        """
+        serving = [node for node in self._nodes.nodes() if job_type in node.job_types]
+        known = _names(serving, "checkpoint", job_type)
+        if name is None:
+            return self._default(known) if job_type == DEFAULTED else Resolution(None, None)
+        real = name if name in known else self._settings.aliases.get(name, name)
+        if serving and real not in known:
+            raise refused(
+                "MODEL_NOT_FOUND", path, f"no node has a model {name!r}; see GET /api/vision/models/available"
+            )
+        return Resolution(name, real)
+
+    def check_loras(self, names: Iterable[str], job_type: str, *, path: str = "loras") -> None:
+        """Raises LORA_NOT_FOUND for a name that no node has, unless no node for the job type is known."""
+        serving = [node for node in self._nodes.nodes() if job_type in node.job_types]
+        if not serving:
+            return
+        known = _names(serving, "lora", job_type)
+        for index, name in enumerate(names):
+            if name not in known:
+                words = f"no node has a LoRA {name!r}; see GET /api/vision/loras"
+                raise refused("LORA_NOT_FOUND", f"{path}[{index}].name", words)
+
+    def default_model(self) -> str | None:
+        """The name that runs where image_gen names none; None if no node has any."""
+        return self._default(_names(self._nodes.nodes(), "checkpoint", DEFAULTED)).target
+
+    def alias_notes(self) -> list[str]:
+        """One sentence for each alias in force."""
+        known = self._files("checkpoint")
+        return [
+            f"{alias} is an alias of {real}" + (", which is no diffusion model" if _is_sketch(known[real]) else "")
+            for alias, real in sorted(self._settings.aliases.items())
+            if real in known and alias not in known
+        ]
+
+    def models(self, *, job_type: int | None = None, node_id: str | None = None) -> list[types_pb2.Model]:
+        """Checkpoints and aliases of them, in no order."""
+        default = self.default_model()
+        found = []
+        for name, real, holders in self._named("checkpoint"):
+            if node_id is not None and node_id not in holders:
+                continue
+            model = _model(name, real, holders, self._loaded_on(real))
+            model.is_default = name == default
+            if job_type is None or job_type in model.job_types:
+                found.append(model)
+        return found
+
+    def loaded(
+        self, *, node_id: str | None = None, running: Mapping[tuple[str, str], int]
+    ) -> list[types_pb2.LoadedModel]:
+        """One for each (node, model in memory), and for each alias of it. `running` counts jobs by (node, model)."""
+        aliases: dict[str, list[str]] = {}
+        known = self._files("checkpoint")
+        for alias, real in self._settings.aliases.items():
+            if alias not in known:
+                aliases.setdefault(real, []).append(alias)
+        found = []
+        for node in self._nodes.online():
+            if node_id is not None and node.node_id != node_id:
+                continue
+            for view in node.loaded:
+                jobs = running.get((node.node_id, view.name), 0)
+                found.append(_loaded(node, view, view.name, None, jobs))
+                found += [_loaded(node, view, alias, view.name, jobs) for alias in aliases.get(view.name, ())]
+        return found
+
+    def loras(self, *, node_id: str | None = None) -> list[types_pb2.Lora]:
+        """LoRAs, in no order."""
+        found = []
+        for name, _, holders in self._named("lora"):
+            if node_id is not None and node_id not in holders:
+                continue
+            file = _best(holders.values())
+            lora = types_pb2.Lora(name=name, trigger_words=file.trigger_words, node_ids=sorted(holders))
+            _describe(lora, file)
+            found.append(lora)
+        return found
+
+    def _default(self, known: Mapping[str, Sequence[ModelView]]) -> Resolution:
+        wanted = self._settings.default_model
+        if wanted is not None:
+            real = wanted if wanted in known else self._settings.aliases.get(wanted, wanted)
+            if real in known or not known:
+                return Resolution(wanted, real)
+        if not known:
+            return Resolution(None, None)
+        first = min(known)
+        return Resolution(first, first)
+
+    def _files(self, kind: str) -> dict[str, dict[str, ModelView]]:
+        found: dict[str, dict[str, ModelView]] = {}
+        for node in self._nodes.nodes():
+            for name, view in node.models.items():
+                if view.kind == kind:
+                    found.setdefault(name, {})[node.node_id] = view
+        return found
+
+    def _named(self, kind: str) -> Iterator[tuple[str, str, dict[str, ModelView]]]:
+        """(name, real name, file by node) of every name, aliases included."""
+        files = self._files(kind)
+        for name, holders in files.items():
+            yield name, name, holders
+        if kind == "checkpoint":
+            for alias, real in self._settings.aliases.items():
+                if real in files and alias not in files:
+                    yield alias, real, files[real]
+
+    def _loaded_on(self, real: str) -> list[str]:
+        return [node.node_id for node in self._nodes.online() if any(view.name == real for view in node.loaded)]
+
+
+def count_running(jobs: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+    """How many of the (node, model) pairs are equal."""
+    return Counter(jobs)
+
+
+def _names(nodes: Iterable[NodeView], kind: str, job_type: str) -> dict[str, list[ModelView]]:
+    found: dict[str, list[ModelView]] = {}
+    for node in nodes:
+        for name, view in node.models.items():
+            # A LoRA says what it changes by its architecture, not by job types.
+            if view.kind == kind and (kind == "lora" or job_type in view.job_types):
+                found.setdefault(name, []).append(view)
+    return found
+
+
+def _is_sketch(holders: Mapping[str, ModelView]) -> bool:
+    return any(view.engine == "sketch" for view in holders.values())
+
+
+def _best(views: Iterable[ModelView]) -> ModelView:
+    """One whose hash is known, if there is one."""
+    return max(views, key=lambda view: (bool(view.sha256), view.size_bytes))
+
+
+def _model(name: str, real: str, holders: Mapping[str, ModelView], loaded: Iterable[str]) -> types_pb2.Model:
+    file = _best(holders.values())
+    model = types_pb2.Model(
+        name=name,
+        alias_of=real if real != name else None,
+        job_types=[number for number in map(type_number, sorted(file.job_types)) if number],
+        format=file.format or None,
+        node_ids=sorted(holders),
+        loaded_node_ids=sorted(loaded),
+    )
+    _describe(model, file)
+    return model
+
+
+def _describe(message: types_pb2.Model | types_pb2.Lora, file: ModelView) -> None:
+    if file.architecture:
+        message.architecture = file.architecture
+    if file.sha256:
+        message.sha256 = file.sha256
+    message.size_bytes = file.size_bytes
+
+
+def _loaded(node: NodeView, view: LoadedView, name: str, real: str | None, jobs: int) -> types_pb2.LoadedModel:
+    loaded = types_pb2.LoadedModel(
+        node_id=node.node_id,
+        name=name,
+        alias_of=real,
+        engine=view.engine,
+        gpu_index=view.gpu_index,
+        memory_bytes=view.memory_bytes,
+        loras=view.loras,
+        running_jobs=jobs,
+    )
+    loaded.load_time.FromMilliseconds(view.load_ms)
+    loaded.last_used_time.FromMilliseconds(view.used_ms)
+    return loaded

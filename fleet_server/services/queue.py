@@ -1,0 +1,275 @@
+"""The job queue as callers use it: submit, look, list, cancel, retry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleet.v1 import queue_pb2, types_pb2, vision_pb2
+
+from fleet_server.domain.errors import FleetError, invalid_field
+from fleet_server.domain.job import JobRecord, JobState, Priority
+from fleet_server.services.admission import Admission, Admitted, idempotency
+from fleet_server.services.jobs import Live, receipt
+from fleet_server.services.pages import page_key_of, token_of
+from fleet_server.services.ports import Attempts, Wake
+from fleet_server.services.shield import Shield
+from fleet_server.services.views import JobViews
+from fleet_server.services.words import priority_of, state_of, type_word
+from fleet_server.store import Idempotency, JobStore, PageKey, Submitted
+
+_BREATH = 50
+"""Jobs of a batch, or of a page, that are worked on before others get the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """`queued_jobs` are the most that may wait; a page of a list looks at `rows_examined` jobs, `chunk` in one read."""
+
+    queued_jobs: int = 1_000_000
+    rows_examined: int = 2_000
+    chunk: int = 200
+
+
+class JobQueue:
+    """Accepts jobs and answers for them. A submit that has begun is finished even if its caller leaves."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        admission: Admission,
+        views: JobViews,
+        dispatcher: Wake,
+        attempts: Attempts,
+        settings: QueueSettings | None = None,
+    ) -> None:
+        self._jobs = jobs
+        self._admission = admission
+        self._views = views
+        self._dispatcher = dispatcher
+        self._attempts = attempts
+        self._settings = settings or QueueSettings()
+        self._shield = Shield()
+
+    async def aclose(self) -> None:
+        """Waits for the submits under way."""
+        await self._shield.aclose()
+
+    async def create(self, request: queue_pb2.CreateJobRequest, *, owner: str, key: str | None) -> types_pb2.Receipt:
+        """Submits one job. Raises what `Admission.job` and `JobStore.submit` do."""
+        admitted = await self._admission.job(request, owner=owner)
+        once = idempotency(request, method="Queue/CreateJob", owner=owner, key=key)
+        return (await self._submit([admitted], once))[0]
+
+    async def create_many(
+        self, request: queue_pb2.BatchCreateJobsRequest, *, owner: str, key: str | None
+    ) -> list[types_pb2.Receipt]:
+        """Submits all or none; a fault names `jobs[i].field`."""
+        admitted = []
+        for index, job in enumerate(request.jobs):
+            if job.HasField("request_id"):
+                raise invalid_field(f"jobs[{index}].request_id", "must be left out: the batch has one of its own")
+            admitted.append(await self._admission.job(job, owner=owner, path=f"jobs[{index}]"))
+            if index % _BREATH == _BREATH - 1:
+                await asyncio.sleep(0)
+        once = idempotency(request, method="Queue/BatchCreateJobs", owner=owner, key=key)
+        return await self._submit(admitted, once)
+
+    async def create_image(
+        self, request: vision_pb2.VisionGenerateRequest, *, owner: str, key: str | None
+    ) -> types_pb2.Receipt:
+        """Submits a picture of Vision.Generate: above 0 is high, below 0 is low priority."""
+        priority = Priority.NORMAL
+        if request.priority:
+            priority = Priority.HIGH if request.priority > 0 else Priority.LOW
+        admitted = self._admission.image(request, owner=owner, priority=priority)
+        once = idempotency(request, method="Vision/Generate", owner=owner, key=key)
+        return (await self._submit([admitted], once))[0]
+
+    async def _submit(self, admitted: Sequence[Admitted], once: Idempotency | None) -> list[types_pb2.Receipt]:
+        submitted = await self._shield.run(self._store(admitted, once))
+        if submitted.replayed:
+            return await self._receipts_again(submitted.job_ids)
+        receipts = []
+        for item, position in zip(admitted, submitted.positions, strict=True):
+            no_node = self._views.no_node(item.spec)
+            reason = "SCHEDULED" if item.job.schedule_ms is not None else "NO_NODE" if no_node else None
+            receipts.append(_first_receipt(item, position, reason))
+        return receipts
+
+    async def _store(self, admitted: Sequence[Admitted], once: Idempotency | None) -> Submitted:
+        callbacks = [item.job.job_id for item in admitted if item.callback]
+        # Kept first: the event of the new job may come before the reply.
+        for item in admitted:
+            self._views.keep(item.job.job_id, item.spec)
+        submitted = await self._jobs.submit(
+            [item.job for item in admitted],
+            idempotency=once,
+            limit=self._settings.queued_jobs,
+            callbacks=callbacks,
+        )
+        if not submitted.replayed:
+            self._dispatcher.wake()
+        return submitted
+
+    async def _receipts_again(self, job_ids: Sequence[str]) -> list[types_pb2.Receipt]:
+        records = [record for record in await self._jobs.get_many(job_ids) if record is not None]
+        if len(records) < len(job_ids):
+            raise _not_found("the jobs of this idempotency key have been deleted; use another key")
+        specs = [types_pb2.JobSpec.FromString(record.spec) for record in records]
+        lives: Sequence[Live] = await self._views.live(records, specs)
+        return [receipt(record, spec, live) for record, spec, live in zip(records, specs, lives, strict=True)]
+
+    async def get(self, job_id: str) -> types_pb2.Job:
+        """The job. Raises JOB_NOT_FOUND."""
+        record = await self._jobs.get(job_id)
+        if record is None:
+            raise _not_found(f"there is no job {job_id[:128]!r}: it never was, or ended too long ago")
+        return await self._views.message(record)
+
+    async def cancel(self, job_id: str) -> types_pb2.Job:
+        """Cancels a job; it is cancelled when this returns, its node stops after. Raises JOB_NOT_FOUND, JOB_ENDED."""
+        record = await self._shield.run(self._cancel(job_id))
+        return await self._views.message(await self._whole(record))
+
+    async def _cancel(self, job_id: str) -> JobRecord:
+        record = await self._jobs.cancel(job_id)
+        token = record.token or record.last_token
+        if record.node_id and token:
+            await self._attempts.cancel_attempt(job_id, record.node_id, token)
+        # Its slot is free for another, and so is its place in line.
+        self._dispatcher.wake()
+        return record
+
+    async def retry(self, request: queue_pb2.RetryJobRequest, *, owner: str, key: str | None) -> types_pb2.Job:
+        """Queues a failed job again, as its next generation. Raises JOB_NOT_FOUND, JOB_NOT_FAILED."""
+        once = idempotency(request, method="Queue/RetryJob", owner=owner, key=key)
+        record = await self._shield.run(self._retry(request.job_id, once))
+        return await self._views.message(await self._whole(record))
+
+    async def _retry(self, job_id: str, once: Idempotency | None) -> JobRecord:
+        record = await self._jobs.retry(job_id, idempotency=once)
+        self._dispatcher.wake()
+        return record
+
+    async def _whole(self, record: JobRecord) -> JobRecord:
+        """The record with its spec, result and attempts, which steps do not return."""
+        if record.spec:
+            return record
+        whole = await self._jobs.get(record.job_id)
+        if whole is None:
+            raise _not_found(f"the job {record.job_id!r} has been deleted")
+        return whole
+
+    async def list(self, request: queue_pb2.ListJobsRequest) -> tuple[list[types_pb2.Job], str]:
+        """A page of jobs, newest first, and the next page's token.
+
+        Looks at a bounded number of jobs: a page may be short and still have a token. Raises INVALID_PAGE_TOKEN.
+        """
+        wanted = _Filter.of(request)
+        before = page_key_of(request)
+        found: list[JobRecord] = []
+        examined = 0
+        while True:
+            room = min(request.limit - len(found), self._settings.chunk) if wanted.plain else self._settings.chunk
+            rows, next_key = await self._jobs.list(
+                states=wanted.states,
+                before=before,
+                limit=room,
+                created_after_ms=wanted.after_ms,
+                created_before_ms=wanted.before_ms,
+            )
+            for row in rows:
+                if wanted.fits(row):
+                    found.append(row)
+                    if len(found) == request.limit:
+                        break
+            examined += max(1, len(rows))
+            if len(found) == request.limit and (rows[-1] is not found[-1]):
+                next_key = PageKey(found[-1].created_ms, found[-1].job_id)
+            before = next_key
+            if next_key is None or len(found) == request.limit or examined >= self._settings.rows_examined:
+                break
+        messages: list[types_pb2.Job] = []
+        for start in range(0, len(found), _BREATH):
+            messages += await self._views.messages(found[start : start + _BREATH])
+        return messages, token_of(request, before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    states: tuple[JobState, ...]
+    job_type: str | None
+    priority: Priority | None
+    cluster: str | None
+    model: str | None
+    node_id: str | None
+    owner: str | None
+    group: str | None
+    after_ms: int | None
+    before_ms: int | None
+
+    @classmethod
+    def of(cls, request: queue_pb2.ListJobsRequest) -> _Filter:
+        def given(name: str) -> str | None:
+            return getattr(request, name) if request.HasField(name) else None  # type: ignore[arg-type]
+
+        return cls(
+            states=tuple(dict.fromkeys(state_of(number) for number in request.status)),
+            job_type=type_word(request.job_type) if request.HasField("job_type") else None,
+            priority=priority_of(request.priority) if request.HasField("priority") else None,
+            cluster=given("target_cluster"),
+            model=given("target_model"),
+            node_id=given("node_id"),
+            owner=given("owner"),
+            group=given("group_job_id"),
+            # The store's bounds are both exclusive and in whole milliseconds.
+            after_ms=ceil_ms(request.created_after) - 1 if request.HasField("created_after") else None,
+            before_ms=ceil_ms(request.created_before) if request.HasField("created_before") else None,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the store applies it all."""
+        rest = (self.job_type, self.priority, self.cluster, self.model, self.node_id, self.owner, self.group)
+        return all(value is None for value in rest)
+
+    def fits(self, record: JobRecord) -> bool:
+        return (
+            self.group is None
+            and self.job_type in (None, record.job_type)
+            and self.priority in (None, record.priority)
+            and self.cluster in (None, record.cluster)
+            and self.node_id in (None, record.node_id)
+            and self.owner in (None, record.owner)
+            and (self.model is None or self._fits_model(record))
+        )
+
+    def _fits_model(self, record: JobRecord) -> bool:
+        if record.model == self.model:
+            return True
+        spec = types_pb2.JobSpec.FromString(record.spec)
+        return spec.target_model == self.model
+
+
+def ceil_ms(time: object) -> int:
+    """A Timestamp as Unix ms, rounded up, so that `< time` and `>= time` hold for whole milliseconds."""
+    seconds: int = time.seconds  # type: ignore[attr-defined]
+    nanos: int = time.nanos  # type: ignore[attr-defined]
+    return seconds * 1000 + -(-nanos // 1_000_000)
+
+
+def _first_receipt(item: Admitted, position: int | None, reason: str | None) -> types_pb2.Receipt:
+    message = types_pb2.Receipt(job_id=item.job.job_id, status=types_pb2.JOB_STATUS_QUEUED, wait_reason=reason)
+    if reason is None and position is not None:
+        message.queue_position = position
+    if item.spec.HasField("target_model"):
+        message.target_model = item.spec.target_model
+    if item.spec.HasField("resolved_model"):
+        message.resolved_model = item.spec.resolved_model
+    return message
+
+
+def _not_found(detail: str) -> FleetError:
+    return FleetError("JOB_NOT_FOUND", detail)

@@ -1,0 +1,107 @@
+"""What the queue did in the last hour: rates, waits and runs, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fleet.v1 import queue_pb2
+
+from fleet_server.domain.job import JobRecord, JobState
+
+WINDOW_SECONDS = 3_600
+_SLICE_MS = 60_000
+_STEP = math.log(1.05)
+_LANES_KEPT = 1_024
+_RUNS_KEPT = 32
+_FIRST_VERSION = 1
+
+
+@dataclass(slots=True)
+class _Slice:
+    """One minute. Durations are counted in classes that are 5 % wide, which is as exact as percentiles need be."""
+
+    start_ms: int
+    submitted: int = 0
+    ended: int = 0
+    waits: Counter[int] = field(default_factory=Counter)
+    runs: Counter[int] = field(default_factory=Counter)
+
+
+class Rates:
+    """Counts changes of jobs. Fed with every event of the stream, once each."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._slices: deque[_Slice] = deque()
+        self._runs: OrderedDict[str, deque[int]] = OrderedDict()
+
+    def note(self, record: JobRecord) -> None:
+        """A job as it is after a change."""
+        now = self._slice()
+        if record.version == _FIRST_VERSION:
+            now.submitted += 1
+        elif record.state is JobState.RUNNING and record.started_ms is not None:
+            now.waits[_class(record.started_ms - record.enqueued_ms)] += 1
+        elif record.state.ended:
+            now.ended += 1
+            if record.state is JobState.SUCCEEDED and record.started_ms is not None and record.ended_ms is not None:
+                took = record.ended_ms - record.started_ms
+                now.runs[_class(took)] += 1
+                self._note_lane(record.lane_id, took)
+
+    def run_ms(self, lane_id: str) -> float | None:
+        """How long a job of the lane takes from start to end, by its latest; None before the first."""
+        runs = self._runs.get(lane_id)
+        return sum(runs) / len(runs) if runs else None
+
+    def fill(self, stats: queue_pb2.GetStatsResponse) -> None:
+        """Sets the window, its rates and its percentiles; null where nothing happened."""
+        self._slice()
+        stats.window_seconds = WINDOW_SECONDS
+        submitted = sum(part.submitted for part in self._slices)
+        ended = sum(part.ended for part in self._slices)
+        if submitted:
+            stats.submitted_per_second = submitted / WINDOW_SECONDS
+        if ended:
+            stats.ended_per_second = ended / WINDOW_SECONDS
+        stats.wait_seconds.CopyFrom(_percentiles([part.waits for part in self._slices]))
+        stats.run_seconds.CopyFrom(_percentiles([part.runs for part in self._slices]))
+
+    def _note_lane(self, lane_id: str, took: int) -> None:
+        self._runs.setdefault(lane_id, deque(maxlen=_RUNS_KEPT)).append(took)
+        self._runs.move_to_end(lane_id)
+        if len(self._runs) > _LANES_KEPT:
+            self._runs.popitem(last=False)
+
+    def _slice(self) -> _Slice:
+        start = self._clock() // _SLICE_MS * _SLICE_MS
+        if not self._slices or self._slices[-1].start_ms < start:
+            self._slices.append(_Slice(start))
+        while self._slices[0].start_ms <= start - WINDOW_SECONDS * 1000:
+            self._slices.popleft()
+        return self._slices[-1]
+
+
+def _class(ms: int) -> int:
+    return round(math.log(max(1, ms)) / _STEP)
+
+
+def _percentiles(parts: list[Counter[int]]) -> queue_pb2.Percentiles:
+    counts: Counter[int] = Counter()
+    for part in parts:
+        counts.update(part)
+    total = counts.total()
+    found = queue_pb2.Percentiles()
+    if not total:
+        return found
+    for name, share in (("p50", 0.50), ("p95", 0.95), ("p99", 0.99)):
+        left = math.ceil(total * share)
+        for number in sorted(counts):
+            left -= counts[number]
+            if left <= 0:
+                setattr(found, name, round(math.exp(number * _STEP) / 1000, 3))
+                break
+    return found

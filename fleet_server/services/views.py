@@ -1,0 +1,92 @@
+"""Jobs as callers see them: records of the store joined with their specs, places in line and last ticks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from fleet.v1 import types_pb2
+
+from fleet_server.domain.job import JobRecord, JobState
+from fleet_server.protojson import JsonCodec
+from fleet_server.services.jobs import Live, in_line, job_message
+from fleet_server.services.lanes import lane_of, serves
+from fleet_server.services.payloads import payload_json
+from fleet_server.services.ports import Nodes, Ticks
+from fleet_server.store import JobStore
+
+_KEPT_SPECS = 20_000
+
+
+class JobViews:
+    """Makes Jobs. Keeps the newest specs, less their payloads, so that events need no second read of the store."""
+
+    def __init__(self, jobs: JobStore, nodes: Nodes, ticks: Ticks, codec: JsonCodec) -> None:
+        self._jobs = jobs
+        self._nodes = nodes
+        self._ticks = ticks
+        self._codec = codec
+        self._specs: OrderedDict[str, types_pb2.JobSpec] = OrderedDict()
+
+    def keep(self, job_id: str, spec: types_pb2.JobSpec) -> types_pb2.JobSpec:
+        """Remembers the spec of a job, which never changes; gives what is kept of it."""
+        short = types_pb2.JobSpec()
+        short.CopyFrom(spec)
+        short.ClearField("payload")
+        # Lanes are judged by LoRAs too; the rest of the payload is what makes specs large.
+        kept = short.payload.image_gen.loras
+        for lora in _loras(spec):
+            kept.add(name=lora.name)
+        self._specs[job_id] = short
+        self._specs.move_to_end(job_id)
+        while len(self._specs) > _KEPT_SPECS:
+            self._specs.popitem(last=False)
+        return short
+
+    def kept(self, job_id: str) -> types_pb2.JobSpec | None:
+        """What is kept of a job's spec."""
+        return self._specs.get(job_id)
+
+    def no_node(self, spec: types_pb2.JobSpec) -> bool:
+        """Whether no registered node could run such a job, were it online and free."""
+        lane = lane_of(spec)
+        return not any(serves(node, lane) for node in self._nodes.nodes())
+
+    async def live(self, records: Sequence[JobRecord], specs: Sequence[types_pb2.JobSpec]) -> list[Live]:
+        """What is judged when read, for each job; one round trip at most."""
+        waiting = [record for record in records if in_line(record)]
+        found = await self._jobs.queue_positions([(r.cluster, r.job_id) for r in waiting]) if waiting else []
+        positions = {record.job_id: position for record, position in zip(waiting, found, strict=True)}
+        judged: dict[str, bool] = {}
+        lives = []
+        for record, spec in zip(records, specs, strict=True):
+            if record.state is JobState.RUNNING:
+                lives.append(Live(tick=self._ticks.latest(record.job_id)))
+            elif in_line(record):
+                # A lane's jobs share the verdict, and one page of a list often is one lane.
+                if record.lane_id not in judged or record.lane_id.startswith("mixed:"):
+                    judged[record.lane_id] = self.no_node(spec)
+                lives.append(Live(position=positions[record.job_id], no_node=judged[record.lane_id]))
+            else:
+                lives.append(Live())
+        return lives
+
+    async def messages(self, records: Sequence[JobRecord], *, payload: bool = True) -> list[types_pb2.Job]:
+        """Jobs of whole records, in order."""
+        specs = [types_pb2.JobSpec.FromString(record.spec) for record in records]
+        lives = await self.live(records, specs)
+        return [
+            job_message(record, spec, live, payload=payload_json(self._codec, spec.payload) if payload else None)
+            for record, spec, live in zip(records, specs, lives, strict=True)
+        ]
+
+    async def message(self, record: JobRecord, *, payload: bool = True) -> types_pb2.Job:
+        """One Job of a whole record."""
+        return (await self.messages([record], payload=payload))[0]
+
+
+def _loras(spec: types_pb2.JobSpec) -> Iterable[types_pb2.LoraUse]:
+    kind = spec.payload.WhichOneof("kind")
+    if kind == "video_gen":
+        return spec.payload.video_gen.loras
+    return spec.payload.image_gen.loras if kind == "image_gen" else ()
