@@ -15,8 +15,8 @@ _TEXT_LIMIT = 65_536
 class ProgressHub:
     """The last tick of each running job of this replica's agents, and who listens.
 
-    Ticks are lossy by design: a listener gets at most one per job and interval, a slow one the newest alone. Ends are no
-    ticks; they come as stored events.
+    Ticks are lossy by design: a listener gets at most one per job and interval, a slow one the newest alone. Ends are
+    no ticks; they come as stored events.
     """
 
     def __init__(self, *, interval_seconds: float = 0.1, jobs_limit: int = 10_000, backlog: int = 1_024) -> None:
