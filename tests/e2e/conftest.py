@@ -1,0 +1,18 @@
+"""One fleet for all tests of this folder that only use it; those that hurt it start their own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.fleet_process import FleetProcess
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
+    """A running `fleet up`."""
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder, FleetProcess(Path(folder) / "data") as process:
+        yield process

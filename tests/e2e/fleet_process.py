@@ -1,0 +1,136 @@
+"""Fleet Commander as a user starts it: `fleet up` in a process of its own, on free ports and a folder of the test's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+READY = re.compile(r"ready at http://localhost:(\d+) .*gRPC: localhost:(\d+)")
+READY_SECONDS = 50.0
+FAST = {
+    # Durations that would make a test wait, shortened; everything else is as in production.
+    "FLEET_HEARTBEAT_SECONDS": "0.5",
+    "FLEET_LEASE_SECONDS": "3",
+    "FLEET_REAP_GRACE_SECONDS": "1",
+    "FLEET_REAP_INTERVAL_SECONDS": "0.2",
+    "FLEET_RETRY_BACKOFF_SECONDS": "0.1",
+    "FLEET_AGENT_RECONNECT_SECONDS": "0.3",
+    "FLEET_AGENT_DISK_FLOOR_BYTES": "1000000",
+    "FLEET_DISK_FLOOR_BYTES": "1000000",
+}
+
+
+def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without settings of Fleet Commander, and with those given."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    return {**kept, **(more or {})}
+
+
+class FleetProcess:
+    """One `fleet` process. Its standard error goes to `log`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        command: Sequence[str] = ("up", "--port", "0", "--grpc-port", "0"),
+    ) -> None:
+        self.folder = folder
+        self.log = folder.parent / f"{folder.name}.log"
+        self._command = [sys.executable, "-m", "fleet_client", *command, "--data-dir", str(folder), *arguments]
+        self._environment = clean_environment({**FAST, **(environment or {})})
+        self.process: subprocess.Popen[str] | None = None
+        self.port = 0
+        self.grpc_port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> Self:
+        """Starts it and waits for the ready line."""
+        self.spawn()
+        assert self.process is not None and self.process.stdout is not None
+        killer = threading.Timer(READY_SECONDS, self.process.kill)
+        killer.start()
+        try:
+            for line in self.process.stdout:
+                found = READY.search(line)
+                if found:
+                    self.port, self.grpc_port = int(found[1]), int(found[2])
+                    return self
+        finally:
+            killer.cancel()
+        raise AssertionError(f"never ready:\n{self.log.read_text()[-4000:]}")
+
+    def spawn(self) -> None:
+        """Starts it; does not wait."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=log, env=self._environment, text=True
+            )
+
+    def children(self) -> list[psutil.Process]:
+        """All processes under it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def pids(self, word: str) -> list[int]:
+        """Processes under it whose command line has that word: valkey-server, fleet_agent, fleet_agent.slot."""
+        found = []
+        for child in self.children():
+            with contextlib.suppress(psutil.Error):
+                if word in child.cmdline() or word in Path(child.exe()).name:
+                    found.append(child.pid)
+        return found
+
+    def stop(self, seconds: float = 30) -> int:
+        """SIGTERM; the exit code. Kills it after `seconds`."""
+        assert self.process is not None
+        process = self.process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"did not stop in {seconds} s:\n{self.log.read_text()[-4000:]}") from None
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def kill(self) -> None:
+        """SIGKILL of the server process."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
