@@ -125,7 +125,7 @@ def bytes_in(value: object, path: str) -> bytes:
     if match is not None and type(value) is str:
         padding = len(match[1])
         length = len(value) - padding
-        if length % 4 != 1 and (not padding or len(value) % 4 == 0):
+        if not padding or len(value) % 4 == 0:
             try:
                 return base64.b64decode(value[:length].translate(_TO_STANDARD) + "=" * (-length % 4))
             except binascii.Error:

@@ -233,7 +233,11 @@ def test_durations_that_are_none(text: object) -> None:
 
 
 def test_free_json() -> None:
-    value = {"a": None, "b": [None, 1, 1.5, True, "x", {}, []], "c": {"d": 2**53, "e": -(2**53), "f": 1e300}}
+    value: dict[str, Any] = {
+        "a": None,
+        "b": [None, 1, 1.5, True, "x", {}, []],
+        "c": {"d": 2**53, "e": -(2**53), "f": 1e300},
+    }
     assert codec.encode(decode(struct_pb2.Struct, value)) == value
 
 
@@ -318,6 +322,11 @@ def test_decode_into_replaces_lists_and_maps() -> None:
     maps = torture.Maps(by_string={"a": "1"})
     codec.decode_into(maps, {"by_string": {"b": "2"}})
     assert dict(maps.by_string) == {"b": "2"}
+    free = torture.WellKnown(struct={"a": 1}, list=[1, 2], mask={"paths": ["a"]})
+    codec.decode_into(free, {"struct": {"b": 2}, "list": [3], "mask": "b"})
+    assert codec.encode(free.struct) == {"b": 2}
+    assert codec.encode(free.list) == [3]
+    assert codec.encode(free.mask) == "b"
 
 
 def test_one_field_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import struct
 from typing import Any
 
 import pytest
@@ -67,6 +69,15 @@ def test_floats() -> None:
     assert (printed["f_double"], printed["f_float"]) == ("Infinity", 0.1)
     assert encode(torture.Scalars(f_double=float("-inf"), f_float=float("nan")))["f_float"] == "NaN"
     assert codec.encode_bytes(wrappers_pb2.DoubleValue(value=1)) == b"1.0"
+
+
+def test_floats_are_as_short_as_the_oracle_prints_them() -> None:
+    rng = random.Random(7)
+    numbers = [struct.unpack("<f", rng.randbytes(4))[0] for _ in range(4000)]
+    numbers += [float(f"{rng.randrange(1, 999999)}e{rng.randrange(-40, 32)}") for _ in range(4000)]
+    message = torture.Lists(f_float=[number for number in numbers if abs(number) < 3.4e38])
+    printed = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    assert encode(message)["f_float"] == printed["f_float"]
 
 
 def test_oneofs_print_the_set_member_alone() -> None:

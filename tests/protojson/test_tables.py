@@ -135,6 +135,13 @@ def test_defaults_reach_every_message_inside() -> None:
     assert not message.inner.inner.HasField("inner")
 
 
+def test_defaults_reach_through_messages_that_have_none() -> None:
+    message = torture.AroundDefaults(middle={"again": {"middle": {"ends": [{}]}}})
+    apply_defaults(message)
+    assert filled(message.middle.again.middle.ends[0])
+    assert not message.middle.HasField("tree")
+
+
 def test_messages_without_defaults() -> None:
     message = torture.Lists(f_scalars=[{}])
     apply_defaults(message)
