@@ -61,15 +61,19 @@ def field_decoder(field: FieldDescriptor) -> Decoder:
     found = _field_decoders.get(field)
     if found is None:
         with _lock:
-            found = _source.define(_source.reserve("field"), "v, m", _guarded(field, ""))
+            found = _field_function(field)
             _compile_waiting()
             _field_decoders[field] = found
     return found
 
 
-def member_decoder(field: FieldDescriptor) -> Decoder:
-    """As field_decoder, for the value of a tagged oneof: null is an empty message, and an error elsewhere."""
-    set_field = field_decoder(field)
+def _field_function(field: FieldDescriptor) -> Decoder:
+    return _source.define(_source.reserve("field"), "v, m", _guarded(field, ""))
+
+
+def _member_function(field: FieldDescriptor) -> Decoder:
+    """Sets a member of a tagged oneof: null is an empty message, and an error elsewhere."""
+    set_field = _field_function(field)
     kind = field_kind(field)
 
     def read(value: Any, message: Any) -> None:
@@ -179,6 +183,8 @@ def _name(message: Descriptor) -> str:
 
 
 def _compile_waiting() -> None:
+    # Published together: no other thread may meet a function whose inner ones are still to come.
+    done: dict[Descriptor, Decoder] = {}
     while _waiting:
         message = _waiting.pop()
         if is_wrapper(message):
@@ -186,7 +192,8 @@ def _compile_waiting() -> None:
             lines = ["v = d", *_check(field_kind(value), "v", "''"), assignment("value", "v")]
         else:
             lines = _object(message)
-        _decoders[message] = _source.define(_names[message], "d, m", lines)
+        done[message] = _source.define(_names[message], "d, m", lines)
+    _decoders.update(done)
 
 
 def _object(message: Descriptor) -> list[str]:
@@ -206,7 +213,7 @@ def _object(message: Descriptor) -> list[str]:
     for field in plain:
         lines += _field(field, oneofs)
     if tagged is not None:
-        members = _source.add("members", {field.name: member_decoder(field) for field in tagged.fields})
+        members = _source.add("members", {field.name: _member_function(field) for field in tagged.fields})
         words = _source.add("words", tuple(field.name for field in tagged.fields))
         lines += [
             "v = get('type')",

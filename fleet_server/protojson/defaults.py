@@ -74,8 +74,7 @@ def _filler(message: Descriptor) -> Callable[[Any], Any]:
             grown = bool(more)
             useful |= more
         names = {m: _source.reserve("fill") for m in useful}
-        for inner, name in names.items():
-            _fillers[inner] = _source.define(name, "m", _lines(inner, names))
+        _fillers.update({m: _source.define(name, "m", _lines(m, names)) for m, name in names.items()})
         return _fillers.setdefault(message, _nothing)
 
 

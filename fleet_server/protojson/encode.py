@@ -59,13 +59,18 @@ def field_encoder(field: FieldDescriptor) -> Encoder:
     found = _field_encoders.get(field)
     if found is None:
         with _lock:
-            lines = [f"return {_printed(field) if field_kind(field).oneof is None else _member(field)}"]
-            if field_kind(field).oneof is not None:
-                lines = [f"if not m.HasField({field.name!r}):", "    return None", *lines]
-            found = _source.define(_source.reserve("field"), "m", ["h = m.HasField", *lines])
+            found = _field_function(field)
             _compile_waiting()
             _field_encoders[field] = found
     return found
+
+
+def _field_function(field: FieldDescriptor) -> Encoder:
+    if field_kind(field).oneof is None:
+        lines = ["h = m.HasField", f"return {_printed(field)}"]
+    else:
+        lines = [f"if not m.HasField({field.name!r}):", "    return None", f"return {_member(field)}"]
+    return _source.define(_source.reserve("field"), "m", lines)
 
 
 def any_out(message: Any) -> dict[str, Any]:
@@ -120,13 +125,16 @@ def _name(message: Descriptor) -> str:
 
 
 def _compile_waiting() -> None:
+    # Published together: no other thread may meet a function whose inner ones are still to come.
+    done: dict[Descriptor, Encoder] = {}
     while _waiting:
         message = _waiting.pop()
         if is_wrapper(message):
             lines = [f"return {_member(message.fields_by_name['value'])}"]
         else:
             lines = ["h = m.HasField", "return {", *_entries(message), "}"]
-        _encoders[message] = _source.define(_names[message], "m", lines)
+        done[message] = _source.define(_names[message], "m", lines)
+    _encoders.update(done)
 
 
 def _entries(message: Descriptor) -> list[str]:
@@ -140,7 +148,7 @@ def _entries(message: Descriptor) -> list[str]:
             lines.append(f"    {field.name!r}: {_printed(field)},")
         elif oneof.name not in done:
             done.add(oneof.name)
-            writers = _source.add("members", {f.name: field_encoder(f) for f in oneof.fields})
+            writers = _source.add("members", {f.name: _field_function(f) for f in oneof.fields})
             lines += _oneof_entries(oneof, writers, tagged is oneof)
     return lines
 

@@ -153,8 +153,10 @@ def for_json_format(message: Descriptor, js: Json) -> Json:
         field = message.fields_by_name.get(key)
         if tag and (key in ("type", "data") or (field is not None and oneof_of(field) == tag)):
             continue
-        if field is None or value is None:
+        if field is None or (value is None and not field.is_repeated):
             out[key] = value
+        elif value is None:
+            continue
         else:
             out[key] = _field_in(field, value)
     if tag:

@@ -24,6 +24,7 @@ and both must refuse the same JSON, but for these listed differences. `listed.py
 | times, lengths, masks in | digits may lack, underscores, longer fractions | RFC 3339, plain digits |
 | base64 in | foreign characters skipped | refused |
 | map: null as a value | refused | left out, as null elsewhere (not where the value is free JSON) |
+| null for a list of free values | refused, unlike for other lists | left out |
 | map: two keys that are one number | the last one | refused |
 | NUL in a string or key | taken | refused |
 | "" or [] for an object | taken as {} | refused |
