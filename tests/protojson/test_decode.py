@@ -135,6 +135,13 @@ def test_two_members_of_a_oneof_are_refused(value: object) -> None:
     assert decode(torture.Choices, {"text": "a", "number": None, "flag": True}).flag
 
 
+def test_a_null_that_is_a_value_counts_as_a_member() -> None:
+    assert decode(torture.FreeChoice, {"value": None}).value.HasField("null_value")
+    assert decode(torture.FreeChoice, {"nothing": None}).HasField("nothing")
+    assert "together" in refusal(torture.FreeChoice, {"value": None, "text": "x"}).description
+    assert decode(torture.FreeChoice, {"text": "x"}).text == "x"
+
+
 def test_tagged_oneof() -> None:
     assert decode(torture.Event, {"data": 5, "type": "count", "id": "x"}).count == 5
     assert decode(torture.Event, {"type": "ping"}).HasField("ping")
