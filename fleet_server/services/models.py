@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -161,11 +160,6 @@ class ModelCatalog:
 
     def _loaded_on(self, real: str) -> list[str]:
         return [node.node_id for node in self._nodes.online() if any(view.name == real for view in node.loaded)]
-
-
-def count_running(jobs: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-    """How many of the (node, model) pairs are equal."""
-    return Counter(jobs)
 
 
 def _names(nodes: Iterable[NodeView], kind: str, job_type: str) -> dict[str, list[ModelView]]:

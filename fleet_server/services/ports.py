@@ -10,6 +10,7 @@ from typing import Protocol
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.node import NodeView
+from fleet_server.storage.outputs import OutputStat
 
 
 class Nodes(Protocol):
@@ -73,6 +74,10 @@ class Files(Protocol):
 
     async def read(self, filename: str) -> bytes | None:
         """The bytes; None if there is no such file."""
+        ...
+
+    async def stat(self, filename: str) -> OutputStat | None:
+        """What is known of the file; None if there is no such file."""
         ...
 
     def stream(self, filename: str, start: int, end: int) -> AsyncIterator[bytes]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fleet.v1 import queue_pb2, types_pb2, vision_pb2
@@ -15,6 +16,7 @@ from fleet_server.services.jobs import Live, receipt
 from fleet_server.services.pages import page_key_of, token_of
 from fleet_server.services.ports import Attempts, Wake
 from fleet_server.services.shield import Shield
+from fleet_server.services.times import ceil_ms
 from fleet_server.services.views import JobViews
 from fleet_server.services.words import priority_of, state_of, type_word
 from fleet_server.store import Idempotency, JobStore, PageKey, Submitted
@@ -162,6 +164,11 @@ class JobQueue:
             raise _not_found(f"the job {record.job_id!r} has been deleted")
         return whole
 
+    async def running_models(self, job_ids: Sequence[str]) -> Mapping[tuple[str, str], int]:
+        """How many of these jobs run each model on each node: (node_id, model) -> jobs."""
+        records = [record for record in await self._jobs.get_many(job_ids) if record is not None]
+        return Counter((r.node_id, r.model) for r in records if r.state is JobState.RUNNING)
+
     async def list(self, request: queue_pb2.ListJobsRequest) -> tuple[list[types_pb2.Job], str]:
         """A page of jobs, newest first, and the next page's token.
 
@@ -251,13 +258,6 @@ class _Filter:
             return True
         spec = types_pb2.JobSpec.FromString(record.spec)
         return spec.target_model == self.model
-
-
-def ceil_ms(time: object) -> int:
-    """A Timestamp as Unix ms, rounded up, so that `< time` and `>= time` hold for whole milliseconds."""
-    seconds: int = time.seconds  # type: ignore[attr-defined]
-    nanos: int = time.nanos  # type: ignore[attr-defined]
-    return seconds * 1000 + -(-nanos // 1_000_000)
 
 
 def _first_receipt(item: Admitted, position: int | None, reason: str | None) -> types_pb2.Receipt:

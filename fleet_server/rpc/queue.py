@@ -1,0 +1,65 @@
+"""fleet.v1.Queue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from fleet.v1 import queue_pb2, queue_pb2_grpc, types_pb2
+
+from fleet_server.rpc.caller import caller_of, idempotency_key
+from fleet_server.rpc.later import others_later
+from fleet_server.services.events import EventHub
+from fleet_server.services.queue import JobQueue
+from fleet_server.services.status import StatusBoard
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@others_later(queue_pb2.DESCRIPTOR.services_by_name["Queue"])
+class QueueServicer(queue_pb2_grpc.QueueServicer):
+    """The job queue. Every method raises FleetError."""
+
+    def __init__(self, queue: JobQueue, hub: EventHub, board: StatusBoard) -> None:
+        self._queue = queue
+        self._hub = hub
+        self._board = board
+
+    async def CreateJob(self, request: queue_pb2.CreateJobRequest, context: Context) -> queue_pb2.CreateJobResponse:
+        key = idempotency_key(context, request)
+        receipt = await self._queue.create(request, owner=caller_of(context).owner, key=key)
+        return queue_pb2.CreateJobResponse(receipt=receipt)
+
+    async def BatchCreateJobs(
+        self, request: queue_pb2.BatchCreateJobsRequest, context: Context
+    ) -> queue_pb2.BatchCreateJobsResponse:
+        key = idempotency_key(context, request)
+        receipts = await self._queue.create_many(request, owner=caller_of(context).owner, key=key)
+        return queue_pb2.BatchCreateJobsResponse(jobs=receipts)
+
+    async def ListJobs(self, request: queue_pb2.ListJobsRequest, context: Context) -> queue_pb2.ListJobsResponse:
+        jobs, token = await self._queue.list(request)
+        return queue_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def GetJob(self, request: queue_pb2.GetJobRequest, context: Context) -> queue_pb2.GetJobResponse:
+        return queue_pb2.GetJobResponse(job=await self._queue.get(request.job_id))
+
+    async def CancelJob(self, request: queue_pb2.CancelJobRequest, context: Context) -> queue_pb2.CancelJobResponse:
+        return queue_pb2.CancelJobResponse(job=await self._queue.cancel(request.job_id))
+
+    async def RetryJob(self, request: queue_pb2.RetryJobRequest, context: Context) -> queue_pb2.RetryJobResponse:
+        key = idempotency_key(context, request)
+        job = await self._queue.retry(request, owner=caller_of(context).owner, key=key)
+        return queue_pb2.RetryJobResponse(job=job)
+
+    async def WatchJob(
+        self, request: queue_pb2.WatchJobRequest, context: Context
+    ) -> AsyncGenerator[types_pb2.Event, None]:
+        async with aclosing(self._hub.watch_job(request.job_id, previews=request.previews)) as events:
+            async for event in events:
+                yield event
+
+    async def GetStats(self, request: queue_pb2.GetStatsRequest, context: Context) -> queue_pb2.GetStatsResponse:
+        return await self._board.queue_stats()
