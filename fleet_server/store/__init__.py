@@ -1,6 +1,7 @@
 """Everything durable but files: jobs, leases, nodes, events and the index of outputs, in Valkey or Redis.
 
-Each change of more than one key is one Lua script, checked before its first write and safe to repeat with the same arguments.
+Each change of more than one key is one Lua script, checked before its first write and safe to repeat with the same
+arguments.
 """
 
 from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Priority, WaitReason

@@ -1,9 +1,9 @@
 """Connections to the store: one task owns each, callers await futures.
 
-A caller that is cancelled never touches the socket, so no reply can reach the wrong call. Calls that wait go out as one
-pipelined batch (at most 32, or 256 KiB), one batch in flight. When a connection is lost in mid-call the outcome is unknown and
-the same bytes are sent again on the next one, which every script here allows; after `MAX_SENDS` or the call's deadline it is
-STORE_UNAVAILABLE.
+A caller that is cancelled never touches the socket, so no reply can reach the wrong call. Calls that wait go out as
+one pipelined batch (at most 32, or 256 KiB), one batch in flight. When a connection is lost in mid-call the outcome
+is unknown and the same bytes are sent again on the next one, which every script here allows; after `MAX_SENDS` or the
+call's deadline it is STORE_UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -38,11 +38,17 @@ _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BU
 """Replies of a server that cannot serve now: drop the connection and ask again."""
 
 
-class StoreFull(FleetError):
+class StoreFullError(FleetError):
     """The server has no memory left for a call that needs some."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("STORE_UNAVAILABLE", f"the store is full: {detail}")
+
+
+def pack(*args: Argument) -> bytes:
+    """One command on the wire."""
+    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub says one-tuple
+    return packed
 
 
 def unavailable(detail: str) -> FleetError:
@@ -66,7 +72,7 @@ async def connect(url: str, *, name: str = "fleet") -> AbstractConnection:
         retry=Retry(NoBackoff(), 0),
     )
     async with asyncio.timeout(CONNECT_SECONDS):
-        await connection.connect()
+        await connection.connect()  # type: ignore[no-untyped-call]
     return connection
 
 
@@ -86,8 +92,8 @@ class _Call:
 class Client:
     """One connection with its task; reconnects with bounded backoff. At most `MAX_WAITING` calls wait.
 
-    `call` and `run` return raw replies (bytes, ints, lists). They raise STORE_UNAVAILABLE, StoreFull, or INTERNAL for a
-    refusal that only a fault of ours explains.
+    `call` and `run` return raw replies (bytes, ints, lists). They raise STORE_UNAVAILABLE, StoreFullError, or INTERNAL
+    for a refusal that only a fault of ours explains.
     """
 
     def __init__(self, url: str, *, name: str, scripts: Mapping[str, Script]) -> None:
@@ -103,7 +109,7 @@ class Client:
 
     async def call(self, *args: Argument, seconds: float = CALL_SECONDS) -> Any:
         """One plain command; it must be harmless to repeat."""
-        return await self._enqueue(hiredis.pack_command(args), None, seconds)
+        return await self._enqueue(pack(*args), None, seconds)
 
     async def run(
         self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float = CALL_SECONDS
@@ -116,11 +122,11 @@ class Client:
     ) -> asyncio.Future[Any]:
         """As `run`, but only enqueues: await the future. What is posted in one go travels in one batch."""
         known = self._scripts[script]
-        return self._enqueue(hiredis.pack_command(("EVALSHA", known.sha, len(keys), *keys, *args)), known, seconds)
+        return self._enqueue(pack("EVALSHA", known.sha, len(keys), *keys, *args), known, seconds)
 
     def post_call(self, *args: Argument, seconds: float = CALL_SECONDS) -> asyncio.Future[Any]:
         """As `call`, but only enqueues."""
-        return self._enqueue(hiredis.pack_command(args), None, seconds)
+        return self._enqueue(pack(*args), None, seconds)
 
     async def aclose(self) -> None:
         """Ends the task; calls that wait get STORE_UNAVAILABLE."""
@@ -204,7 +210,7 @@ class Client:
         return connection
 
     async def _load(self, connection: AbstractConnection) -> None:
-        loads = [hiredis.pack_command(("SCRIPT", "LOAD", script.source)) for script in self._scripts.values()]
+        loads = [pack("SCRIPT", "LOAD", script.source) for script in self._scripts.values()]
         await connection.send_packed_command(loads, check_health=False)
         for _ in loads:
             await connection.read_response(disable_decoding=True)
@@ -264,7 +270,7 @@ class Client:
 def _refusal(code: str, text: str) -> FleetError:
     """What the caller of a refused call is told."""
     if code == "OOM":
-        return StoreFull("free memory or raise maxmemory")
+        return StoreFullError("free memory or raise maxmemory")
     if code == "MISCONF":
         return unavailable(f"the store refuses writes: {text}")
     return FleetError("INTERNAL", f"the store refused a call: {code} {text}")

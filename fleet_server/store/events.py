@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import hiredis
 from redis.asyncio.connection import AbstractConnection
 
 from fleet_server.store._room import Room
@@ -20,6 +19,7 @@ from fleet_server.store.client import (
     Argument,
     connect,
     gather,
+    pack,
 )
 from fleet_server.store.records import StoredEvent, pairs
 
@@ -165,9 +165,7 @@ class EventStore:
             self._last = newest
 
     async def _read_once(self, connection: AbstractConnection) -> None:
-        request = hiredis.pack_command(
-            ("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._room.keys.events, self._last)
-        )
+        request = pack("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._room.keys.events, self._last)
         await connection.send_packed_command([request], check_health=False)
         async with asyncio.timeout(BLOCK_MS / 1000 + 5):
             reply = await connection.read_response(disable_decoding=True)

@@ -13,6 +13,9 @@ from fleet_server.store.records import LaneView, PageKey
 
 READ_CHUNK = 50
 
+Records = list[JobRecord]
+Lanes = list[LaneView]
+Positions = list[int | None]
 MaybeRecords = list[JobRecord | None]
 Page = tuple[list[JobRecord], PageKey | None]
 
@@ -96,10 +99,10 @@ class JobReader:
         records = await self._records(rows)
         return [record for record in records if record.state is JobState.FAILED], following
 
-    async def _records(self, rows: Rows) -> list[JobRecord]:
+    async def _records(self, rows: Rows) -> Records:
         return [record for record in await self.get_many([row[0] for row in rows]) if record is not None]
 
-    async def lanes(self, *, idle: bool = False) -> list[LaneView]:
+    async def lanes(self, *, idle: bool = False) -> Lanes:
         """Every lane in which jobs wait in line; with `idle` also those with running or deferred jobs alone."""
         reply = await self._room.dispatch.run("lanes", [self._room.keys.events], self._room.args(1 if idle else 0))
         return [
@@ -115,16 +118,17 @@ class JobReader:
             for lane_id, definition, waiting, running, priority, effective, oldest, deferred in reply
         ]
 
-    async def peek(self, lane_id: str, limit: int = 32) -> list[JobRecord]:
+    async def peek(self, lane_id: str, limit: int = 32) -> Records:
         """The next waiting jobs of a lane by effective age, whole records; a look, not a claim."""
         reply = await self._room.dispatch.run("peek", [self._room.keys.events], self._room.args(lane_id, limit))
         records = await self.get_many([job_id.decode() for job_id in reply])
         return [record for record in records if record is not None and record.state is JobState.QUEUED]
 
-    async def queue_positions(self, pairs: Sequence[tuple[str, str]]) -> list[int | None]:
+    async def queue_positions(self, pairs: Sequence[tuple[str, str]]) -> Positions:
         """For each (cluster, job_id): 1 for the next in its cluster, None if not in line.
 
-        The rank is by enqueue time less boost over the whole cluster, so it reflects priority, not which nodes are free.
+        The rank is by enqueue time less boost over the whole cluster, so it reflects priority, not which nodes are
+        free.
         """
         if not pairs:
             return []

@@ -12,7 +12,7 @@ import orjson
 from fleet_server.domain.errors import FleetError, Violation
 from fleet_server.domain.job import Lane, NewJob
 from fleet_server.store._room import Room
-from fleet_server.store.client import Argument, StoreFull, gather
+from fleet_server.store.client import Argument, StoreFullError, gather
 from fleet_server.store.memory import MemoryGuard
 from fleet_server.store.records import Idempotency, Submitted
 
@@ -70,7 +70,7 @@ class JobSubmitter:
             if len(jobs) == 1:
                 return await self._one(jobs[0], idempotency, limit, callbacks)
             return await self._batch(jobs, idempotency, limit, callbacks)
-        except StoreFull as error:
+        except StoreFullError as error:
             raise FleetError("QUEUE_FULL", error.detail) from error
 
     async def _one(

@@ -1,41 +1,42 @@
 """Every key of the store. All begin with the fleet's hash tag, `{fleet}:`, so that they share one slot.
 
-| name          | key                       | type   | TTL    | written by          | holds |
-|---------------|---------------------------|--------|--------|---------------------|---------------------------------------------|
-| job           | j:<job>                   | hash   | -      | job scripts         | short fields (records.FIELDS, lib/jobs.lua) |
-| spec          | s:<job>                   | string | staged | submit, stage       | encoded JobSpec, never changed |
-| staged        | b:<batch>:<n>             | string | 60 s   | stage               | jobs of a batch that is not committed |
-| result        | r:<job>                   | string | -      | complete, fail      | encoded JobResult |
-| attempts      | a:<job>                   | list   | -      | fail, release, reap | ended attempts, the latest 20 |
-| state         | st:<state>                | zset   | -      | job scripts         | jobs of a state by creation |
-| ended         | ended                     | zset   | -      | job scripts         | ended jobs by end |
-| dead          | dead                      | zset   | -      | job scripts         | failed jobs by end, the newest 10,000 |
-| priorities    | prio                      | hash   | -      | job scripts         | priority -> queued jobs |
-| lanes         | lanes                     | hash   | -      | job scripts         | lane -> its definition (JSON) |
-| lane_jobs     | lane:jobs                 | hash   | -      | job scripts         | lane -> jobs not ended (0: lane forgotten) |
-| lane_waiting  | lane:waiting              | hash   | -      | job scripts         | lane -> jobs in line |
-| lane_running  | lane:running              | hash   | -      | job scripts         | lane -> running jobs |
-| lane_urgent   | lane:urgent               | hash   | -      | claim               | lane -> 1: its last claim was a forced high |
-| lane_deferred | lane:deferred             | hash   | -      | defer, claim        | lane -> first_deferred_ms |
-| line          | q:<prio>:<n>:<lane>:<own> | zset   | -      | job scripts         | an owner's jobs in line by enqueue time |
-| turns         | t:<prio>:<n>:<lane>       | zset   | -      | job scripts         | owners in line by virtual time |
-| heads         | h:<prio>:<n>:<lane>       | zset   | -      | job scripts         | owners in line by their oldest job |
-| waiting       | w:<cluster>               | zset   | -      | job scripts         | jobs in line by enqueue time less boost |
-| scheduled     | scheduled                 | zset   | -      | job scripts         | SCHEDULED and BACKOFF jobs by due time |
-| ttl           | ttl                       | zset   | -      | job scripts         | queued jobs that never started, by expiry |
-| leases        | leases                    | zset   | -      | job scripts         | running jobs by lease end |
-| deadlines     | deadlines                 | zset   | -      | job scripts         | started jobs by start + timeout |
-| held          | held:<node>               | hash   | -      | job scripts         | attempt token -> job, of a node |
-| hooks         | hooks                     | zset   | -      | job scripts         | "<job>.<generation>" due a webhook, by time |
-| idempotency   | i:<hash>                  | string | 24 h   | submit, retry       | fingerprint and job ids of a keyed call |
-| events        | events                    | stream | capped | all scripts         | state changes, about the newest 100,000 |
-| output        | o:<filename>              | hash   | -      | complete, outputs   | one row of the outputs' index |
-| outputs       | outs                      | zset   | -      | complete, outputs   | filenames by creation |
-| job_outputs   | jo:<job>                  | zset   | -      | complete, outputs   | a job's filenames in order |
-| node          | n:<node>                  | hash   | -      | node scripts        | one NodeRow |
-| nodes         | nodes                     | set    | -      | node scripts        | all node ids |
+| name          | key                       | type   | TTL    | written by | holds |
+|---------------|---------------------------|--------|--------|------------|------|
+| job           | j:<job>                   | hash   | -      | jobs       | short fields (records.FIELDS) |
+| spec          | s:<job>                   | string | staged | submit     | encoded JobSpec, never changed |
+| staged        | b:<batch>:<n>             | string | 60 s   | stage      | jobs of a batch that is not committed |
+| result        | r:<job>                   | string | -      | jobs       | encoded JobResult |
+| attempts      | a:<job>                   | list   | -      | jobs       | ended attempts, the latest 20 |
+| state         | st:<state>                | zset   | -      | jobs       | jobs of a state by creation |
+| ended         | ended                     | zset   | -      | jobs       | ended jobs by end |
+| dead          | dead                      | zset   | -      | jobs       | failed jobs by end, the newest 10,000 |
+| priorities    | prio                      | hash   | -      | jobs       | priority -> queued jobs |
+| lanes         | lanes                     | hash   | -      | jobs       | lane -> its definition (JSON) |
+| lane_jobs     | lane:jobs                 | hash   | -      | jobs       | lane -> jobs not ended |
+| lane_waiting  | lane:waiting              | hash   | -      | jobs       | lane -> jobs in line |
+| lane_running  | lane:running              | hash   | -      | jobs       | lane -> running jobs |
+| lane_urgent   | lane:urgent               | hash   | -      | claim      | lane -> 1: a high was forced last |
+| lane_deferred | lane:deferred             | hash   | -      | claim      | lane -> first_deferred_ms |
+| line          | q:<prio>:<n>:<lane>:<own> | zset   | -      | jobs       | an owner's jobs in line by enqueue time |
+| turns         | t:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by virtual time |
+| heads         | h:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by their oldest job |
+| waiting       | w:<cluster>               | zset   | -      | jobs       | jobs in line by enqueue time less boost |
+| scheduled     | scheduled                 | zset   | -      | jobs       | SCHEDULED and BACKOFF jobs by due time |
+| ttl           | ttl                       | zset   | -      | jobs       | queued jobs that never started, by expiry |
+| leases        | leases                    | zset   | -      | jobs       | running jobs by lease end |
+| deadlines     | deadlines                 | zset   | -      | jobs       | started jobs by start + timeout |
+| held          | held:<node>               | hash   | -      | jobs       | attempt token -> job, of a node |
+| hooks         | hooks                     | zset   | -      | jobs       | "<job>.<generation>" due a webhook |
+| idempotency   | i:<hash>                  | string | 24 h   | jobs       | fingerprint and job ids of a keyed call |
+| events        | events                    | stream | capped | all        | state changes, about the newest 100,000 |
+| output        | o:<filename>              | hash   | -      | outputs    | one row of the outputs' index |
+| outputs       | outs                      | zset   | -      | outputs    | filenames by creation |
+| job_outputs   | jo:<job>                  | zset   | -      | outputs    | a job's filenames in order |
+| node          | n:<node>                  | hash   | -      | nodes      | one NodeRow |
+| nodes         | nodes                     | set    | -      | nodes      | all node ids |
 
-`<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. "staged": with a TTL until the
+`<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
+scripts that move jobs, `nodes` node_*.lua, `outputs` complete and output_*.lua. "staged": with a TTL until the
 batch is committed. Scripts name keys as `K.<name>`; the loader puts the prefix and the text of `NAMES` in its place.
 """
 

@@ -1,7 +1,8 @@
 """Loads scripts/*.lua: joins their snippets, puts key names in and knows their SHA-1.
 
-A script begins with `#!lua flags=...`. `-- include: x` pastes scripts/lib/x.lua; `K.name` becomes the prefix and that key of
-keys.NAMES. ARGV[1] is now_ms ("" takes the server's TIME), ARGV[2] the prefix; a script's own arguments follow.
+A script begins with `#!lua flags=...`. `-- include: x` pastes scripts/lib/x.lua; `K.name` becomes the prefix and that
+key of keys.NAMES. ARGV[1] is now_ms ("" takes the server's TIME), ARGV[2] the prefix; a script's own arguments
+follow.
 """
 
 from __future__ import annotations

@@ -41,6 +41,6 @@ class MemoryGuard:
         if most and used > most * FULL_SHARE:
             raise FleetError(
                 "QUEUE_FULL",
-                f"the store uses {used} of {most} bytes and takes no new jobs above {FULL_SHARE:.0%}; submit again later "
-                "or raise its maxmemory",
+                f"the store uses {used} of {most} bytes and takes no new jobs above {FULL_SHARE:.0%}; submit again "
+                "later or raise its maxmemory",
             )

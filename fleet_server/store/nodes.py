@@ -13,7 +13,9 @@ NodeRows = list[NodeRow]
 
 
 class NodeStore:
-    """One row for each node that ever joined. A change that watchers see writes its node_update event in the same step."""
+    """One row for each node that ever joined. A change that watchers see writes its node_update event in the same
+    step.
+    """
 
     def __init__(self, room: Room) -> None:
         self._room = room

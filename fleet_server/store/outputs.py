@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fleet_server.store._room import Room
 from fleet_server.store.client import gather
 from fleet_server.store.records import OutputRow, PageKey, pairs
 
 OutputRows = list[OutputRow]
+MaybeRows = list[OutputRow | None]
 
 
 def _row(filename: str, flat: Sequence[bytes] | None) -> OutputRow | None:
@@ -57,7 +57,7 @@ class OutputStore:
         flat = await self._room.bulk.run(script, [self._room.keys.output(filename)], self._room.args(value))
         return _row(filename, flat)
 
-    async def _rows(self, filenames: Sequence[str]) -> Any:
+    async def _rows(self, filenames: Sequence[str]) -> MaybeRows:
         if not filenames:
             return []
         replies = await gather(

@@ -1,7 +1,7 @@
 """What the store hands out and takes in, and how a job's hash is spelled.
 
-Hash fields are two letters, since a million jobs carry them; `FIELDS` is the one table of their names. A field that has its
-default is not stored.
+Hash fields are two letters, since a million jobs carry them; `FIELDS` is the one table of their names. A field that
+has its default is not stored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """Makes a submit or retry repeatable for 24 hours: `key` of `owner` for `method`; `fingerprint` is a hash of the content."""
+    """Makes a submit or retry repeatable for 24 hours: `key` of `owner` for `method`; `fingerprint` is a hash of the
+    content.
+    """
 
     owner: str
     method: str
@@ -67,11 +69,12 @@ class PageKey:
 
 @dataclass(frozen=True, slots=True)
 class LaneView:
-    """A lane as dispatch sees it. Times are Unix ms; `head_effective_ms` is the best head's enqueue time less its boost.
+    """A lane as dispatch sees it. Times are Unix ms; `head_effective_ms` is the best head's enqueue time less its
+    boost.
 
     `head_*` are None where nothing waits (lanes with running jobs alone, listed only on request). A mixed lane has
-    `lane.mixed_cluster()` style id ("mixed:<cluster>") and no job type: look at its jobs with `JobStore.peek` and claim by id.
-    `first_deferred_ms` is the hint kept by `JobStore.defer`, forgotten at the next claim of the lane.
+    `lane.mixed_cluster()` style id ("mixed:<cluster>") and no job type: look at its jobs with `JobStore.peek` and
+    claim by id. `first_deferred_ms` is the hint kept by `JobStore.defer`, forgotten at the next claim of the lane.
     """
 
     lane: Lane
@@ -128,7 +131,9 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The outcome of complete or fail, and the job as it is now (None: unknown or purged). `outcome` compares equal to a str."""
+    """The outcome of complete or fail, and the job as it is now (None: unknown or purged). `outcome` compares equal
+    to a str.
+    """
 
     outcome: Outcome
     record: JobRecord | None
@@ -151,7 +156,9 @@ AttemptEncoder = Callable[[AttemptRow], bytes]
 
 @dataclass(frozen=True, slots=True)
 class ReapErrors:
-    """Encoded fleet.v1.JobError for what the store ends by itself: lost, poison, timeout (overdue), ttl (never started)."""
+    """Encoded fleet.v1.JobError for what the store ends by itself: lost, poison, timeout (overdue), ttl (never
+    started).
+    """
 
     lost: bytes
     poison: bytes
@@ -206,7 +213,8 @@ class NodeRow:
 class StoredEvent:
     """One entry of the event stream. `type` is job_update, job_complete, node_update..., or `gap`: events were lost.
 
-    A gap has fields `since` (the last id that was delivered) and `oldest_id`; read on from there with `EventStore.read`.
+    A gap has fields `since` (the last id that was delivered) and `oldest_id`; read on from there with
+    `EventStore.read`.
     """
 
     id: str
@@ -258,7 +266,9 @@ FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     "um": ("upload_ms", int),
     "er": ("error", bytes),
 }
-"""Hash field -> JobRecord attribute and how it is read. `ki` and `li` hold what hardly ever changes, see `_fixed`. Further fields, of the scripts alone, are in lib/jobs.lua."""
+"""Hash field -> JobRecord attribute and how it is read. `ki` and `li` hold what hardly ever changes, see `_fixed`.
+Further fields, of the scripts alone, are in lib/jobs.lua.
+"""
 
 
 _DEFAULTS: Mapping[str, Any] = {"wait_reason": WaitReason.NONE, "model": "", "owner": "", "attempt": 0, "losses": 0}
@@ -293,7 +303,9 @@ def decode_job(
     result: bytes = b"",
     attempts: tuple[bytes, ...] = (),
 ) -> JobRecord:
-    """The record of a job event's fields (or of a job's hash, with `job_id`). An event has no spec, result and attempts."""
+    """The record of a job event's fields (or of a job's hash, with `job_id`). An event has no spec, result and
+    attempts.
+    """
     values: dict[str, Any] = {**_DEFAULTS, **_fixed(fields["ki"], fields["li"])}
     for short, value in fields.items():
         known = FIELDS.get(short)

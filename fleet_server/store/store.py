@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 from fleet_server.domain.errors import FleetError
@@ -10,7 +11,7 @@ from fleet_server.store.client import Client
 from fleet_server.store.events import EventStore
 from fleet_server.store.jobs import JobStore
 from fleet_server.store.keys import Keys
-from fleet_server.store.lua import load_scripts
+from fleet_server.store.lua import Script, load_scripts
 from fleet_server.store.memory import MemoryGuard, parse_info
 from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
@@ -22,8 +23,15 @@ WANTED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noe
 class Store:
     """Owns its connections (dispatch, bulk, events); `aclose()` or `async with` ends them. Reconnects by itself."""
 
-    def __init__(self, url: str, namespace: str, clock: Clock | None, attempt_encoder: AttemptEncoder) -> None:
-        scripts = load_scripts()
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        clock: Clock | None,
+        attempt_encoder: AttemptEncoder,
+        scripts: Mapping[str, Script] | None = None,
+    ) -> None:
+        scripts = scripts or load_scripts()
         self._dispatch = Client(url, name="dispatch", scripts=scripts)
         self._bulk = Client(url, name="bulk", scripts=scripts)
         room = Room(Keys(namespace), self._dispatch, self._bulk, clock, attempt_encoder)

