@@ -14,9 +14,10 @@ from fleet.v1 import fleet_pb2, types_pb2
 
 from fleet_server.domain.errors import REASON_CODES, FleetError
 from fleet_server.domain.job import JobRecord, JobState, Priority
-from fleet_server.services.admission import Admission, Admitted, JobDefaults, idempotency
+from fleet_server.domain.placement import feasible
 from fleet_server.services.events import EventHub
-from fleet_server.services.lanes import lane_of, serves
+from fleet_server.services.intake import Admitted, Intake, JobDefaults, idempotency
+from fleet_server.services.lanes import lane_of
 from fleet_server.services.ports import Attempts, Files, Nodes, Wake
 from fleet_server.services.rates import Rates
 from fleet_server.services.shield import Shield
@@ -57,7 +58,7 @@ class Generation:
     def __init__(
         self,
         jobs: JobStore,
-        admission: Admission,
+        intake: Intake,
         views: JobViews,
         hub: EventHub,
         nodes: Nodes,
@@ -68,7 +69,7 @@ class Generation:
         settings: GenerationSettings | None = None,
     ) -> None:
         self._jobs = jobs
-        self._admission = admission
+        self._intake = intake
         self._views = views
         self._hub = hub
         self._nodes = nodes
@@ -87,10 +88,10 @@ class Generation:
     async def generate(self, request: fleet_pb2.FleetGenerateRequest, *, owner: str, key: str | None) -> Generated:
         """The picture. Cancelling this call cancels the job, unless another caller waits for it too.
 
-        Raises what `Admission.image` and `JobStore.submit` do; NO_NODE at once where no online node could run it; and
+        Raises what `Intake.image` and `JobStore.submit` do; NO_NODE at once where no online node could run it; and
         what the job failed with.
         """
-        admitted = self._admission.image(
+        admitted = self._intake.image(
             request,
             owner=owner,
             priority=Priority.HIGH,
@@ -108,7 +109,7 @@ class Generation:
     def could_run(self, spec: types_pb2.JobSpec) -> bool:
         """Whether an online node could run such a job."""
         lane = lane_of(spec)
-        return any(serves(node, lane) and not node.cordoned and not node.draining for node in self._nodes.online())
+        return any(feasible(node, lane) is None for node in self._nodes.online())
 
     async def status(self) -> fleet_pb2.GetGenerateStatusResponse:
         """Direct generations under way on this replica, and what a request sent now would find."""
@@ -119,7 +120,7 @@ class Generation:
         reply.running = sum(record.state is JobState.RUNNING for record in records)
         spec = self._default_spec()
         lane = lane_of(spec)
-        able = [node for node in self._nodes.online() if serves(node, lane) and not (node.cordoned or node.draining)]
+        able = [node for node in self._nodes.online() if feasible(node, lane) is None]
         reply.slots = sum(node.slots for node in able)
         reply.slots_free = sum(node.slots_free for node in able)
         if not able:
@@ -135,7 +136,7 @@ class Generation:
     def _default_spec(self) -> types_pb2.JobSpec:
         request = fleet_pb2.FleetGenerateRequest(prompt="x")
         try:
-            admitted = self._admission.image(request, owner="", priority=Priority.HIGH, direct=True)
+            admitted = self._intake.image(request, owner="", priority=Priority.HIGH, direct=True)
         except FleetError:
             # The default model is not there: no node can run a default request.
             return types_pb2.JobSpec(job_type=types_pb2.JOB_TYPE_IMAGE_GEN, target_cluster="vision", resolved_model="-")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import orjson
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.job import Lane
-from fleet_server.domain.node import NodeView
+from fleet_server.domain.node import NodeStatus, NodeView
+from fleet_server.domain.placement import feasible
 from fleet_server.services.payloads import loras_of
 from fleet_server.services.words import type_word
 
@@ -34,12 +36,6 @@ def lane_of(spec: types_pb2.JobSpec) -> Lane:
 
 
 def serves(node: NodeView, lane: Lane) -> bool:
-    """Whether the node could run the lane's jobs, were it online, free and not cordoned."""
-    return (
-        (not lane.cluster or lane.cluster in node.clusters)
-        and lane.job_type in node.job_types
-        and (not lane.model or lane.model in node.models)
-        and all(lora in node.models for lora in lane.loras)
-        and lane.node_id in ("", node.node_id)
-        and all(node.labels.get(name) == value for name, value in lane.labels)
-    )
+    """Whether the node could run the lane's jobs, were it online and given work."""
+    ready = replace(node, status=NodeStatus.ONLINE, cordoned=False, draining=False)
+    return feasible(ready, lane) is None

@@ -166,8 +166,9 @@ def _names(nodes: Iterable[NodeView], kind: str, job_type: str) -> dict[str, lis
     found: dict[str, list[ModelView]] = {}
     for node in nodes:
         for name, view in node.models.items():
-            # A LoRA says what it changes by its architecture, not by job types.
-            if view.kind == kind and (kind == "lora" or job_type in view.job_types):
+            # A file that names no job types fits them all; a LoRA goes by its architecture.
+            fits = kind == "lora" or not view.job_types or job_type in view.job_types
+            if view.kind == kind and fits:
                 found.setdefault(name, []).append(view)
     return found
 

@@ -11,7 +11,7 @@ from fleet.v1 import queue_pb2, types_pb2, vision_pb2
 
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.domain.job import JobRecord, JobState, Priority
-from fleet_server.services.admission import Admission, Admitted, idempotency
+from fleet_server.services.intake import Admitted, Intake, idempotency
 from fleet_server.services.jobs import Live, receipt
 from fleet_server.services.pages import page_key_of, token_of
 from fleet_server.services.ports import Attempts, Wake
@@ -40,14 +40,14 @@ class JobQueue:
     def __init__(
         self,
         jobs: JobStore,
-        admission: Admission,
+        intake: Intake,
         views: JobViews,
         dispatcher: Wake,
         attempts: Attempts,
         settings: QueueSettings | None = None,
     ) -> None:
         self._jobs = jobs
-        self._admission = admission
+        self._intake = intake
         self._views = views
         self._dispatcher = dispatcher
         self._attempts = attempts
@@ -59,8 +59,8 @@ class JobQueue:
         await self._shield.aclose()
 
     async def create(self, request: queue_pb2.CreateJobRequest, *, owner: str, key: str | None) -> types_pb2.Receipt:
-        """Submits one job. Raises what `Admission.job` and `JobStore.submit` do."""
-        admitted = await self._admission.job(request, owner=owner)
+        """Submits one job. Raises what `Intake.job` and `JobStore.submit` do."""
+        admitted = await self._intake.job(request, owner=owner)
         once = idempotency(request, method="Queue/CreateJob", owner=owner, key=key)
         return (await self._submit([admitted], once))[0]
 
@@ -72,7 +72,7 @@ class JobQueue:
         for index, job in enumerate(request.jobs):
             if job.HasField("request_id"):
                 raise invalid_field(f"jobs[{index}].request_id", "must be left out: the batch has one of its own")
-            admitted.append(await self._admission.job(job, owner=owner, path=f"jobs[{index}]"))
+            admitted.append(await self._intake.job(job, owner=owner, path=f"jobs[{index}]"))
             if index % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
         once = idempotency(request, method="Queue/BatchCreateJobs", owner=owner, key=key)
@@ -85,7 +85,7 @@ class JobQueue:
         priority = Priority.NORMAL
         if request.priority:
             priority = Priority.HIGH if request.priority > 0 else Priority.LOW
-        admitted = self._admission.image(request, owner=owner, priority=priority)
+        admitted = self._intake.image(request, owner=owner, priority=priority)
         once = idempotency(request, method="Vision/Generate", owner=owner, key=key)
         return (await self._submit([admitted], once))[0]
 
