@@ -58,6 +58,16 @@ REASON_CODES: Mapping[str, Code] = MappingProxyType(
 )
 """Every reason that a call can answer with, and its code."""
 
+JOB_REASON_CODES: Mapping[str, Code] = MappingProxyType(
+    {
+        "QUEUE_TTL_EXPIRED": Code.DEADLINE_EXCEEDED,
+        "NODE_LOST": Code.UNAVAILABLE,
+        "POISON": Code.INTERNAL,
+        "EXIT_NONZERO": Code.UNKNOWN,
+    }
+)
+"""Reasons that only a failed job's `error` has, beside those of calls."""
+
 RETRY_AFTER_SECONDS = 2.0
 """What UNAVAILABLE and rate-limit replies advise where nothing better is known."""
 
