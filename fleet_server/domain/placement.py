@@ -6,7 +6,7 @@ The dispatcher, the dry run and the explanation of a waiting job ask the same fu
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -211,11 +211,13 @@ def rank(node: NodeView, lanes: Iterable[Demand], now_ms: int) -> list[Ranked]:
     return ranked
 
 
-def share_out(nodes: Iterable[NodeView], lanes: Iterable[Demand], now_ms: int) -> list[tuple[str, str]]:
+def share_out(
+    nodes: Iterable[NodeView], lanes: Iterable[Demand], now_ms: int, *, avoided: Collection[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
     """Fills free slots: (node_id, lane_id) for each claim, never more than a node's free slots or a lane's jobs.
 
     The most wanted pair of all goes first, so a warm node takes a lane before a cold one does; nodes that want a lane
-    alike share its jobs evenly, the emptiest first.
+    alike share its jobs evenly, the emptiest first. Pairs of `avoided` (node_id, lane_id) do not come together.
     """
     demands = list(lanes)
     open_nodes = nodes_with_room(nodes)
@@ -225,7 +227,7 @@ def share_out(nodes: Iterable[NodeView], lanes: Iterable[Demand], now_ms: int) -
     pairs.sort(key=lambda pair: (*_want(pair), -room[pair[1]], pair[1]))
     chosen: list[tuple[str, str]] = []
     for (_, _, lane_id), alike in groupby(pairs, key=_want):
-        takers = [node_id for _, node_id in alike if room[node_id] > 0]
+        takers = [node_id for _, node_id in alike if room[node_id] > 0 and (node_id, lane_id) not in avoided]
         while takers and left[lane_id] > 0:
             for node_id in takers[: left[lane_id]]:
                 chosen.append((node_id, lane_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,7 @@ class FleetView:
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
         self._listeners: list[Listener] = []
+        self._avoided: dict[tuple[str, str], float] = {}
 
     # Reading.
 
@@ -83,6 +85,11 @@ class FleetView:
         """The node's description as its agent gave it last; not to be changed."""
         node = self._nodes.get(node_id)
         return None if node is None else node.hello
+
+    def avoided(self) -> set[tuple[str, str]]:
+        """Pairs (node_id, lane_id) that do not go together for a moment: the node has just refused one of the lane."""
+        now = time.monotonic()
+        return {pair for pair, until in self._avoided.items() if until > now}
 
     def subscribe_changes(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener(node_id)` after each change, beats included; it must not wait. Returns how to end it."""
@@ -134,23 +141,32 @@ class FleetView:
         node = self._nodes[node_id]
         node.row = replace(node.row, info=info, updated_ms=now_ms())
 
-    def occupy(self, node_id: str, *, slots_free: int, running: tuple[str, ...]) -> None:
-        """Work was given to the node or ended there."""
+    def occupy(self, node_id: str, *, slots_free: int, running: tuple[str, ...], draining: bool = False) -> None:
+        """Work was given to the node or ended there; `draining`: its agent takes no more."""
         node = self._nodes[node_id]
         node.running = running
-        if node.view.slots_free != slots_free:
-            node.view = replace(node.view, slots_free=slots_free)
+        node.view = replace(node.view, slots_free=slots_free, draining=draining)
         self._changed(node_id)
 
-    def set_status(self, node_id: str, status: NodeStatus, *, draining: bool = False) -> None:
+    def set_status(self, node_id: str, status: NodeStatus) -> None:
         """The connection changed; a node that is not online has no free slots."""
         node = self._nodes[node_id]
         free = node.view.slots_free if status is NodeStatus.ONLINE else 0
-        node.view = replace(node.view, status=status, draining=draining, slots_free=free)
+        node.view = replace(node.view, status=status, slots_free=free)
         node.row = replace(node.row, status=status.value, updated_ms=now_ms())
         if status is NodeStatus.DOWN:
             node.running = ()
         self._changed(node_id)
+
+    def touch(self, node_id: str) -> None:
+        """Work of the node went back to the queue: those who listen should look."""
+        self._changed(node_id)
+
+    def avoid(self, node_id: str, lane_id: str, seconds: float) -> None:
+        """For so long the node gets no job of the lane."""
+        now = time.monotonic()
+        self._avoided = {pair: until for pair, until in self._avoided.items() if until > now}
+        self._avoided[node_id, lane_id] = now + seconds
 
     def forget(self, node_id: str) -> None:
         """The node was deleted."""

@@ -1,0 +1,75 @@
+"""fleet.v1.Node: machines for callers, the stream and the uploads for agents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from fleet.v1 import node_pb2 as pb
+from fleet.v1 import node_pb2_grpc
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.domain.node import NodeView
+from fleet_server.rpc.later import others_later
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.nodes import status_number
+from fleet_server.services.pages import page_by_name
+from fleet_server.services.sessions import Sessions
+from fleet_server.services.uploads import Uploads
+from fleet_server.services.words import type_word
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@others_later(pb.DESCRIPTOR.services_by_name["Node"])
+class NodeServicer(node_pb2_grpc.NodeServicer):
+    """The machines. Every method raises FleetError."""
+
+    def __init__(self, fleet: FleetView, sessions: Sessions, uploads: Uploads) -> None:
+        self._fleet = fleet
+        self._sessions = sessions
+        self._uploads = uploads
+
+    async def ListNodes(self, request: pb.NodeListNodesRequest, context: Context) -> pb.NodeListNodesResponse:
+        found = self._matching(request, statuses=request.status)
+        if request.HasField("job_type"):
+            found = [view for view in found if type_word(request.job_type) in view.job_types]
+        page, token = page_by_name(request, found, lambda view: (view.node_id,))
+        infos = [info for view in page if (info := self._fleet.info(view.node_id)) is not None]
+        return pb.NodeListNodesResponse(nodes=infos, next_page_token=token)
+
+    async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
+        info = self._fleet.info(request.node_id)
+        if info is None:
+            raise FleetError("NODE_NOT_FOUND", f"node_id: there is no node {request.node_id!r}; see GET /api/nodes")
+        return pb.GetNodeResponse(node=info)
+
+    async def ListHeartbeats(self, request: pb.ListHeartbeatsRequest, context: Context) -> pb.ListHeartbeatsResponse:
+        found = [beat for view in self._matching(request) if (beat := self._fleet.heartbeat(view.node_id)) is not None]
+        page, token = page_by_name(request, found, lambda beat: (beat.node_id,))
+        return pb.ListHeartbeatsResponse(heartbeats=page, next_page_token=token)
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: Context
+    ) -> AsyncGenerator[pb.ServerMessage, None]:
+        async with aclosing(self._sessions.connect(request_iterator, context)) as messages:
+            async for message in messages:
+                yield message
+
+    async def UploadOutput(
+        self, request_iterator: AsyncIterator[pb.UploadOutputRequest], context: Context
+    ) -> pb.UploadOutputResponse:
+        return pb.UploadOutputResponse(receipt=await self._uploads.receive(request_iterator))
+
+    def _matching(
+        self, request: pb.NodeListNodesRequest | pb.ListHeartbeatsRequest, statuses: Iterable[int] = ()
+    ) -> list[NodeView]:
+        wanted = set(statuses)
+        return [
+            view
+            for view in self._fleet.nodes()
+            if (not request.HasField("cluster") or request.cluster in view.clusters)
+            and (not wanted or status_number(view.status) in wanted)
+        ]

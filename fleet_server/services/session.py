@@ -1,0 +1,486 @@
+"""One agent's stream: what it says goes into the store, in order; what it must hear goes out through one writer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from fleet.v1 import node_pb2 as pb
+from fleet.v1.types_pb2 import JobProgress, JobSpec
+
+from fleet_server.domain.errors import Code, FleetError
+from fleet_server.domain.job import Claim, JobRecord
+from fleet_server.services.attempts import Attempt, AttemptBook
+from fleet_server.services.completion import Completions
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.nodes import beat_of, description_of, with_inventory
+from fleet_server.services.progress import ProgressHub
+from fleet_server.store import Held, Store
+
+_log = structlog.get_logger("fleet.session")
+
+Step = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Durations of the agents' protocol, in seconds; the defaults are those of production."""
+
+    heartbeat_seconds: float = 5.0
+    lease_seconds: float = 30.0
+    accept_seconds: float = 10.0
+    write_seconds: float = 10.0
+    hello_seconds: float = 10.0
+    goodbye_seconds: float = 10.0
+    drain_seconds: float = 5.0
+    """How long the end of a stream waits for what has been said on it to be written down."""
+    spool_seconds: float = 10.0
+    """How long a restarted agent's lost work waits for the results that it has brought along."""
+    avoid_seconds: float = 5.0
+    """How long a lane keeps away from a node that rejected one of its jobs or did not take it."""
+    repeat_seconds: float = 0.5
+    watch_seconds: float = 1.0
+    hellos_per_second: float = 100.0
+    outbox: int = 1_024
+    backlog: int = 1_024
+    """Reports of one agent that wait for the store; then its stream is not read."""
+
+    @property
+    def lease_ms(self) -> int:
+        return int(self.lease_seconds * 1000)
+
+
+@dataclass(slots=True)
+class SessionCounters:
+    """What went by since the start, for metrics."""
+
+    hellos: int = 0
+    refused_hellos: int = 0
+    ignored_messages: int = 0
+    unaccepted: int = 0
+    rejected: int = 0
+    stuck_writers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParts:
+    """What a session works with."""
+
+    store: Store
+    fleet: FleetView
+    hub: ProgressHub
+    completions: Completions
+    settings: SessionSettings
+    counters: SessionCounters
+
+
+class Session:
+    """The stream of one agent. `run()` is its whole life; `outgoing()` is read by the one writer.
+
+    The agent's reports are settled in their order by one task and repeated while the store is away; heartbeats have a
+    task of their own, so that neither waits for the other.
+    """
+
+    def __init__(self, session_id: str, hello: pb.Hello, parts: SessionParts, *, address: str = "") -> None:
+        self.session_id = session_id
+        self.node_id = hello.node_id
+        self.instance_id = hello.instance_id
+        self.address = address
+        self.goodbye_at: float | None = None
+        self.heard_at = _now()
+        self.writing_since: float | None = None
+        self.writer: asyncio.Task[object] | None = None
+        self.ended = asyncio.Event()
+        self.spool_settled = asyncio.Event()
+        self._hello = hello
+        self._described = description_of(hello)
+        self._parts = parts
+        self._settings = parts.settings
+        self._book = AttemptBook()
+        self._spooled = {one.token for one in hello.spooled}
+        self._settling: dict[str, str] = {}
+        self._outbox: deque[pb.ServerMessage] = deque()
+        self._some_out = asyncio.Event()
+        self._error: FleetError | None = None
+        self._stop = asyncio.Event()
+        self._steps: asyncio.Queue[Step] = asyncio.Queue(self._settings.backlog)
+        self._beat: pb.AgentHeartbeat | None = None
+        self._some_beat = asyncio.Event()
+        if not self._spooled:
+            self.spool_settled.set()
+
+    # What the rest of the server asks of it.
+
+    @property
+    def slots_free(self) -> int:
+        """Slots that may be filled now; 0 once the stream is ending."""
+        return 0 if self._stop.is_set() or self.goodbye_at is not None else self._book.slots_free
+
+    @property
+    def description(self) -> bytes:
+        """The agent's description as the store keeps it."""
+        return self._described
+
+    def adopt(self, kept: list[JobRecord]) -> None:
+        """Takes over what the agent holds at its Hello: `kept` are the jobs that it goes on with."""
+        first = beat_of(self._hello)
+        self._book.report(first.slots, first.slots_free, first.held)
+        current = {record.token: record for record in kept}
+        for attempt in self._book:
+            record = current.get(attempt.token)
+            attempt.cancelled = record is None
+            if record is not None:
+                attempt.lane_id = record.lane_id
+                attempt.generation = record.generation
+                attempt.attempt = record.attempt
+
+    def assign(self, claim: Claim) -> bool:
+        """Sends a claimed job down. False if the stream is ending: give the job back."""
+        if self._stop.is_set() or self.goodbye_at is not None:
+            return False
+        record = claim.job
+        self._book.add(
+            Attempt(
+                job_id=record.job_id,
+                token=claim.token,
+                lane_id=record.lane_id,
+                generation=record.generation,
+                attempt=record.attempt,
+                accept_by=_now() + self._settings.accept_seconds,
+            )
+        )
+        self.send(pb.ServerMessage(assign=self._assignment(claim)))
+        self._slots_changed()
+        return True
+
+    def cancel(self, job_id: str, token: str) -> None:
+        """Tells the agent to stop an attempt that it holds; its slot stays taken until it has."""
+        attempt = self._book.get(token)
+        if attempt is not None:
+            attempt.cancelled = True
+        self.send(pb.ServerMessage(cancel=pb.CancelAttempt(job_id=job_id, token=token)))
+
+    def send(self, message: pb.ServerMessage) -> None:
+        """Queues a control message. An agent that does not read loses its stream."""
+        if len(self._outbox) >= self._settings.outbox:
+            self.stop(_stuck())
+            return
+        message.session = self.session_id
+        self._outbox.append(message)
+        self._some_out.set()
+
+    def stop(self, error: FleetError | None = None) -> None:
+        """Ends the stream, with an error or without; `ended` is set when all that was said has been settled."""
+        if not self._stop.is_set():
+            self._error = error
+            self._stop.set()
+            self._some_out.set()
+
+    async def outgoing(self) -> AsyncGenerator[pb.ServerMessage, None]:
+        """The messages for the agent, to its end; then raises what ended it."""
+        while True:
+            await self._some_out.wait()
+            while self._outbox:
+                message = self._outbox.popleft()
+                self.writing_since = _now()
+                yield message
+                self.writing_since = None
+            if self._stop.is_set():
+                break
+            self._some_out.clear()
+        if self._error is not None:
+            raise self._error
+
+    # Its life.
+
+    async def run(self, requests: AsyncIterator[pb.AgentMessage]) -> None:
+        """Reads the agent to the stream's end or until `stop`, then settles what it said. Never raises."""
+        reader = asyncio.create_task(self._read(requests))
+        settler = asyncio.create_task(self._settle())
+        tasks = [reader, settler, asyncio.create_task(self._beats()), asyncio.create_task(self._watch())]
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+            reader.cancel()
+            if not settler.done():
+                await asyncio.wait([asyncio.ensure_future(self._steps.join())], timeout=self._settings.drain_seconds)
+        finally:
+            for task in (*tasks, stopped):
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, stopped, return_exceptions=True):
+                if isinstance(outcome, FleetError):
+                    self.stop(outcome)
+                elif isinstance(outcome, Exception):
+                    _log.error("session failed", node_id=self.node_id, exc_info=outcome)
+                    self.stop(FleetError("INTERNAL", "the session failed in the server: dial again"))
+            self.stop()
+            self.ended.set()
+
+    async def _read(self, requests: AsyncIterator[pb.AgentMessage]) -> None:
+        async for message in requests:
+            if message.session != self.session_id:
+                self._parts.counters.ignored_messages += 1
+                continue
+            self.heard_at = _now()
+            await self._take(message)
+
+    async def _take(self, message: pb.AgentMessage) -> None:
+        match message.WhichOneof("message"):
+            case "heartbeat":
+                self._on_heartbeat(message.heartbeat)
+            case "tick":
+                self._on_tick(message.tick)
+            case "preview":
+                self._on_preview(message.preview)
+            case "accepted":
+                self._on_accepted(message.accepted)
+            case "rejected":
+                await self._on_rejected(message.rejected)
+            case "started":
+                await self._on_started(message.started)
+            case "complete":
+                await self._on_complete(message.complete)
+            case "released":
+                await self._give_back(message.released.job_id, message.released.token)
+            case "stopped":
+                self._book.end(message.stopped.token)
+                self._slots_changed()
+            case "goodbye":
+                self.goodbye_at = _now()
+                self._slots_changed()
+            case _:
+                self._parts.counters.ignored_messages += 1
+
+    async def _settle(self) -> None:
+        while True:
+            step = await self._steps.get()
+            try:
+                await self._repeated(step)
+            except FleetError as error:
+                _log.warning("report not taken", node_id=self.node_id, reason=error.reason, detail=error.detail)
+            finally:
+                self._steps.task_done()
+
+    async def _repeated(self, step: Step) -> None:
+        """Takes a step until the store has answered: a report must not be lost because the store was away."""
+        while True:
+            try:
+                await step()
+                return
+            except FleetError as error:
+                if error.reason != "STORE_UNAVAILABLE":
+                    raise
+            await asyncio.sleep(self._settings.repeat_seconds)
+
+    async def _watch(self) -> None:
+        settings = self._settings
+        while True:
+            await asyncio.sleep(settings.watch_seconds)
+            now = _now()
+            for attempt in self._book.late(now):
+                self._parts.counters.unaccepted += 1
+                self.cancel(attempt.job_id, attempt.token)
+                self._parts.fleet.avoid(self.node_id, attempt.lane_id, settings.avoid_seconds)
+                await self._give_back(attempt.job_id, attempt.token)
+            if self.writing_since is not None and now - self.writing_since > settings.write_seconds:
+                self._parts.counters.stuck_writers += 1
+                self.stop(_stuck())
+                if self.writer is not None:
+                    self.writer.cancel()
+            if now - self.heard_at > settings.lease_seconds:
+                self.stop(FleetError("TIMEOUT", "no heartbeat came for as long as a lease lasts: dial again"))
+            if self.goodbye_at is not None and now - self.goodbye_at > settings.goodbye_seconds:
+                self.stop()
+
+    # What the agent says.
+
+    def _on_accepted(self, accepted: pb.JobAccepted) -> None:
+        attempt = self._book.get(accepted.token)
+        if attempt is None:
+            # It came too late: the job has been given back.
+            self.cancel(accepted.job_id, accepted.token)
+            return
+        attempt.accept_by = None
+
+    async def _on_rejected(self, rejected: pb.JobRejected) -> None:
+        self._parts.counters.rejected += 1
+        attempt = self._book.get(rejected.token)
+        if attempt is not None:
+            self._parts.fleet.avoid(self.node_id, attempt.lane_id, self._settings.avoid_seconds)
+        _log.info("job rejected", node_id=self.node_id, job_id=rejected.job_id, reason=rejected.reason)
+        await self._give_back(rejected.job_id, rejected.token)
+
+    async def _give_back(self, job_id: str, token: str) -> None:
+        self._book.end(token)
+
+        async def step() -> None:
+            await self._parts.store.jobs.release(job_id, token)
+            self._slots_changed()
+
+        await self._steps.put(step)
+
+    async def _on_started(self, started: pb.JobStarted) -> None:
+        attempt = self._book.get(started.token)
+        if attempt is not None:
+            attempt.accept_by = None
+
+        async def step() -> None:
+            record = await self._parts.store.jobs.started(started.job_id, started.token)
+            if record is None:
+                self.cancel(started.job_id, started.token)
+
+        await self._steps.put(step)
+
+    def _on_tick(self, tick: pb.JobTick) -> None:
+        progress = self._progress(tick)
+        if progress is None:
+            return
+        for name in ("message", "text", "text_offset", "eta_seconds"):
+            if tick.HasField(name):
+                setattr(progress, name, getattr(tick, name))
+        self._parts.hub.publish(progress)
+
+    def _on_preview(self, preview: pb.JobPreview) -> None:
+        progress = self._progress(preview)
+        if progress is None or len(preview.preview.data) > MAX_PREVIEW_BYTES:
+            return
+        progress.preview.CopyFrom(preview.preview)
+        self._parts.hub.publish(progress)
+
+    def _progress(self, tick: pb.JobTick | pb.JobPreview) -> JobProgress | None:
+        attempt = self._book.get(tick.token)
+        if attempt is None or attempt.cancelled:
+            self._parts.counters.ignored_messages += 1
+            return None
+        attempt.progress = max(0, min(tick.progress, 100))
+        attempt.step = tick.step if tick.HasField("step") else None
+        attempt.steps = tick.steps if tick.HasField("steps") else None
+        return JobProgress(
+            job_id=attempt.job_id,
+            progress=attempt.progress,
+            step=attempt.step,
+            steps=attempt.steps,
+            node_id=self.node_id,
+            generation=attempt.generation,
+            attempt=attempt.attempt,
+        )
+
+    async def _on_complete(self, complete: pb.JobComplete) -> None:
+        if complete.token in self._settling:
+            return
+        self._settling[complete.token] = complete.job_id
+        self._book.end(complete.token)
+        self._slots_changed()
+
+        async def step() -> None:
+            outcome = await self._parts.completions.settle(self.node_id, complete)
+            self._settling.pop(complete.token, None)
+            self._spooled.discard(complete.token)
+            if not self._spooled:
+                self.spool_settled.set()
+            self._parts.hub.forget(complete.job_id)
+            ack = pb.CompleteAck(job_id=complete.job_id, token=complete.token, outcome=outcome)
+            self.send(pb.ServerMessage(complete_ack=ack))
+
+        await self._steps.put(step)
+
+    # Heartbeats.
+
+    def _on_heartbeat(self, beat: pb.AgentHeartbeat) -> None:
+        self._hello = with_inventory(self._hello, beat)
+        self._book.report(beat.slots, beat.slots_free, beat.held)
+        self._beat = beat
+        self._some_beat.set()
+        self._parts.fleet.beat(self.node_id, self._hello, beat, slots_free=self.slots_free)
+
+    async def _beats(self) -> None:
+        while True:
+            await self._some_beat.wait()
+            self._some_beat.clear()
+            beat = self._beat
+            if beat is None:
+                continue
+            try:
+                drops = await self._renew(beat)
+            except FleetError as error:
+                # Leases outlast a short absence of the store, and nothing is reaped right after it.
+                _log.warning("heartbeat not kept", node_id=self.node_id, detail=error.detail)
+                continue
+            wanted = [one.token for one in beat.held if self._parts.hub.previews_wanted(one.job_id)]
+            ack = pb.HeartbeatAck(sequence=beat.sequence, drop_tokens=drops, preview_tokens=wanted)
+            self.send(pb.ServerMessage(heartbeat_ack=ack))
+
+    async def _renew(self, beat: pb.AgentHeartbeat) -> list[str]:
+        """Writes a beat down; the tokens that the agent must drop."""
+        store, fleet = self._parts.store, self._parts.fleet
+        named = {one.token for one in beat.held}
+        held = [self._held(one) for one in beat.held]
+        held += [Held(job_id, token) for token, job_id in self._settling.items() if token not in named]
+        dropped = await store.jobs.renew(held, self._settings.lease_ms) if held else []
+        drops = [token for token in dropped if token in named and token not in self._settling]
+        for token in drops:
+            attempt = self._book.get(token)
+            if attempt is not None:
+                attempt.cancelled = True
+        described = description_of(self._hello)
+        if described != self._described:
+            await store.nodes.update_info(self.node_id, self.session_id, described)
+            self._described = described
+            fleet.described(self.node_id, described)
+        seen = fleet.heartbeat(self.node_id)
+        if seen is not None and not await store.nodes.heartbeat(
+            self.node_id, self.session_id, seen.SerializeToString()
+        ):
+            self.stop(FleetError("TAKEN_OVER", "another stream of this node has taken over", code=Code.ABORTED))
+        return drops
+
+    def _held(self, one: pb.HeldAttempt) -> Held:
+        attempt = self._book.get(one.token)
+        if attempt is not None and attempt.progress is not None and attempt.progress >= one.progress:
+            return Held(one.job_id, one.token, attempt.progress, attempt.step, attempt.steps)
+        step = one.step if one.HasField("step") else None
+        steps = one.steps if one.HasField("steps") else None
+        return Held(one.job_id, one.token, one.progress, step, steps)
+
+    def _slots_changed(self) -> None:
+        view = self._parts.fleet.node(self.node_id)
+        if view is not None and view.session == self.session_id:
+            self._parts.fleet.occupy(
+                self.node_id,
+                slots_free=self.slots_free,
+                running=self._book.job_ids(),
+                draining=self.goodbye_at is not None,
+            )
+
+    def _assignment(self, claim: Claim) -> pb.Assign:
+        record = claim.job
+        spec = JobSpec.FromString(record.spec)
+        view = self._parts.fleet.node(self.node_id)
+        model = view.models.get(spec.resolved_model) if view is not None and spec.resolved_model else None
+        return pb.Assign(
+            job_id=record.job_id,
+            token=claim.token,
+            generation=record.generation,
+            attempt=record.attempt,
+            job_type=spec.job_type,
+            payload=spec.payload,
+            model=spec.resolved_model,
+            model_sha256=model.sha256 if model is not None else "",
+            target_model=spec.target_model,
+            timeout_seconds=record.timeout_ms / 1000,
+            previews=self._parts.hub.previews_wanted(record.job_id),
+        )
+
+
+MAX_PREVIEW_BYTES = 65_536
+
+
+def _stuck() -> FleetError:
+    return FleetError("STREAM_STUCK", "the agent does not read its stream: dial again", code=Code.ABORTED)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
