@@ -31,7 +31,7 @@ class Server:
     url: str
     cluster: bool
 
-    def client(self) -> redis.Redis:
+    def client(self) -> Any:
         """A plain synchronous client with all rights, for looking and for mischief."""
         return redis.Redis(unix_socket_path=str(self.path), protocol=2)
 
@@ -64,7 +64,7 @@ def run_server(folder: Path, *, cluster: bool) -> Iterator[Server]:
         options += ["--port", "0"]
     process = subprocess.Popen([str(get_binary_path()), *options])
     try:
-        client = redis.Redis(unix_socket_path=str(path), protocol=2)
+        client: Any = redis.Redis(unix_socket_path=str(path), protocol=2)
         until = time.monotonic() + 20
         while True:
             try:
