@@ -79,8 +79,9 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     import uvloop
     from pydantic import ValidationError
 
-    from fleet_server.app import StartError, serve
+    from fleet_server.app import StartError
     from fleet_server.logs import configure
+    from fleet_server.serve import serve
     from fleet_server.settings import Settings
 
     try:

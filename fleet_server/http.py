@@ -78,6 +78,7 @@ class HttpServer:
             ws="websockets-sansio",
             ws_max_size=_MAX_FRAME_BYTES,
             lifespan="off",
+            proxy_headers=False,
             log_config=None,
             access_log=False,
             server_header=False,

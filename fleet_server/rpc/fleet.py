@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from fleet.v1 import fleet_pb2, fleet_pb2_grpc, types_pb2
+from fleet.v1 import fleet_pb2, types_pb2
 from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
@@ -24,7 +24,7 @@ INLINE_BYTES = 3 << 20
 
 
 @others_later(fleet_pb2.DESCRIPTOR.services_by_name["Fleet"])
-class FleetServicer(fleet_pb2_grpc.FleetServicer):
+class FleetServicer:
     """The fleet as a whole. Every method raises FleetError.
 
     `check_key(key in the body, context)` returns if a caller of Connect may connect, else raises FleetError.

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 from fleet.v1 import node_pb2 as pb
-from fleet.v1 import node_pb2_grpc
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.node import NodeView
@@ -24,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @others_later(pb.DESCRIPTOR.services_by_name["Node"])
-class NodeServicer(node_pb2_grpc.NodeServicer):
+class NodeServicer:
     """The machines. Every method raises FleetError."""
 
     def __init__(self, fleet: FleetView, sessions: Sessions, uploads: Uploads) -> None:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from fleet.v1 import queue_pb2, queue_pb2_grpc, types_pb2
+from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
@@ -19,7 +19,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @others_later(queue_pb2.DESCRIPTOR.services_by_name["Queue"])
-class QueueServicer(queue_pb2_grpc.QueueServicer):
+class QueueServicer:
     """The job queue. Every method raises FleetError."""
 
     def __init__(self, queue: JobQueue, hub: EventHub, board: StatusBoard) -> None:

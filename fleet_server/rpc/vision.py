@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from fleet.v1 import types_pb2, vision_pb2, vision_pb2_grpc
+from fleet.v1 import types_pb2, vision_pb2
 from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
@@ -23,7 +23,7 @@ _CLUSTER = "vision"
 
 
 @others_later(vision_pb2.DESCRIPTOR.services_by_name["Vision"])
-class VisionServicer(vision_pb2_grpc.VisionServicer):
+class VisionServicer:
     """Pictures and models. Every method raises FleetError."""
 
     def __init__(self, queue: JobQueue, gallery: Gallery, catalog: ModelCatalog, nodes: Nodes) -> None:

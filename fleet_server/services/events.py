@@ -112,6 +112,11 @@ class EventHub:
                     "STORE_UNAVAILABLE", "the store cannot be reached: events cannot be followed"
                 ) from None
 
+    @property
+    def listeners(self) -> frozenset[Mailbox]:
+        """The mailboxes of those who listen now."""
+        return frozenset(self._boxes)
+
     def close(self) -> None:
         """The server is being shut down: listeners end with SHUTTING_DOWN after what waits for them."""
         self._closed = FleetError("SHUTTING_DOWN", "the server is being shut down: come again in a moment")

@@ -10,7 +10,7 @@ from typing import Any
 from fleet.v1 import queue_pb2, types_pb2
 from google.protobuf.message import Message
 
-from fleet_server.domain.errors import invalid_field
+from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.domain.job import NewJob, Priority
 from fleet_server.services.callbacks import CallbackRules, check_callback
 from fleet_server.services.lanes import lane_of
@@ -48,7 +48,7 @@ class JobDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Judges submits. `new_id` mints job ids, `clock` gives Unix ms."""
+    """Judges submits. `new_id` mints job ids, `clock` gives Unix ms; `refusal` says why no work is taken now."""
 
     payloads: PayloadReader
     catalog: ModelCatalog
@@ -58,6 +58,12 @@ class Intake:
     clock: Callable[[], int]
     callbacks: CallbackRules = field(default_factory=CallbackRules)
     defaults: JobDefaults = field(default_factory=JobDefaults)
+    refusal: Callable[[], FleetError | None] = lambda: None
+
+    def _check_open(self) -> None:
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
 
     async def job(self, request: queue_pb2.CreateJobRequest, *, owner: str, path: str = "") -> Admitted:
         """A queued job. Defaults are filled in and the proto's rules held already, as every call's are.
@@ -65,6 +71,7 @@ class Intake:
         Raises INVALID_FIELD, UNKNOWN_FIELD, CALLBACK_FORBIDDEN, NODE_NOT_FOUND, MODEL_NOT_FOUND, LORA_NOT_FOUND,
         INPUT_NOT_FOUND, NOT_IMPLEMENTED; each names the field below `path`.
         """
+        self._check_open()
         if request.after:
             raise later(join(path, "after"), "jobs that wait for others are")
         if request.exclusive:
@@ -108,6 +115,7 @@ class Intake:
         defaults: JobDefaults | None = None,
     ) -> Admitted:
         """A job of a call that has the image fields itself. Raises as `job` does."""
+        self._check_open()
         spec = types_pb2.JobSpec(
             job_type=types_pb2.JOB_TYPE_IMAGE_GEN,
             payload=self.payloads.image(request),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from fleet.v1 import types_pb2
 
@@ -13,7 +12,6 @@ from fleet_server.services.ports import Nodes
 from fleet_server.services.refusals import refused
 from fleet_server.services.words import type_number
 
-_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 DEFAULTED = "image_gen"
 """The one job type that runs a model of the server's choice where the caller names none."""
 
@@ -22,7 +20,7 @@ DEFAULTED = "image_gen"
 class CatalogSettings:
     """`aliases` are names that stand for another model wherever no node has a model of that name itself."""
 
-    aliases: Mapping[str, str] = field(default=_NO_ALIASES)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     default_model: str | None = None
 
 

@@ -1,0 +1,278 @@
+"""The only place that wires everything that answers calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+import shutil
+import time
+
+import uuid_utils
+from fleet.v1 import types_pb2
+from prometheus_client import CollectorRegistry
+
+from fleet_server import __version__
+from fleet_server.bridge.docs import docs_routes
+from fleet_server.bridge.guard import HostOriginGuard
+from fleet_server.bridge.openapi import OpenApiOptions, openapi_document
+from fleet_server.bridge.settings import BridgeSettings
+from fleet_server.bridge.transcoder import Bridge
+from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, SERVICES, descriptions
+from fleet_server.domain.errors import REASON_CODES, FleetError
+from fleet_server.protojson import JsonCodec
+from fleet_server.rpc.auth import ApiKey, KeyRing
+from fleet_server.rpc.fleet import FleetServicer
+from fleet_server.rpc.invoke import Invoker
+from fleet_server.rpc.methods import Method, methods_of
+from fleet_server.rpc.metrics import RpcMetrics
+from fleet_server.rpc.node import NodeServicer
+from fleet_server.rpc.queue import QueueServicer
+from fleet_server.rpc.server import GrpcServer
+from fleet_server.rpc.validation import validate
+from fleet_server.rpc.vision import VisionServicer
+from fleet_server.services.callbacks import CallbackRules
+from fleet_server.services.completion import Completions
+from fleet_server.services.dispatch import Dispatcher
+from fleet_server.services.events import EventHub
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.gallery import Gallery
+from fleet_server.services.generation import Generation, GenerationSettings
+from fleet_server.services.intake import Intake
+from fleet_server.services.models import CatalogSettings, ModelCatalog
+from fleet_server.services.payloads import PayloadReader
+from fleet_server.services.progress import ProgressHub
+from fleet_server.services.queue import JobQueue
+from fleet_server.services.rates import Rates
+from fleet_server.services.reaper import Reaper, ReaperSettings
+from fleet_server.services.session import SessionSettings
+from fleet_server.services.sessions import Sessions
+from fleet_server.services.status import StatusBoard, StatusSettings
+from fleet_server.services.uploads import Uploads
+from fleet_server.services.views import JobViews
+from fleet_server.settings import Settings
+from fleet_server.special import front_page, guarded, metrics
+from fleet_server.storage.outputs import LocalOutputs
+from fleet_server.storage.thumbnails import Thumbnails
+from fleet_server.store import Store
+
+EVENT = types_pb2.Event.DESCRIPTOR.full_name
+
+
+class StartError(RuntimeError):
+    """The server cannot start; the text says why and what to do."""
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Readiness:
+    """Why the server takes no work now: it is stopping, or its disk is nearly full."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._checked_at = 0.0
+        self._disk: FleetError | None = None
+        self.stopping = False
+
+    def refusal(self) -> FleetError | None:
+        """The error for new work, None where it is welcome. The disk is looked at once a second at most."""
+        if self.stopping:
+            return FleetError("SHUTTING_DOWN", "the server is being shut down: come again in a moment")
+        now = time.monotonic()
+        if now - self._checked_at > 1:
+            self._checked_at = now
+            free = shutil.disk_usage(self._settings.data_dir).free
+            floor = self._settings.disk_floor_bytes
+            self._disk = None
+            if free < floor:
+                self._disk = FleetError(
+                    "DISK_FULL", f"the server's disk has {free:,} bytes left of the {floor:,} that it keeps free"
+                )
+        return self._disk
+
+
+class Server:
+    """Everything that answers calls, over one store. `start`, then `stop`, once each."""
+
+    def __init__(self, settings: Settings, store: Store, readiness: Readiness) -> None:
+        self._settings = settings
+        self._store = store
+        self._readiness = readiness
+        self.registry = CollectorRegistry()
+        self._codec = JsonCodec()
+        self._wire()
+
+    def _wire(self) -> None:
+        settings, store = self._settings, self._store
+        self._outputs = LocalOutputs(settings.data_dir / "outputs")
+        self._thumbnails = Thumbnails(settings.data_dir / "thumbnails")
+        self.fleet = FleetView()
+        self._ticks = ProgressHub()
+        self._sessions = Sessions(
+            store,
+            self.fleet,
+            self._ticks,
+            Completions(store, self._outputs),
+            settings=SessionSettings(
+                heartbeat_seconds=settings.heartbeat_seconds,
+                lease_seconds=settings.lease_seconds,
+                accept_seconds=settings.accept_seconds,
+            ),
+            version=__version__,
+        )
+        self._dispatcher = Dispatcher(store, self.fleet, self._sessions)
+        self._reaper = Reaper(
+            store,
+            self.fleet,
+            self._dispatcher.wake,
+            settings=ReaperSettings(
+                grace_seconds=settings.reap_grace_seconds, sweep_seconds=settings.reap_interval_seconds
+            ),
+        )
+        rates = Rates(now_ms)
+        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec)
+        self._hub = EventHub(store.jobs, store.events, views, self.fleet, self._ticks, rates, clock=now_ms)
+        aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
+        default = settings.default_model or next(iter(aliases), None)
+        catalog = ModelCatalog(self.fleet, CatalogSettings(aliases=aliases, default_model=default))
+        intake = Intake(
+            PayloadReader(self._codec, validate, secrets.randbelow),
+            catalog,
+            self.fleet,
+            store.outputs,
+            new_id=lambda: str(uuid_utils.uuid7()),
+            clock=now_ms,
+            callbacks=self._callback_rules(),
+            refusal=self._readiness.refusal,
+        )
+        self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions)
+        self._generation = Generation(
+            store.jobs,
+            intake,
+            views,
+            self._hub,
+            self.fleet,
+            self._outputs,
+            self._dispatcher,
+            self._sessions,
+            rates,
+            GenerationSettings(
+                queue_ttl_ms=int(settings.generate_timeout_seconds * 1000),
+                timeout_ms=int(settings.generate_timeout_seconds * 1000),
+            ),
+        )
+        board = StatusBoard(
+            store,
+            self.fleet,
+            catalog,
+            rates,
+            StatusSettings(version=__version__, mode=settings.mode),
+            clock=now_ms,
+            refusal=self._readiness.refusal,
+        )
+        self._keys = KeyRing(_keys(settings), clock=time.monotonic)
+        gallery = Gallery(store.outputs, self._outputs, self._thumbnails)
+        servicers = (
+            FleetServicer(board, self._generation, self._hub, self._check_key),
+            VisionServicer(self._queue, gallery, catalog, self.fleet),
+            QueueServicer(self._queue, self._hub, board),
+            NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs)),
+        )
+        methods: list[Method] = []
+        for service, servicer in zip(SERVICES, servicers, strict=True):
+            methods += methods_of(service, servicer, public=_PUBLIC.get(service.name, ()))
+        self._invoker = Invoker(methods, keys=self._keys, metrics=RpcMetrics(self.registry, methods))
+        self._grpc = GrpcServer(self._invoker)
+
+    def _check_key(self, key: str | None, context: object) -> None:
+        self._keys.owner(key, context.peer())  # type: ignore[attr-defined]
+
+    def _callback_rules(self) -> CallbackRules:
+        """Loopback receivers are welcome where nobody else can reach us anyway; our own ports are not receivers."""
+        settings = self._settings
+        ports = (settings.port, settings.grpc_port, settings.comfy_port, settings.s3_port)
+        return CallbackRules(
+            loopback=settings.loopback and settings.api_key is None,
+            own_ports=frozenset(port for port in ports if port),
+        )
+
+    def http_app(self, origin: str) -> tuple[HostOriginGuard, Bridge]:
+        """The ASGI application, its guard outermost."""
+        page = front_page(__version__, origin)
+        plain = [page, metrics(self.registry)]
+        document = openapi_document(
+            SERVICES,
+            OpenApiOptions(
+                title="Fleet Commander",
+                version=__version__,
+                reason_codes=REASON_CODES,
+                files=descriptions(),
+                media_types={"fleet.v1.Fleet.Generate": ["image/png"]},
+                special=plain,
+            ),
+        )
+        special = [*plain, *docs_routes(document)]
+        bridge = Bridge(
+            SERVICES,
+            self._invoker,
+            self._codec,
+            special=guarded(special, self._invoker.authenticate) if self._keys.required else special,
+            required_paths=DOCUMENTED_PATHS,
+            settings=BridgeSettings(shared_messages=frozenset({EVENT})),
+        )
+        settings = self._settings
+        guard = HostOriginGuard(
+            bridge,
+            settings.allowed_hosts,
+            settings.allowed_origins,
+            bound_addresses=[settings.host] if _is_address(settings.host) else [],
+            loopback_bind=settings.loopback,
+        )
+        return guard, bridge
+
+    async def start(self, tasks: asyncio.TaskGroup) -> tuple[int, list[asyncio.Task[None]]]:
+        """Opens the files, starts the loops and the gRPC door; its port and the loops, which run for ever."""
+        await self._outputs.open()
+        loops = (self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run)
+        running = [tasks.create_task(loop(), name=loop.__qualname__) for loop in loops]
+        try:
+            port = await self._grpc.start(f"127.0.0.1:{self._settings.grpc_port}")
+        except OSError as error:
+            raise StartError(
+                f"port {self._settings.grpc_port} cannot be listened on: stop what uses it, "
+                "or give another with --grpc-port (FLEET_GRPC_PORT)"
+            ) from error
+        return port, running
+
+    async def stop(self, bridge: Bridge, grace_seconds: float) -> None:
+        """Ends streams and sessions, lets calls under way finish, closes the doors."""
+        await self._grpc.set_serving(False)
+        self._hub.close()
+        await bridge.shut_down()
+        await self._sessions.shutdown()
+        await self._grpc.stop(grace_seconds)
+        await self._generation.aclose()
+        await self._queue.aclose()
+
+    async def close_files(self) -> None:
+        """Ends the threads of the file rooms."""
+        await self._thumbnails.aclose()
+        await self._outputs.aclose()
+
+
+_PUBLIC = {"Fleet": ("GetHealth", "Connect")}
+"""Methods that need no key."""
+
+
+def _keys(settings: Settings) -> list[ApiKey]:
+    return [] if settings.api_key is None else [ApiKey.of("default", settings.api_key.get_secret_value())]
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_unspecified
+    return False

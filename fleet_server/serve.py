@@ -1,0 +1,170 @@
+"""A server from start to end: the folder's lock, the store, the doors, the agent beside it, and the stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from fleet_server.app import Readiness, Server, StartError
+from fleet_server.domain.errors import FleetError
+from fleet_server.embedded.agent import EmbeddedAgent
+from fleet_server.embedded.lock import FolderInUseError, FolderLock
+from fleet_server.http import HttpServer, PortTakenError, bind
+from fleet_server.settings import Settings
+from fleet_server.store import Store, open_store
+from fleet_server.store.valkey import EmbeddedValkey
+
+_log = structlog.get_logger("fleet")
+_STORE_SECONDS = 30.0
+_AGENT_SECONDS = 60.0
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Raises StartError where it cannot start."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    lock = FolderLock(settings.data_dir)
+    try:
+        await asyncio.to_thread(lock.acquire)
+    except FolderInUseError as error:
+        raise StartError(str(error)) from error
+    except OSError as error:
+        raise StartError(f"{settings.data_dir} cannot be used: {error.strerror}; give another --data-dir") from error
+    try:
+        with _bound(settings) as sockets:
+            async with _opened_store(settings, lock) as store:
+                readiness = Readiness(settings)
+                await _run(settings, Server(settings, store, readiness), readiness, sockets, lock, stopping)
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _bound(settings: Settings) -> Iterator[list[socket.socket]]:
+    try:
+        sockets = bind(settings.host, settings.port, "port")
+    except PortTakenError as error:
+        raise StartError(str(error)) from error
+    try:
+        yield sockets
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+@asynccontextmanager
+async def _opened_store(settings: Settings, lock: FolderLock) -> AsyncIterator[Store]:
+    """The store: yours where a URL is given, else a child process of ours."""
+    async with AsyncExitStack() as stack:
+        url = settings.redis_url
+        if url is None:
+            folder = settings.data_dir / "store"
+            valkey = EmbeddedValkey(folder, lock_fds=(lock.fileno(),), maxmemory_bytes=settings.store_memory_bytes)
+            try:
+                await valkey.start()
+            except (RuntimeError, TimeoutError) as error:
+                raise StartError(f"the embedded store does not start: {error}") from error
+            stack.push_async_callback(valkey.stop)
+            url = valkey.url
+        store = open_store(url)
+        stack.push_async_callback(store.aclose)
+        try:
+            async with asyncio.timeout(_STORE_SECONDS):
+                await store.check()
+        except (FleetError, TimeoutError) as error:
+            raise StartError(
+                "the store does not answer: start your Redis or Valkey, or correct --redis-url (FLEET_REDIS_URL)"
+            ) from error
+        yield store
+
+
+async def _run(
+    settings: Settings,
+    server: Server,
+    readiness: Readiness,
+    sockets: Sequence[socket.socket],
+    lock: FolderLock,
+    stopping: asyncio.Event,
+) -> None:
+    """Starts the doors, says that all is ready, and stops in order."""
+    port = sockets[0].getsockname()[1]
+    origin = f"http://{'localhost' if settings.loopback else settings.host}:{port}"
+    app, bridge = server.http_app(origin)
+    http = HttpServer(app, sockets, settings.stop_grace_seconds)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            grpc_port, loops = await server.start(tasks)
+            serving = tasks.create_task(http.run(), name="http")
+            await http.started()
+            agent = _agent(settings, grpc_port, lock)
+            keeper = tasks.create_task(agent.run(), name="agent") if agent is not None else None
+            if agent is None or await _until_online(server, stopping):
+                _say_ready(origin, grpc_port)
+            await stopping.wait()
+            _log.info("stopping")
+            readiness.stopping = True
+            if keeper is not None:
+                # The agent gives its work back while the server can still take it.
+                keeper.cancel()
+                await asyncio.wait([keeper])
+            await server.stop(bridge, settings.stop_grace_seconds)
+            http.stop()
+            await serving
+            for task in loops:
+                task.cancel()
+    except BaseExceptionGroup as group:
+        known = group.subgroup(StartError)
+        if known is not None:
+            raise known.exceptions[0] from None
+        raise
+    finally:
+        await server.close_files()
+
+
+def _agent(settings: Settings, grpc_port: int, lock: FolderLock) -> EmbeddedAgent | None:
+    """The agent beside the server; what it is told beats its own variables."""
+    if not settings.agent:
+        return None
+    environment = {
+        "FLEET_AGENT_SERVER": f"127.0.0.1:{grpc_port}",
+        "FLEET_AGENT_DATA_DIR": str(settings.data_dir / "agent"),
+        "FLEET_AGENT_SLOTS": str(settings.agent_slots),
+        "FLEET_AGENT_ENGINES": " ".join(settings.engines),
+        "FLEET_AGENT_LOG_LEVEL": "warning" if settings.log_level == "info" else settings.log_level,
+        "FLEET_AGENT_DISK_FLOOR_BYTES": str(settings.disk_floor_bytes),
+        # It is the only one, and near: a herd is not to be feared.
+        "FLEET_AGENT_RECONNECT_SECONDS": "0.5",
+    }
+    if settings.api_key is not None:
+        environment["FLEET_API_KEY"] = settings.api_key.get_secret_value()
+    return EmbeddedAgent(environment, lock_fd=lock.fileno(), stop_seconds=settings.stop_grace_seconds + 5)
+
+
+async def _until_online(server: Server, stopping: asyncio.Event) -> bool:
+    """Waits for the agent's Welcome; goes on without it after a minute, saying so. False: told to stop."""
+    online = asyncio.Event()
+    end = server.fleet.subscribe_changes(lambda _: online.set() if server.fleet.online() else None)
+    waiting = [asyncio.create_task(online.wait()), asyncio.create_task(stopping.wait())]
+    try:
+        await asyncio.wait(waiting, timeout=_AGENT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        end()
+        for task in waiting:
+            task.cancel()
+    if not online.is_set() and not stopping.is_set():
+        _log.warning("the agent of this machine has not come yet: jobs wait for it")
+    return not stopping.is_set()
+
+
+def _say_ready(origin: str, grpc_port: int) -> None:
+    sys.stdout.write(f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port})\n")
+    sys.stdout.flush()
