@@ -8,7 +8,15 @@ fleet.generate_image("a cyberpunk city at night").save("city.png")
 
 from fleet_client.aio import AsyncFleetCommander
 from fleet_client.client import FleetCommander
-from fleet_client.errors import ApiError, ConnectionFailedError, FleetError, JobFailedError, Violation
+from fleet_client.errors import (
+    ApiError,
+    ConnectionFailedError,
+    FleetError,
+    JobFailedError,
+    SettingError,
+    Violation,
+    WaitTimeoutError,
+)
 
 __all__ = [
     "ApiError",
@@ -17,5 +25,7 @@ __all__ = [
     "FleetCommander",
     "FleetError",
     "JobFailedError",
+    "SettingError",
     "Violation",
+    "WaitTimeoutError",
 ]

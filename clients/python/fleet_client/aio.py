@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,21 +13,34 @@ from PIL import Image
 
 from fleet_client import calls
 from fleet_client.calls import Json, segment
-from fleet_client.errors import ConnectionFailedError, FleetError, JobFailedError, check
-from fleet_client.events import Event, EventReader
+from fleet_client.errors import ApiError, ConnectionFailedError, FleetError, JobFailedError, check, unreachable
+from fleet_client.events import Event, EventReader, Resume, ended_early, lost_events
 
 
 class AsyncFleetCommander:
     """One fleet, by the address of its server; use it by `async with`.
 
-    Without arguments the address is FLEET_URL or this machine, the key FLEET_API_KEY. Raises ApiError where the server
-    refuses, ConnectionFailedError where it cannot be reached. For one event loop.
+    Without arguments the address is FLEET_URL or this machine, the key FLEET_API_KEY; proxies of the environment are
+    not used. Raises SettingError for a bad address or key; every call raises ApiError where the server refuses,
+    ConnectionFailedError where it cannot be reached. A stream of events that breaks is taken up again where it broke,
+    for `patience_seconds`. For one event loop.
     """
 
-    def __init__(self, base_url: str | None = None, *, api_key: str | None = None, timeout_seconds: float = 35) -> None:
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 35,
+        patience_seconds: float = 60,
+    ) -> None:
         self.base_url = calls.base_url(base_url)
+        self.patience_seconds = patience_seconds
         self.session = httpx.AsyncClient(
-            base_url=self.base_url, headers=calls.headers(api_key), timeout=timeout_seconds, trust_env=False
+            base_url=self.base_url,
+            headers=calls.headers(api_key),
+            timeout=calls.timeout(timeout_seconds),
+            trust_env=False,
         )
 
     async def __aenter__(self) -> Self:
@@ -41,16 +56,16 @@ class AsyncFleetCommander:
         await self.session.aclose()
 
     async def call(self, method: str, path: str, *, json: Any = None, **options: Any) -> httpx.Response:
-        """Any call of the API; the response is a success."""
+        """Any call of the API; the response is a success. Options are those of httpx."""
         if json is not None:
             options["json"] = json
         try:
             return check(await self.session.request(method, path, **options))
         except httpx.TransportError as error:
-            raise ConnectionFailedError(f"{self.base_url} cannot be reached: {error}") from error
+            raise unreachable(self.base_url, error) from error
 
     async def connect(self) -> Json:
-        """Test the connection."""
+        """Test the connection, and the key where one is set."""
         return await self._json("GET", "/api/fleet/connect")
 
     async def status(self) -> Json:
@@ -64,28 +79,25 @@ class AsyncFleetCommander:
     async def generate_image(self, prompt: str, **kwargs: Any) -> Image.Image:
         """Generate a picture and wait for it. Keywords are image fields: negative_prompt, width, height, steps,
         guidance_scale, seed, model, loras, … What the server said of it is in `info`: seed, filename, job_id."""
-        response = await self.call(
-            "POST",
-            "/api/fleet/generate",
-            json=calls.image_fields(prompt, kwargs),
-            timeout=calls.GENERATE_SECONDS,
-        )
+        body = calls.image_fields(prompt, kwargs)
+        timeout = calls.timeout(calls.GENERATE_SECONDS)
+        response = await self.call("POST", "/api/fleet/generate", json=body, timeout=timeout)
         return calls.to_image(response.content, response.headers)
 
     async def queue_job(
         self, prompt: str, priority: str = "normal", callback_url: str | None = None, **kwargs: Any
     ) -> Json:
-        """Queue a picture; the receipt has its `job_id`. Keywords are image fields, or fields of the job."""
+        """Queue a picture; the receipt has its `job_id`. Keywords are image fields, or fields of the job such as
+        max_retries, timeout_seconds and request_id: with the same request_id, the same job."""
         return await self.submit_job(calls.job_body(prompt, priority, callback_url, kwargs))
 
     async def submit_job(self, job: Mapping[str, Any]) -> Json:
         """Queue a job of any type, as POST /api/queue/jobs takes it; the receipt."""
-        return await self._json("POST", "/api/queue/jobs", json=dict(job))
+        return await self._json("POST", "/api/queue/jobs", json=calls.exact(job))
 
-    async def submit_batch(self, jobs: list[Mapping[str, Any]], request_id: str | None = None) -> list[Json]:
+    async def submit_batch(self, jobs: Sequence[Mapping[str, Any]], request_id: str | None = None) -> list[Json]:
         """Queue up to 1,000 jobs, all or none; the receipts in order."""
-        body = calls.given({"jobs": [dict(job) for job in jobs], "request_id": request_id})
-        reply = await self._json("POST", "/api/queue/jobs/batch", json=body)
+        reply = await self._json("POST", "/api/queue/jobs/batch", json=calls.batch_body(jobs, request_id))
         receipts: list[Json] = reply["jobs"]
         return receipts
 
@@ -98,51 +110,74 @@ class AsyncFleetCommander:
         return await self._json("GET", "/api/queue/jobs", params=calls.given(filters))
 
     async def cancel_job(self, job_id: str) -> Json:
-        """Cancel a job, queued or running."""
+        """Cancel a job, queued or running; the job as it was left."""
         return await self._json("DELETE", f"/api/queue/jobs/{segment(job_id)}")
 
-    async def retry_job(self, job_id: str) -> Json:
-        """Run a failed job again."""
-        return await self._json("POST", f"/api/queue/jobs/{segment(job_id)}/retry")
+    async def retry_job(self, job_id: str, request_id: str | None = None) -> Json:
+        """Run a failed job again, under its id; the job."""
+        params = calls.given({"request_id": request_id})
+        return await self._json("POST", f"/api/queue/jobs/{segment(job_id)}/retry", params=params)
 
     async def queue_stats(self) -> Json:
         """Depths, rates and waits."""
         return await self._json("GET", "/api/queue/stats")
 
-    async def watch_job(self, job_id: str, *, previews: bool = False) -> AsyncIterator[Event]:
-        """The job as it is, then what happens to it, up to its job_complete."""
-        async for event in self._events(f"/api/queue/jobs/{segment(job_id)}/events", {"previews": previews}):
-            yield event
+    async def watch_job(
+        self, job_id: str, *, previews: bool = False, timeout_seconds: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """The job as it is, then what happens to it, up to its job_complete; after a break the job as it is again.
+        Raises WaitTimeoutError after `timeout_seconds`."""
+        resume = Resume(self.patience_seconds, timeout_seconds)
+        path = f"/api/queue/jobs/{segment(job_id)}/events"
+        async with aclosing(self._events(path, {"previews": previews}, resume)) as events:
+            async for event in events:
+                yield event
+                if event["type"] == "job_complete":
+                    return
 
-    async def watch_events(self, **filters: Any) -> AsyncIterator[Event]:
-        """What happens in the fleet; filters as GET /api/events takes them."""
-        async for event in self._events("/api/events", calls.given(filters)):
-            yield event
+    async def watch_events(self, **filters: Any) -> AsyncGenerator[Event, None]:
+        """What happens in the fleet, without end; filters as GET /api/events takes them. A `gap` says that events
+        were lost to you: read the lists again."""
+        params = calls.given(filters)
+        resume = Resume(self.patience_seconds, live=calls.is_live(params))
+        async with aclosing(self._events("/api/events", params, resume)) as events:
+            async for event in events:
+                yield event
 
-    async def wait(self, job_id: str) -> Json:
-        """The job once it has ended well. Raises JobFailedError where it failed or was cancelled."""
-        async for event in self.watch_job(job_id):
-            if event["type"] == "job_complete":
-                job: Json = event["data"]
-                if job["status"] != "succeeded":
-                    raise JobFailedError(job)
-                return job
-        raise FleetError(f"the server stopped telling about job {job_id}")
+    async def wait(self, job_id: str, timeout_seconds: float | None = None) -> Json:
+        """The job once it has succeeded. Raises JobFailedError where it failed or was cancelled, WaitTimeoutError
+        where it has not ended in time."""
+        async with aclosing(self.watch_job(job_id, timeout_seconds=timeout_seconds)) as events:
+            async for event in events:
+                if event["type"] == "job_complete":
+                    job: Json = event["data"]
+                    if job["status"] != "succeeded":
+                        raise JobFailedError(job)
+                    return job
+        raise ended_early(self.base_url)
 
-    async def list_nodes(self) -> Json:
-        """All nodes."""
-        return await self._json("GET", "/api/nodes")
+    async def list_nodes(self, **filters: Any) -> Json:
+        """All nodes: `nodes`."""
+        return await self._json("GET", "/api/nodes", params=calls.given(filters))
 
     async def get_node(self, node_id: str) -> Json:
         """One node."""
         return await self._json("GET", f"/api/nodes/{segment(node_id)}")
 
+    async def list_heartbeats(self) -> Json:
+        """What each node measured last: `heartbeats`."""
+        return await self._json("GET", "/api/nodes/heartbeats")
+
     async def list_models(self) -> Json:
-        """Checkpoints that the fleet has."""
+        """Checkpoints that the fleet has: `models`."""
         return await self._json("GET", "/api/vision/models/available")
 
+    async def list_loaded_models(self) -> Json:
+        """Which node has which model in memory: `models`."""
+        return await self._json("GET", "/api/vision/models/loaded")
+
     async def list_loras(self) -> Json:
-        """LoRAs that the fleet has."""
+        """LoRAs that the fleet has: `loras`."""
         return await self._json("GET", "/api/vision/loras")
 
     async def get_gallery(self, limit: int = 50, **filters: Any) -> Json:
@@ -154,6 +189,10 @@ class AsyncFleetCommander:
         path = f"/api/vision/outputs/{segment(filename)}"
         return (await self.call("GET", path, params=calls.given({"width": width}))).content
 
+    async def get_output_metadata(self, filename: str) -> Json:
+        """How an output was made: prompt, seed, model and all."""
+        return await self._json("GET", f"/api/vision/outputs/{segment(filename)}/metadata")
+
     async def delete_output(self, filename: str) -> Json:
         """Remove an output everywhere."""
         return await self._json("DELETE", f"/api/vision/outputs/{segment(filename)}")
@@ -162,18 +201,28 @@ class AsyncFleetCommander:
         reply: Json = (await self.call(method, path, **options)).json()
         return reply
 
-    async def _events(self, path: str, params: Json) -> AsyncIterator[Event]:
-        reader = EventReader()
-        timeout = httpx.Timeout(35, read=60)
-        try:
-            async with self.session.stream(
-                "GET", path, params=params, headers={"Accept": "text/event-stream"}, timeout=timeout
-            ) as response:
-                if not response.is_success:
-                    await response.aread()
-                    check(response)
-                async for line in response.aiter_lines():
-                    for event in reader.feed(line):
-                        yield event
-        except httpx.TransportError as error:
-            raise ConnectionFailedError(f"{self.base_url} cannot be reached: {error}") from error
+    async def _events(self, path: str, params: Json, resume: Resume) -> AsyncGenerator[Event, None]:
+        """Events of a stream; one that breaks, or ends, is taken up again."""
+        while True:
+            error: FleetError
+            try:
+                async with self.session.stream(
+                    "GET", path, params=params, headers=resume.headers(), timeout=calls.timeout(calls.SILENCE_SECONDS)
+                ) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        check(response)
+                    resume.opened()
+                    reader = EventReader()
+                    async for chunk in response.aiter_bytes():
+                        for event in reader.feed(chunk):
+                            resume.saw(event)
+                            yield event
+                error = ended_early(self.base_url)
+            except httpx.TransportError as problem:
+                error = unreachable(self.base_url, problem)
+            except (ApiError, ConnectionFailedError) as problem:
+                error = problem
+            await asyncio.sleep(resume.pause(error))
+            if resume.lost_events:
+                yield lost_events()
