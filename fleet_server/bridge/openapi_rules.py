@@ -152,7 +152,7 @@ def _string(rules: Any) -> Schema:
     schema["pattern"] = first
     further: list[Schema] = [{"pattern": pattern} for pattern in rest]
     if rules.max_bytes:  # JSON Schema counts characters: four bytes each unless they are ASCII
-        further.append({"anyOf": [{"maxLength": rules.max_bytes}, {"pattern": _ASCII}]})
+        further.append({"anyOf": [{"maxLength": rules.max_bytes // 4}, {"pattern": _ASCII}]})
     return schema | ({"allOf": further} if further else {})
 
 
