@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +77,8 @@ def server(
 
 def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     """Runs the server; the exit code is 0 after a stop, 2 for bad settings, 1 where it cannot start."""
+    # We fork only to exec at once; gRPC's handlers for other forks would write a warning each time. Read at its import.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import uvloop
     from pydantic import ValidationError
 

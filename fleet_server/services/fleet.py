@@ -107,10 +107,20 @@ class FleetView:
                 self._keep(row, Hello.FromString(row.info), status)
         return rows
 
-    def connected(self, row: NodeRow, hello: Hello, beat: AgentHeartbeat, *, address: str, slots_free: int) -> None:
+    def connected(
+        self,
+        row: NodeRow,
+        hello: Hello,
+        beat: AgentHeartbeat,
+        *,
+        address: str,
+        slots_free: int,
+        running: tuple[str, ...] = (),
+    ) -> None:
         """The agent is here: a new session."""
         node = self._keep(row, hello, NodeStatus.ONLINE)
         node.address = address
+        node.running = running
         self.beat(row.node_id, hello, beat, slots_free=slots_free)
 
     def beat(self, node_id: str, hello: Hello, beat: AgentHeartbeat, *, slots_free: int) -> Heartbeat:

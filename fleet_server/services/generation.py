@@ -106,6 +106,10 @@ class Generation:
             record = await self._ended(job_id, replayed=job_id != own)
             return await self._picture(record)
 
+    def waiting(self, job_id: str) -> int:
+        """How many callers of this replica wait for the job."""
+        return self._waiting[job_id]
+
     def could_run(self, spec: types_pb2.JobSpec) -> bool:
         """Whether an online node could run such a job."""
         lane = lane_of(spec)

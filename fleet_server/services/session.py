@@ -124,6 +124,11 @@ class Session:
         """The agent's description as the store keeps it."""
         return self._described
 
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """What the agent runs, by our book."""
+        return self._book.job_ids()
+
     def adopt(self, kept: list[JobRecord]) -> None:
         """Takes over what the agent holds at its Hello: `kept` are the jobs that it goes on with."""
         first = beat_of(self._hello)

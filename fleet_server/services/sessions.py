@@ -230,6 +230,7 @@ class Sessions:
             beat_of(hello),
             address=session.address,
             slots_free=session.slots_free,
+            running=session.job_ids,
         )
         if restarted and before is not None:
             self._recover(session, before.session)
