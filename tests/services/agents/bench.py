@@ -1,0 +1,150 @@
+"""The agents' side of a server put together on a real store, behind the real chain and a real gRPC port."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fleet.v1 import node_pb2, types_pb2
+from prometheus_client import CollectorRegistry
+from uuid_utils import uuid7
+
+from fleet_server.domain.job import JobRecord, NewJob, Priority
+from fleet_server.rpc.auth import KeyRing
+from fleet_server.rpc.invoke import Invoker
+from fleet_server.rpc.methods import methods_of
+from fleet_server.rpc.metrics import RpcMetrics
+from fleet_server.rpc.node import NodeServicer
+from fleet_server.rpc.server import GrpcServer
+from fleet_server.services.completion import Completions
+from fleet_server.services.dispatch import Dispatcher, DispatchSettings
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.lanes import lane_of
+from fleet_server.services.progress import ProgressHub
+from fleet_server.services.session import SessionSettings
+from fleet_server.services.sessions import Sessions
+from fleet_server.services.uploads import Uploads
+from fleet_server.storage.outputs import LocalOutputs, OutputLimits
+from fleet_server.store import Store
+from tests.services.agents.agent import ScriptedAgent
+
+QUICK = SessionSettings(
+    heartbeat_seconds=0.2,
+    lease_seconds=30,
+    watch_seconds=0.02,
+    repeat_seconds=0.02,
+    avoid_seconds=0.05,
+)
+"""Durations of production would make the tests slow; what a test is about it sets itself."""
+
+
+@dataclass
+class Bench:
+    """A server's agents' side. `agents` are closed with it."""
+
+    store: Store
+    outputs: LocalOutputs
+    fleet: FleetView
+    hub: ProgressHub
+    sessions: Sessions
+    dispatcher: Dispatcher
+    server: GrpcServer
+    address: str
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    agents: list[ScriptedAgent] = field(default_factory=list)
+
+    def agent(self, node_id: str = "agx0", instance_id: str = "boot-1", **hello: Any) -> ScriptedAgent:
+        """An agent that has not dialled yet."""
+        agent = ScriptedAgent(self.address, node_id, instance_id, **hello)
+        self.agents.append(agent)
+        return agent
+
+    async def submit(
+        self, *, prompt: str = "a sunset", model: str = "sketch", max_retries: int = 3, **spec: Any
+    ) -> str:
+        """A job that waits; its id."""
+        whole = types_pb2.JobSpec(
+            job_type=types_pb2.JobType.JOB_TYPE_IMAGE_GEN,
+            payload=types_pb2.Payload(image_gen=types_pb2.ImagePayload(prompt=prompt)),
+            priority=types_pb2.JobPriority.JOB_PRIORITY_NORMAL,
+            target_cluster="vision",
+            target_model="SDXL_4GB_FP8.safetensors",
+            resolved_model=model,
+        )
+        whole.MergeFrom(types_pb2.JobSpec(**spec))
+        job = NewJob(
+            job_id=str(uuid7()),
+            spec=whole.SerializeToString(),
+            lane=lane_of(whole),
+            priority=Priority.NORMAL,
+            owner="",
+            max_retries=max_retries,
+            timeout_ms=60_000,
+            queue_ttl_ms=600_000,
+        )
+        await self.store.jobs.submit([job])
+        self.dispatcher.wake()
+        return job.job_id
+
+    async def job(self, job_id: str) -> JobRecord:
+        record = await self.store.jobs.get(job_id)
+        assert record is not None
+        return record
+
+    async def status(self, node_id: str = "agx0") -> str:
+        """The node's status by the store's book."""
+        row = await self.store.nodes.get(node_id)
+        assert row is not None
+        return row.status
+
+    async def status_is(self, status: str, node_id: str = "agx0") -> bool:
+        return await self.status(node_id) == status
+
+    async def stop(self) -> None:
+        for agent in self.agents:
+            await agent.close()
+        await self.server.stop(0)
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.outputs.aclose()
+
+
+@asynccontextmanager
+async def bench_on(
+    store: Store,
+    folder: Path,
+    *,
+    settings: SessionSettings = QUICK,
+    dispatch: bool = True,
+    limits: OutputLimits | None = None,
+    replica: str = "server",
+) -> AsyncIterator[Bench]:
+    """A running bench on a unix socket in `folder`; without `dispatch` the test takes the rounds itself."""
+    outputs = LocalOutputs(folder / "outputs", limits or OutputLimits(reserve_bytes=0))
+    await outputs.open()
+    fleet, hub = FleetView(), ProgressHub()
+    completions = Completions(store, outputs, draw=lambda: 0.5)
+    sessions = Sessions(store, fleet, hub, completions, settings=settings, replica=replica, version="1.0.0")
+    dispatcher = Dispatcher(store, fleet, sessions, settings=DispatchSettings(poll_seconds=0.05, repeat_seconds=0.02))
+    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs))
+    methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer)
+    metrics = RpcMetrics(CollectorRegistry(), methods)
+    server = GrpcServer(Invoker(methods, keys=KeyRing([], clock=time.monotonic), metrics=metrics))
+    address = f"unix:{folder / 'g'}"
+    await server.start(address)
+    bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address)
+    bench.tasks.append(asyncio.create_task(sessions.run()))
+    if dispatch:
+        bench.tasks.append(asyncio.create_task(dispatcher.run()))
+    try:
+        yield bench
+    finally:
+        await bench.stop()
+    for task in bench.tasks:
+        assert task.cancelled(), task
