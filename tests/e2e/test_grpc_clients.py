@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.rpc import error_details_pb2
 
 from tests.e2e.fleet_process import FleetProcess, clean_environment
 
@@ -57,7 +59,8 @@ def test_buf_curl_by_reflection(fleet: FleetProcess) -> None:
     assert refused.returncode != 0
     error = json.loads(refused.stderr)
     assert error["code"] == "not_found"
-    assert "JOB_NOT_FOUND" in refused.stderr
+    info = error_details_pb2.ErrorInfo.FromString(base64.b64decode(error["details"][0]["value"] + "=="))
+    assert (info.reason, info.domain) == ("JOB_NOT_FOUND", "fleet.v1")
 
 
 def test_generated_node_client(fleet: FleetProcess, tmp_path: Path) -> None:
