@@ -38,6 +38,9 @@ _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BU
 """Replies of a server that cannot serve now: drop the connection and ask again."""
 
 
+CLOSED = "the connection is closed"
+
+
 class StoreFullError(FleetError):
     """The server has no memory left for a call that needs some."""
 
@@ -77,16 +80,34 @@ async def connect(url: str, *, name: str = "fleet") -> AbstractConnection:
 
 
 class _Call:
-    """One call on its way: packed bytes, who waits and until when."""
+    """One call on its way: packed bytes, who waits and until when. Its own timer ends the wait."""
 
-    __slots__ = ("data", "deadline", "future", "script", "sends")
+    __slots__ = ("_timer", "data", "deadline", "future", "script", "sends")
 
-    def __init__(self, data: bytes, script: Script | None, future: asyncio.Future[Any], deadline: float) -> None:
+    def __init__(self, data: bytes, script: Script | None, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
         self.data = data
         self.script = script
-        self.future = future
-        self.deadline = deadline
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.deadline = loop.time() + seconds
         self.sends = 0
+        self._timer = loop.call_at(self.deadline, self.fail, "no answer in time")
+
+    def settle(self, reply: Any) -> None:
+        """Hands the reply, or the server's refusal, to the caller if it still waits."""
+        self._timer.cancel()
+        if self.future.done():
+            return
+        if isinstance(reply, Exception):
+            self.future.set_exception(reply)
+        else:
+            self.future.set_result(reply)
+
+    def fail(self, detail: str) -> None:
+        """Tells the caller that there will be no reply, and whether the call may have taken effect."""
+        if self.sends:
+            detail += ", and the outcome is unknown; ask again"
+        self.settle(unavailable(f"the store is unavailable: {detail}"))
 
 
 class Client:
@@ -135,21 +156,20 @@ class Client:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self._drop()
-        self._fail(list(self._waiting), "the store's connection was closed")
-        self._waiting.clear()
+        while self._waiting:
+            self._waiting.popleft().fail(CLOSED)
 
     def _enqueue(self, data: bytes, script: Script | None, seconds: float) -> asyncio.Future[Any]:
         if self._closed:
-            raise unavailable("the store's connection is closed")
+            raise unavailable(CLOSED)
         if len(self._waiting) >= MAX_WAITING:
             raise unavailable(f"{MAX_WAITING} calls wait for the store ({self._last_error}); try again later")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Call(data, script, future, loop.time() + seconds))
+        call = _Call(data, script, seconds)
+        self._waiting.append(call)
         self._wake.set()
         if self._task is None:
-            self._task = loop.create_task(self._serve(), name=f"store-{self._name}")
-        return future
+            self._task = asyncio.create_task(self._serve(), name=f"store-{self._name}")
+        return call.future
 
     async def _serve(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
@@ -170,15 +190,15 @@ class Client:
                     self._last_error = f"{type(error).__name__}: {error}"
                     await self._drop()
                     self._again(batch)
-                    await asyncio.sleep(self._pause(backoff))
+                    await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                     backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
         finally:
-            self._fail(batch, "the store's connection was closed")
+            for call in batch:
+                call.fail(CLOSED)
 
     def _take(self) -> list[_Call]:
         batch: list[_Call] = []
         size = 0
-        now = asyncio.get_running_loop().time()
         while self._waiting and len(batch) < MAX_BATCH_CALLS:
             call = self._waiting[0]
             if batch and size + len(call.data) > MAX_BATCH_BYTES:
@@ -186,18 +206,9 @@ class Client:
             self._waiting.popleft()
             if call.future.done():
                 continue
-            if call.deadline <= now:
-                self._fail([call], f"no answer in time ({self._last_error})")
-                continue
             batch.append(call)
             size += len(call.data)
         return batch
-
-    def _pause(self, backoff: float) -> float:
-        """How long to wait before the next try: jittered, and not past the next deadline."""
-        now = asyncio.get_running_loop().time()
-        nearest = min((call.deadline - now for call in self._waiting), default=backoff)
-        return max(0.001, min(backoff * random.uniform(0.5, 1.0), nearest))
 
     async def _open(self) -> AbstractConnection:
         connection = await connect(self._url, name=f"fleet-{self._name}")
@@ -220,7 +231,7 @@ class Client:
         for call in batch:
             call.sends += 1
         missing: list[_Call] = []
-        async with asyncio.timeout_at(min(call.deadline for call in batch)):
+        async with asyncio.timeout_at(max(call.deadline for call in batch)):
             await connection.send_packed_command([call.data for call in batch], check_health=False)
             for call in batch:
                 try:
@@ -233,33 +244,20 @@ class Client:
                     if code in _ELSEWHERE:
                         raise
                     reply = _refusal(code, str(error))
-                if not call.future.done():
-                    if isinstance(reply, Exception):
-                        call.future.set_exception(reply)
-                    else:
-                        call.future.set_result(reply)
+                call.settle(reply)
             if missing:
                 await self._load(connection)
         self._again(missing)
 
     def _again(self, batch: list[_Call]) -> None:
         """Back to the head of the queue what may be sent once more; the rest fails."""
-        now = asyncio.get_running_loop().time()
-        keep: list[_Call] = []
-        for call in batch:
+        for call in reversed(batch):
             if call.future.done():
                 continue
-            if call.deadline <= now or call.sends >= MAX_SENDS:
-                self._fail([call], f"no answer, so the outcome is unknown ({self._last_error}); ask again")
+            if call.sends >= MAX_SENDS:
+                call.fail(f"no answer to {MAX_SENDS} tries ({self._last_error})")
             else:
-                keep.append(call)
-        self._waiting.extendleft(reversed(keep))
-
-    @staticmethod
-    def _fail(calls: list[_Call], detail: str) -> None:
-        for call in calls:
-            if not call.future.done():
-                call.future.set_exception(unavailable(f"the store is unavailable: {detail}"))
+                self._waiting.appendleft(call)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None

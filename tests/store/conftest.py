@@ -128,6 +128,14 @@ async def store(server: Server, namespace: str, clock: ManualClock) -> AsyncIter
 
 
 @pytest.fixture
+def plain_raw(plain_server: Server) -> Iterator[Any]:
+    """As `raw`, on the plain server."""
+    client = plain_server.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
 def raw(server: Server) -> Iterator[Any]:
     """A synchronous client with all rights."""
     client = server.client()
