@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from fleet.v1.types_pb2 import JobProgress
@@ -58,20 +58,18 @@ class ProgressHub:
     ) -> AsyncIterator[AsyncIterator[JobProgress]]:
         """Ticks of these jobs (None: of all) published from now on, each job at most 10 times a second.
 
-        The iterator ends never; it is closed with the context.
+        The iterator never ends by itself. Waiting for its next tick may be given up and begun again.
         """
         listener = _Listener(None if job_ids is None else frozenset(job_ids), previews, self._interval, self._backlog)
         self._listeners.add(listener)
         if previews:
             self._count_previews(listener.job_ids, 1)
-        ticks = listener.ticks()
         try:
-            yield ticks
+            yield listener
         finally:
             self._listeners.discard(listener)
             if previews:
                 self._count_previews(listener.job_ids, -1)
-            await ticks.aclose()
 
     def _count_previews(self, job_ids: frozenset[str] | None, change: int) -> None:
         if job_ids is None:
@@ -102,30 +100,33 @@ class _Listener:
             self._pending.popitem(last=False)
         self._some.set()
 
-    async def ticks(self) -> AsyncGenerator[JobProgress, None]:
+    def __aiter__(self) -> _Listener:
+        return self
+
+    async def __anext__(self) -> JobProgress:
+        """The next tick that is due. May be cancelled and asked again."""
         clock = asyncio.get_running_loop().time
         while True:
-            await self._some.wait()
+            self._some.clear()
             now = clock()
-            soonest = None
-            due = None
+            soonest: float | None = None
             for job_id in self._pending:
-                at = self._sent.get(job_id, 0.0) + self._interval
+                at = self._sent.get(job_id, now - self._interval) + self._interval
                 if at <= now:
-                    due = job_id
-                    break
+                    return self._take(job_id, now)
                 soonest = at if soonest is None else min(soonest, at)
-            if due is None:
-                if soonest is None:
-                    self._some.clear()
-                else:
-                    await asyncio.sleep(soonest - now)
+            try:
+                async with asyncio.timeout_at(soonest):
+                    await self._some.wait()
+            except TimeoutError:
                 continue
-            self._sent[due] = now
-            self._sent.move_to_end(due)
-            if len(self._sent) > self._backlog:
-                self._sent.popitem(last=False)
-            yield self._pending.pop(due)
+
+    def _take(self, job_id: str, now: float) -> JobProgress:
+        self._sent[job_id] = now
+        self._sent.move_to_end(job_id)
+        if len(self._sent) > self._backlog:
+            self._sent.popitem(last=False)
+        return self._pending.pop(job_id)
 
 
 def _without_preview(progress: JobProgress) -> JobProgress:

@@ -23,6 +23,11 @@ LARGE = random.Random(2).randbytes(3 * CHUNK_BYTES + 17)
 TINY_CACHE = OutputLimits(reserve_bytes=0, cache_bytes=10_000, cached_file_bytes=6_000)
 
 
+def names(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(one.name for one in folder.iterdir())
+
+
 async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
     for at in range(0, len(data), size):
         yield data[at : at + size]
@@ -56,7 +61,7 @@ async def test_what_was_written_is_read(outputs: LocalOutputs, tmp_path: Path, d
     seen = await outputs.stat("a.png")
     assert seen is not None and (seen.filename, seen.size_bytes) == ("a.png", len(data))
     assert (tmp_path / "outputs" / "a.png").read_bytes() == data
-    assert os.listdir(tmp_path / "outputs") == ["a.png"]
+    assert names(tmp_path / "outputs") == ["a.png"]
 
 
 @pytest.mark.parametrize("name", ["small.png", "large.png"])
@@ -103,7 +108,7 @@ async def test_other_bytes_than_announced_leave_nothing(
         await outputs.write("a.png", chunks(SMALL), size=size, sha256=sha256)
     assert refusal.value.reason == "INVALID_FIELD"
     assert refusal.value.violations[0].field == field
-    assert os.listdir(tmp_path / "outputs") == []
+    assert names(tmp_path / "outputs") == []
 
 
 async def test_an_upload_cut_half_way_leaves_nothing(outputs: LocalOutputs, tmp_path: Path) -> None:
@@ -116,11 +121,11 @@ async def test_an_upload_cut_half_way_leaves_nothing(outputs: LocalOutputs, tmp_
 
     task = asyncio.create_task(outputs.write("a.png", slow(), size=len(LARGE), sha256=digest(LARGE)))
     await reached.wait()
-    assert len(os.listdir(tmp_path / "outputs")) == 1
+    assert len(names(tmp_path / "outputs")) == 1
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
-    assert os.listdir(tmp_path / "outputs") == []
+    assert names(tmp_path / "outputs") == []
     await put(outputs, "a.png", LARGE)
     assert await outputs.read("a.png") == LARGE
 
@@ -132,7 +137,7 @@ async def test_what_a_crash_left_is_removed_at_the_next_start(tmp_path: Path) ->
     (folder / "kept.png").write_bytes(b"whole")
     opened = LocalOutputs(folder, TINY_CACHE)
     await opened.open()
-    assert os.listdir(folder) == ["kept.png"]
+    assert names(folder) == ["kept.png"]
     assert await opened.read("kept.png") == b"whole"
     await opened.aclose()
 
@@ -143,7 +148,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
     real = os.write
 
     def full(file: int, data: object) -> int:
-        if os.readlink(f"/proc/self/fd/{file}").startswith(str(tmp_path)):
+        if Path(f"/proc/self/fd/{file}").readlink().is_relative_to(tmp_path):
             raise OSError(errno.ENOSPC, "no space left on device")
         return real(file, data)  # type: ignore[arg-type]
 
@@ -152,7 +157,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
         await put(outputs, "a.png", LARGE)
     assert refusal.value.reason == "DISK_FULL"
     monkeypatch.undo()
-    assert os.listdir(tmp_path / "outputs") == []
+    assert names(tmp_path / "outputs") == []
     await put(outputs, "a.png", LARGE)
 
 
@@ -173,7 +178,7 @@ async def test_bytes_and_name_are_synced_before_it_returns(
     real_sync, real_rename = os.fsync, os.rename
 
     def sync(file: int) -> None:
-        steps.append("folder" if Path(os.readlink(f"/proc/self/fd/{file}")).is_dir() else "file")
+        steps.append("folder" if Path(f"/proc/self/fd/{file}").readlink().is_dir() else "file")
         real_sync(file)
 
     def rename(*args: object, **kwargs: object) -> None:
@@ -240,6 +245,6 @@ def test_ordinary_names_pass() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_files_left_open() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(names(Path("/proc/self/fd")))
     yield
-    assert len(os.listdir("/proc/self/fd")) <= before + 8
+    assert len(names(Path("/proc/self/fd"))) <= before + 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from pathlib import Path
 
 import grpc
@@ -19,6 +18,11 @@ from tests.services.agents.agent import ScriptedAgent, wait_until
 from tests.services.agents.bench import Bench, bench_on
 
 PICTURE = bytes(range(256)) * 200
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(one.name for one in folder.iterdir())
 
 
 async def begun(bench: Bench) -> tuple[ScriptedAgent, pb.Assign]:
@@ -52,7 +56,7 @@ async def test_an_upload_cut_half_way_is_repeated(bench: Bench, short_path: Path
     agent, assign = await begun(bench)
     with pytest.raises(asyncio.CancelledError):
         await agent.upload(assign, PICTURE, cut_after=20_000)
-    await wait_until(lambda: os.listdir(short_path / "outputs") == [])
+    await wait_until(lambda: names(short_path / "outputs") == [])
     receipt = await agent.upload(assign, PICTURE)
     assert await bench.outputs.read(receipt.filename) == PICTURE
 
@@ -72,7 +76,7 @@ async def test_a_wrong_header_is_refused(bench: Bench, short_path: Path, change:
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await agent.upload(assign, PICTURE, **change)  # type: ignore[arg-type]
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert os.listdir(short_path / "outputs") == []
+    assert names(short_path / "outputs") == []
 
 
 async def test_chunks_without_a_header_are_refused(bench: Bench) -> None:
@@ -91,7 +95,7 @@ async def test_a_token_that_is_not_the_jobs_is_refused(bench: Bench, short_path:
         await agent.upload(pb.Assign(job_id=assign.job_id, token=token), PICTURE)
     expected = grpc.StatusCode.FAILED_PRECONDITION if token else grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.code() is expected
-    assert os.listdir(short_path / "outputs") == []
+    assert names(short_path / "outputs") == []
 
 
 async def test_an_unknown_job_is_not_found(bench: Bench) -> None:
