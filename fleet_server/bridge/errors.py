@@ -81,6 +81,8 @@ def error_reply(error: FleetError, request_id: str) -> tuple[int, bytes, list[He
     if error.retry_after_seconds is not None:
         seconds = max(1, math.ceil(error.retry_after_seconds))
         headers.append((b"retry-after", str(seconds).encode()))
+    if error.reason == "REQUEST_TIMEOUT":  # what is left of the body can no longer be told from a next request
+        headers.append((b"connection", b"close"))
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", error.allow.encode()))
     return status_of(error), error_body(error, request_id), headers
