@@ -185,8 +185,8 @@ def report(results: Results) -> str:
             lines.append(f"| {case}: {name} | {' | '.join(cells)} |")
     lines += ["", "| ours / peer, by round | median [range] | target | |", "|---|---|---|---|"]
     for target in TARGETS:
-        runs = results[target.case]
-        ratios = [target.ratio(ours, peer) for ours, peer in zip(runs[OURS], runs[target.peer], strict=True)]
+        pairs = zip(results[target.case][OURS], results[target.case][target.peer], strict=True)
+        ratios = [target.ratio(ours, peer) for ours, peer in pairs]
         median = statistics.median(ratios)
         met = median <= target.bound if target.at_most else median >= target.bound
         bound = f"{'<=' if target.at_most else '>='} {target.bound:g}"

@@ -1,6 +1,6 @@
 """Our bridge with everything on that `fleet up` puts around a call: uvicorn on uvloop with our limits of headers and
-connections, the guard of Host and Origin, routing, the JSON codec, and the chain (API key, limits, defaults, validation,
-deadline, metrics, request id). The servicer does as little as those of the other peers.
+connections, the guard of Host and Origin, routing, the JSON codec, and the chain (API key, limits, defaults,
+validation, deadline, metrics, request id). The servicer does as little as those of the other peers.
 
 `python -m bench.peers.ours` prints the port that it listens on.
 """
