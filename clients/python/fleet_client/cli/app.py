@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from importlib import metadata
+from typing import Annotated
 
 import typer
 
-from fleet_client.cli import fleet, generate, jobs, nodes
-from fleet_client.cli.console import USAGE, fail
+from fleet_client.cli import events, fleet, generate, jobs, nodes, pictures
+from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, close_output, fail, out, reader_gone
 
 COMMANDS_GROUP = "fleet.commands"
 
@@ -19,22 +19,38 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="fleet",
         help="One address for all your GPU nodes: send a prompt, get the picture back.",
+        epilog=EXIT_CODES,
         no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
+        context_settings=CONTEXT,
     )
+    app.callback()(_options)
     for entry in sorted(metadata.entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
         app.command(entry.name, rich_help_panel="Run")(_load(entry))
     app.command("generate", rich_help_panel="Use")(generate.generate)
     app.command("status", rich_help_panel="Use")(fleet.status)
-    app.command("gallery", rich_help_panel="Use")(fleet.gallery)
-    app.command("models", rich_help_panel="Use")(fleet.models)
-    app.command("events", rich_help_panel="Use")(fleet.events)
     app.add_typer(jobs.app, name="jobs", rich_help_panel="Use")
     app.add_typer(nodes.app, name="nodes", rich_help_panel="Use")
+    app.command("models", rich_help_panel="Use")(fleet.models)
+    app.command("gallery", rich_help_panel="Use")(pictures.gallery)
+    app.command("download", rich_help_panel="Use")(pictures.download)
+    app.command("events", rich_help_panel="Use")(events.events)
     app.command("version", rich_help_panel="Use")(fleet.version)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"fleet {fleet.installed()}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """One address for all your GPU nodes: send a prompt, get the picture back."""
 
 
 def _load(entry: metadata.EntryPoint) -> Callable[..., None]:
@@ -45,7 +61,7 @@ def _load(entry: metadata.EntryPoint) -> Callable[..., None]:
         reason = f"{entry.value} cannot be loaded: {type(error).__name__}: {error}"
 
         def broken() -> None:
-            fail(reason)
+            fail(reason, hint="Install Fleet Commander again.")
 
         broken.__doc__ = f"Broken: {reason}"
         return broken
@@ -55,8 +71,11 @@ def _load(entry: metadata.EntryPoint) -> Callable[..., None]:
 def main() -> None:
     """Entry point."""
     try:
-        build()()
+        try:
+            build()(prog_name="fleet")
+        finally:
+            close_output()
     except BrokenPipeError:
-        # The reader of our output has gone, as in `fleet jobs | head`.
-        sys.stderr.close()
-        raise SystemExit(USAGE) from None
+        reader_gone()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

@@ -1,44 +1,59 @@
-"""`fleet status`, `models`, `gallery`, `events` and `version`."""
+"""`fleet status`, `models` and `version`."""
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
-from typing import Annotated
 
-import typer
+from rich.text import Text
 
 from fleet_client.cli.console import (
     JsonOption,
     KeyOption,
     UrlOption,
-    err,
     errors_told,
-    out,
+    print_fields,
     print_json,
-    print_line,
     print_table,
+    say,
 )
+from fleet_client.cli.words import plain, seconds, size, state
 from fleet_client.client import FleetCommander
 
 
 def status(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
     """How the fleet is."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        state = fleet.status()
+        reply = fleet.status()
     if as_json:
-        print_json(state)
+        print_json(reply)
         return
-    nodes, jobs = state["nodes"], state["jobs"]
-    out.print(
-        f"[bold]{state['status']}[/]  version {state['version']}, {state['mode']}, durability {state['durability']}"
+    server = (
+        Text().append(state(reply["status"])).append(f", version {plain(reply['version'])}, {plain(reply['mode'])}")
     )
-    out.print(f"nodes  {nodes['online']} online, {nodes['disconnected']} disconnected, {nodes['down']} down")
-    out.print(
-        f"jobs   {jobs['queued']} queued, {jobs['running']} running, "
-        f"{jobs['succeeded']} succeeded, {jobs['failed']} failed"
+    server.append(f", up for {seconds(reply['uptime_seconds'])}")
+    print_fields(
+        [
+            ("server", server),
+            ("nodes", _counts(reply["nodes"], ("online", "disconnected", "down"))),
+            ("jobs", _counts(reply["jobs"], ("queued", "running", "succeeded", "failed", "cancelled"))),
+            ("store", _part(reply["store"], f"durability {reply['durability']}")),
+            ("s3", _part(reply["s3"])),
+        ]
     )
-    for notice in state["notices"]:
-        err.print(f"note: {notice}", style="yellow")
+    for notice in reply["notices"]:
+        say(f"note: {notice}", "yellow")
+
+
+def _counts(counts: dict[str, int], words: tuple[str, ...]) -> Text:
+    """`2 online, 1 down`; noughts are dim."""
+    parts = [Text(f"{counts[word]} {word}", style="" if counts[word] else "bright_black") for word in words]
+    return Text(", ").join(parts)
+
+
+def _part(part: dict[str, str | None], more: str = "") -> Text:
+    told = ", ".join(plain(text) for text in (more, part["detail"]) if text)
+    return Text().append(state(part["status"] or "")).append(f", {told}" if told else "")
 
 
 def models(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
@@ -52,50 +67,26 @@ def models(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOptio
         [
             model["name"] + (" (default)" if model["is_default"] else ""),
             f"alias of {model['alias_of']}" if model["alias_of"] else model["architecture"] or "",
+            size(model["size_bytes"]) if model["size_bytes"] else "",
             ", ".join(model["node_ids"]),
             ", ".join(model["loaded_node_ids"]),
         ]
         for model in checkpoints
     ]
-    rows += [[lora["name"], f"LoRA, {lora['architecture'] or '?'}", ", ".join(lora["node_ids"]), ""] for lora in loras]
-    print_table(["MODEL", "KIND", "ON", "LOADED ON"], rows, "no models: no node has reported one")
+    for lora in loras:
+        kind = f"LoRA, {lora['architecture']}" if lora["architecture"] else "LoRA"
+        rows.append([lora["name"], kind, size(lora["size_bytes"]), ", ".join(lora["node_ids"]), ""])
+    print_table(["MODEL", "KIND", "SIZE", "ON", "LOADED ON"], rows, "no models: no node has reported one")
 
 
-def gallery(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most pictures to print.")] = 20,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
-) -> None:
-    """List pictures, newest first."""
-    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        page = fleet.get_gallery(limit)
+def installed() -> str:
+    """The version of this package."""
+    return metadata.version("fleet-commander")
+
+
+def version(as_json: JsonOption = False) -> None:
+    """Print the version of this command; `fleet status` has the server's."""
     if as_json:
-        print_json(page)
-        return
-    rows = [
-        [
-            image["filename"],
-            f"{image['width']}x{image['height']}",
-            str(image["seed"]),
-            ((image["metadata"] or {}).get("prompt") or "")[:60],
-        ]
-        for image in page["images"]
-    ]
-    print_table(["FILE", "SIZE", "SEED", "PROMPT"], rows, 'no pictures yet: make one with `fleet generate "a sunset"`')
-
-
-def events(
-    since: Annotated[str | None, typer.Option(help="Begin after this id; 0: all that is kept.")] = None,
-    url: UrlOption = None,
-    api_key: KeyOption = None,
-) -> None:
-    """Print what happens in the fleet, one JSON object a line, until Ctrl-C."""
-    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        for event in fleet.watch_events(since=since):
-            print_line(event)
-
-
-def version() -> None:
-    """Print the version."""
-    out.print(metadata.version("fleet-commander"))
+        print_json({"version": installed()})
+    else:
+        sys.stdout.write(f"{installed()}\n")

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-import base64
+import uuid
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from fleet_client.calls import Json, given
-from fleet_client.cli.console import USAGE, JsonOption, KeyOption, UrlOption, err, errors_told, fail, print_json
+from fleet_client.cli.console import (
+    UNREACHABLE,
+    USAGE,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    err,
+    errors_told,
+    fail,
+    out,
+    print_json,
+    say,
+)
+from fleet_client.cli.follow import follow
 from fleet_client.cli.picture import can_show, draw
+from fleet_client.cli.pictures import STANDARD_OUTPUT, OutputOption, destination, save
+from fleet_client.cli.words import plain, seconds
 from fleet_client.client import FleetCommander
-from fleet_client.errors import FleetError, JobFailedError
-
-_PREVIEW_COLUMNS = 48
+from fleet_client.errors import ConnectionFailedError, FleetError, WaitTimeoutError
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to paint.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; its name in the fleet when left out.")
-    ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.", show_default="1024")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.", show_default="1024")] = None,
+    output: OutputOption = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.", show_default="as the server")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", show_default="1024")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", show_default="1024")] = None,
     steps: Annotated[int | None, typer.Option(help="Inference steps.", show_default="20")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="CFG scale.", show_default="7.5")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same picture.", show_default="drawn")] = None,
-    model: Annotated[str | None, typer.Option(help="One of `fleet models`.")] = None,
+    model: Annotated[str | None, typer.Option(help="One of `fleet models`.", show_default="the server's")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME or NAME:WEIGHT; may be given again.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "high",
-    preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Show the picture in the making.")] = True,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Cancel it after so many seconds.", show_default="none")
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview/--no-preview", help="Show the picture in the terminal.")] = True,
     as_json: JsonOption = False,
     url: UrlOption = None,
     api_key: KeyOption = None,
 ) -> None:
     """Make a picture and save it. Ctrl-C cancels the job."""
+    if as_json and output == STANDARD_OUTPUT:
+        fail("--json: standard output is taken by the picture", USAGE, "Leave out one of --json and -o -.")
+    target = destination(output)
     options: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "width": width,
@@ -50,25 +63,54 @@ def generate(
         "seed": seed,
         "model": model,
         "loras": [_lora(text) for text in lora] if lora else None,
+        "priority": priority,
     }
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        receipt = fleet.queue_job(prompt, priority=priority, **given(options))
-        job = _follow(fleet, receipt, preview and not as_json)
+        job = _run(fleet, prompt, given(options), preview=preview, timeout_seconds=timeout)
         made = job["result"]["outputs"][0]
-        target = output or Path(made["filename"])
-        if target.is_dir():
-            target = target / made["filename"]
         data = fleet.get_output(made["filename"])
-        try:
-            target.write_bytes(data)
-        except OSError as error:
-            fail(f"{target} cannot be written: {error.strerror}; the picture is {made['filename']} in the fleet")
+        path = save(target, made["filename"], data)
     if as_json:
-        print_json({**made, "path": str(target)})
+        print_json({**made, "path": str(path)})
         return
-    seconds = job["timings"]["run_seconds"]
-    took = f", {seconds:.2f} s on {job['node_id']}" if seconds is not None else ""
-    err.print(f"[bold]{target}[/]  {made['width']}x{made['height']}, seed {made['seed']}{took}")
+    if preview and can_show(err):
+        err.print(draw(data, err, spare_rows=2), end="")
+    line = f"{path or made['filename']}  {_told(job, made)}"
+    if path is None:
+        say(line)
+    else:
+        out.print(plain(line), markup=False, soft_wrap=True)
+
+
+def _run(fleet: FleetCommander, prompt: str, options: Json, *, preview: bool, timeout_seconds: float | None) -> Json:
+    """Submits the job and follows it to its good end; cancels it when the person leaves or the time is over."""
+    # With a request id of our own the job can be found even where Ctrl-C comes before its receipt.
+    options = {**options, "request_id": str(uuid.uuid4())}
+    receipt: Json | None = None
+    try:
+        receipt = fleet.queue_job(prompt, **options)
+        return follow(fleet, receipt["job_id"], preview=preview, timeout_seconds=timeout_seconds)
+    except (KeyboardInterrupt, WaitTimeoutError) as reason:
+        with suppress(FleetError):
+            job_id = (receipt or fleet.queue_job(prompt, **options))["job_id"]
+            fleet.cancel_job(job_id)
+            say(f"job {job_id} is cancelled")
+        if isinstance(reason, WaitTimeoutError):
+            fail(f"no picture within {timeout_seconds:g} s", hint="Look at `fleet status`, or give it more --timeout.")
+        raise
+    except ConnectionFailedError as error:
+        if receipt is None:
+            raise
+        job_id = receipt["job_id"]
+        fail(f"{error}; job {job_id} goes on without us", UNREACHABLE, f"See it end with `fleet jobs watch {job_id}`.")
+
+
+def _told(job: Json, made: Json) -> str:
+    took = job["timings"]["run_seconds"]
+    parts = [f"{made['width']}x{made['height']}", f"seed {made['seed']}"]
+    if took is not None:
+        parts.append(f"{seconds(took)} on {job['node_id']}")
+    return ", ".join(parts)
 
 
 def _lora(text: str) -> Json:
@@ -79,46 +121,3 @@ def _lora(text: str) -> Json:
         return {"name": name, "weight": float(weight)}
     except ValueError:
         fail(f"--lora {text}: must be NAME or NAME:WEIGHT", USAGE)
-
-
-def _follow(fleet: FleetCommander, receipt: Json, preview: bool) -> Json:
-    """Shows progress until the job has ended well; cancels it when the person leaves."""
-    job_id = receipt["job_id"]
-    show = preview and can_show(err)
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=err
-    )
-    task = progress.add_task("queued", total=100)
-    picture: RenderableType | None = None
-    try:
-        with Live(progress, console=err, refresh_per_second=12, transient=True) as live:
-            for event in fleet.watch_job(job_id, previews=show):
-                data = event["data"]
-                if event["type"] == "job_progress":
-                    progress.update(task, completed=data["progress"], description=_step(data))
-                    if data["preview"] is not None:
-                        picture = draw(base64.b64decode(data["preview"]["data"]), min(_PREVIEW_COLUMNS, err.width))
-                elif event["type"] == "job_update":
-                    progress.update(task, completed=data["progress"], description=_place(data))
-                elif event["type"] == "job_complete":
-                    if data["status"] != "succeeded":
-                        raise JobFailedError(data)
-                    return dict(data)
-                live.update(progress if picture is None else Group(picture, progress))
-    except KeyboardInterrupt:
-        with suppress(FleetError):
-            fleet.cancel_job(job_id)
-        raise
-    raise FleetError(f"the server stopped telling about job {job_id}: look with `fleet jobs show {job_id}`")
-
-
-def _step(progress: Json) -> str:
-    return f"step {progress['step']}/{progress['steps']}" if progress["steps"] else "running"
-
-
-def _place(job: Json) -> str:
-    if job["status"] == "running":
-        return f"running on {job['node_id']}"
-    if job["wait_reason"]:
-        return f"waiting: {job['wait_reason']}"
-    return f"queued, place {job['queue_position']}" if job["queue_position"] else "queued"

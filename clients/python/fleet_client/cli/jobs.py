@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.text import Text
 
 from fleet_client.calls import Json
 from fleet_client.cli.console import (
+    CONTEXT,
     USAGE,
     JsonOption,
     KeyOption,
     UrlOption,
-    err,
     errors_told,
     fail,
+    out,
+    print_fields,
     print_json,
     print_line,
     print_table,
+    say,
 )
+from fleet_client.cli.follow import follow
+from fleet_client.cli.words import age, percent, place, plain, rate, seconds, size, state
 from fleet_client.client import FleetCommander
 
-app = typer.Typer(no_args_is_help=True, help="Look at jobs, submit, watch, cancel, retry.")
+app = typer.Typer(no_args_is_help=True, help="Look at jobs, submit, watch, cancel, retry.", context_settings=CONTEXT)
 JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
+RequestOption = Annotated[
+    str | None, typer.Option(help="Idempotency key: the same key within 24 h gives the first reply again.")
+]
 
 
 @app.command("list")
 def list_jobs(
-    status: Annotated[list[str] | None, typer.Option(help="Only these; may be given again.")] = None,
-    job_type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only queued, running, succeeded, failed, cancelled; may be given again.")
+    ] = None,
+    job_type: Annotated[str | None, typer.Option(help="Only this type, such as image_gen.")] = None,
+    priority: Annotated[str | None, typer.Option(help="Only high, normal or low.")] = None,
+    node: Annotated[str | None, typer.Option(help="Only those on this node.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most jobs to print.")] = 20,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -39,7 +52,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        page = fleet.list_jobs(status=status, job_type=job_type, limit=limit)
+        page = fleet.list_jobs(status=status, job_type=job_type, priority=priority, node_id=node, limit=limit)
     if as_json:
         print_json(page)
         return
@@ -47,56 +60,116 @@ def list_jobs(
         [
             job["job_id"],
             job["job_type"],
-            job["status"] + (f" ({job['wait_reason']})" if job["wait_reason"] else ""),
+            state(job["status"], job["wait_reason"]),
             job["priority"],
-            f"{job['progress']} %",
+            percent(job["progress"]),
             job["node_id"] or "",
-            job["create_time"][:19].replace("T", " "),
+            age(job["create_time"]),
         ]
         for job in page["jobs"]
     ]
-    print_table(["JOB", "TYPE", "STATUS", "PRIORITY", "DONE", "NODE", "CREATED (UTC)"], rows, "no jobs")
+    print_table(["JOB", "TYPE", "STATUS", "PRIORITY", "DONE", "NODE", "AGE"], rows, "no jobs")
     if page["next_page_token"]:
-        err.print(f"there are more: --limit {min(limit * 5, 1000)}")
+        say(f"there are more: --limit {min(limit * 5, 1000)}")
 
 
 @app.command()
-def show(job_id: JobArgument, url: UrlOption = None, api_key: KeyOption = None) -> None:
-    """Print one job as JSON."""
+def show(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
+    """Tell all about one job."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        print_json(fleet.get_job(job_id))
+        job = fleet.get_job(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        print_fields(_fields(job))
+
+
+def _fields(job: Json) -> list[tuple[str, str | Text | None]]:
+    """A job for people."""
+    result, error, timings = job["result"] or {}, job["error"], job["timings"]
+    model = job["target_model"]
+    if model and job["resolved_model"] and job["resolved_model"] != model:
+        model = f"{model}, which is {job['resolved_model']}"
+    where = place(job) if job["status"] in ("queued", "running") else job["status"]
+    took = [f"{name} {seconds(timings[f'{name}_seconds'])}" for name in ("queued", "load", "run", "upload")
+            if timings[f"{name}_seconds"] is not None]  # fmt: skip
+    limits = f"{job['attempt']} of at most {job['max_retries'] + 1}, each up to {seconds(job['timeout_seconds'])}"
+    return [
+        ("job", Text(job["job_id"], style="bold")),
+        ("status", Text.assemble(state(job["status"]), "" if where == job["status"] else f", {where}")),
+        ("error", Text(plain(f"{error['reason']}: {error['detail']}"), style="red") if error else None),
+        ("type", f"{job['job_type']}, priority {job['priority']}, cluster {job['target_cluster']}"),
+        ("model", model),
+        ("node", job["node_id"]),
+        ("progress", percent(job["progress"]) + (f", step {job['step']} of {job['steps']}" if job["steps"] else "")),
+        ("to go", seconds(job["eta_seconds"]) if job["eta_seconds"] is not None else None),
+        ("attempts", limits),
+        ("created", f"{job['create_time'][:19].replace('T', ' ')} UTC, {age(job['create_time'])} ago"),
+        ("took", ", ".join(took)),
+        ("callback", job["callback_url"]),
+        ("payload", "\n".join(f"{name}: {_value(value)}" for name, value in (job["payload"] or {}).items())),
+        ("text", result.get("text")),
+        ("outputs", "\n".join(f"{one['filename']}  {size(one['size_bytes'])}" for one in result.get("outputs", ()))),
+    ]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 @app.command()
 def submit(
     file: Annotated[Path, typer.Argument(help="JSON file with a job, or a list of jobs; - for standard input.")],
+    request_id: RequestOption = None,
+    as_json: JsonOption = False,
     url: UrlOption = None,
     api_key: KeyOption = None,
 ) -> None:
-    """Submit a job as POST /api/queue/jobs takes it, or a list of them, all or none; prints the receipts."""
+    """Submit a job as POST /api/queue/jobs takes it, or a list of up to 1,000 of them, all or none."""
+    jobs = _jobs_of(file)
+    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
+        if isinstance(jobs, list):
+            receipts = fleet.submit_batch(jobs, request_id)
+            reply: Any = {"jobs": receipts}
+        else:
+            reply = fleet.submit_job({**jobs, "request_id": request_id} if request_id else jobs)
+            receipts = [reply]
+    if as_json:
+        print_json(reply)
+        return
+    for receipt in receipts:
+        out.print(Text.assemble((plain(receipt["job_id"]), "bold"), "  ", place(receipt)), soft_wrap=True)
+
+
+def _jobs_of(file: Path) -> Json | list[Json]:
+    """The job or the jobs of a file; ends the command where it holds none."""
     try:
-        jobs = orjson.loads(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+        content = orjson.loads(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
     except OSError as error:
         fail(f"{file} cannot be read: {error.strerror}", USAGE)
     except orjson.JSONDecodeError as error:
         fail(f"{file} is no JSON: {error}", USAGE)
-    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        print_json(fleet.submit_batch(jobs) if isinstance(jobs, list) else fleet.submit_job(jobs))
+    if isinstance(content, dict) and isinstance(content.get("jobs"), list) and "job_type" not in content:
+        content = content["jobs"]
+    example = 'A job is such as {"job_type": "image_gen", "payload": {"prompt": "a sunset"}}.'
+    for index, job in enumerate(content if isinstance(content, list) else [content]):
+        if not isinstance(job, dict):
+            fail(f"{file}: {f'jobs[{index}]' if isinstance(content, list) else 'it'} is no object", USAGE, example)
+    jobs: Json | list[Json] = content
+    return jobs
 
 
 @app.command()
 def watch(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
-    """Follow a job to its end; the exit code is 0 where it succeeded."""
+    """Follow a job to its end; the exit code is 0 where it succeeded. With --json one event a line.
+
+    Ctrl-C leaves; the job goes on.
+    """
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        job: Json = {}
-        for event in fleet.watch_job(job_id):
-            job = event["data"]
-            if as_json:
-                print_line(event)
-            else:
-                err.print(f"{job.get('status', 'running')} {job['progress']} %")
-        if job.get("status") != "succeeded":
-            fail((job.get("error") or {}).get("detail") or f"job {job_id} is {job.get('status')}")
+        job = follow(fleet, job_id, preview=True, also=print_line if as_json else None)
+    if not as_json:
+        made = ", ".join(output["filename"] for output in job["result"]["outputs"])
+        out.print(Text.assemble((job_id, "bold"), "  ", state(job["status"]), f"  {plain(made)}"), soft_wrap=True)
 
 
 @app.command()
@@ -107,21 +180,63 @@ def cancel(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = No
 
 
 @app.command()
-def retry(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
-    """Run a failed job again."""
+def retry(
+    job_id: JobArgument,
+    request_id: RequestOption = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+) -> None:
+    """Run a failed job again, under the same id."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        _tell(fleet.retry_job(job_id), as_json)
+        _tell(fleet.retry_job(job_id, request_id), as_json)
 
 
 @app.command()
-def stats(url: UrlOption = None, api_key: KeyOption = None) -> None:
-    """Print depths, rates and waits as JSON."""
+def stats(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
+    """Depths, rates and waits of the queue."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        print_json(fleet.queue_stats())
+        reply = fleet.queue_stats()
+    if as_json:
+        print_json(reply)
+        return
+    by_priority = ", ".join(f"{count} {word}" for word, count in reply["queued_by_priority"].items())
+    print_fields(
+        [
+            ("jobs", ", ".join(f"{count} {word}" for word, count in reply["jobs"].items())),
+            ("queued", by_priority),
+            ("empty in", seconds(reply["eta_seconds"])),
+            (f"in the last {seconds(reply['window_seconds'])}", _rates(reply)),
+            ("waited", _quantiles(reply["wait_seconds"])),
+            ("ran", _quantiles(reply["run_seconds"])),
+        ]
+    )
+    rows = [
+        [
+            lane["target_cluster"],
+            lane["job_type"] + (" (paused)" if lane["paused"] else ""),
+            lane["target_model"] or "",
+            str(lane["queued"]),
+            str(lane["running"]),
+            seconds(lane["oldest_queued_seconds"]),
+        ]
+        for lane in reply["lanes"]
+    ]
+    if rows:
+        out.print()
+        print_table(["CLUSTER", "TYPE", "MODEL", "QUEUED", "RUNNING", "OLDEST"], rows, "")
+
+
+def _rates(reply: Json) -> str:
+    return f"{rate(reply['submitted_per_second'])} submitted, {rate(reply['ended_per_second'])} ended"
+
+
+def _quantiles(values: Json) -> str:
+    return f"{seconds(values['p50'])} at the median, {seconds(values['p95'])} at 95 %, {seconds(values['p99'])} at 99 %"
 
 
 def _tell(job: Json, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        err.print(f"{job['job_id']} is {job['status']}")
+        out.print(Text.assemble((plain(job["job_id"]), "bold"), "  ", state(job["status"])), soft_wrap=True)

@@ -5,12 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from fleet_client.calls import Json
-from fleet_client.cli.console import JsonOption, KeyOption, UrlOption, errors_told, print_json, print_table
+from fleet_client.cli.console import (
+    CONTEXT,
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    errors_told,
+    print_fields,
+    print_json,
+    print_table,
+)
+from fleet_client.cli.words import age, percent, plain, seconds, size, state
 from fleet_client.client import FleetCommander
 
-app = typer.Typer(no_args_is_help=True, help="Look at nodes.")
+app = typer.Typer(no_args_is_help=True, help="Look at nodes.", context_settings=CONTEXT)
 
 
 @app.command("list")
@@ -24,10 +35,10 @@ def list_nodes(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyO
     rows = [
         [
             node["node_id"],
-            node["status"] + (", cordoned" if node["cordoned"] else ""),
-            f"{node['slots_free']}/{node['slots']}",
+            state(node["status"], "cordoned" if node["cordoned"] else None),
+            f"{node['slots_free']} of {node['slots']}",
             ", ".join(node["job_types"]),
-            ", ".join(gpu["name"] for gpu in node["gpus"]) or "no GPU",
+            ", ".join(gpu["name"] for gpu in node["gpus"]) or "none",
             _load(node),
             ", ".join(node["loaded_models"]),
         ]
@@ -39,17 +50,68 @@ def list_nodes(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyO
 
 @app.command()
 def show(
-    node_id: Annotated[str, typer.Argument(help="The node's name.")], url: UrlOption = None, api_key: KeyOption = None
+    node_id: Annotated[str, typer.Argument(help="The node's name.")],
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
 ) -> None:
-    """Print one node as JSON."""
+    """Tell all about one node."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        print_json(fleet.get_node(node_id))
+        node = fleet.get_node(node_id)
+    if as_json:
+        print_json(node)
+    else:
+        print_fields(_fields(node))
+
+
+def _fields(node: Json) -> list[tuple[str, str | Text | None]]:
+    """A node for people."""
+    host = node["host"] or {}
+    engines = [
+        f"{engine['name']} {engine['version'] or ''}: {engine['status']}"
+        + (f", {engine['detail']}" if engine["detail"] else "")
+        for engine in node["engines"]
+    ]
+    memory = f"{size(host.get('memory_used_bytes'))} of {size(host.get('memory_total_bytes'))} memory"
+    disk = f"{size(host.get('disk_free_bytes'))} of {size(host.get('disk_total_bytes'))} disk free"
+    load = f"{host.get('cpu_count')} CPUs, {percent(host.get('cpu_percent'))} busy"
+    return [
+        ("node", Text(plain(node["node_id"]), style="bold")),
+        ("status", state(node["status"], "cordoned" if node["cordoned"] else None)),
+        (
+            "machine",
+            f"{node['hostname'] or '?'}, {node['os'] or '?'} {node['arch'] or ''}, agent {node['agent_version']}",
+        ),
+        ("heartbeat", f"{age(node['heartbeat_time'])} ago"),
+        ("connected", f"for {age(node['connect_time'])}" if node["status"] == "online" else None),
+        ("up for", seconds(host["uptime_seconds"]) if host.get("uptime_seconds") is not None else None),
+        ("clusters", ", ".join(node["clusters"])),
+        ("labels", ", ".join(f"{name}={value}" for name, value in node["labels"].items())),
+        ("slots", f"{node['slots_free']} of {node['slots']} free"),
+        ("running", "\n".join(node["running_job_ids"])),
+        ("engines", "\n".join(engines)),
+        ("loaded", ", ".join(node["loaded_models"])),
+        ("host", "\n".join((load, memory, disk)) if host else None),
+        ("gpus", "\n".join(_gpu(gpu) for gpu in node["gpus"]) or "none"),
+        ("warnings", Text(plain("; ".join(node["warnings"])), style="yellow") if node["warnings"] else None),
+    ]
+
+
+def _gpu(gpu: Json) -> str:
+    parts = [f"{gpu['index']}: {gpu['name']}", f"{percent(gpu['utilization_percent'])} busy"]
+    if gpu["memory_total_bytes"] is not None:
+        parts.append(f"{size(gpu['memory_used_bytes'])} of {size(gpu['memory_total_bytes'])}")
+    if gpu["temperature_celsius"] is not None:
+        parts.append(f"{gpu['temperature_celsius']:.0f} °C")
+    if gpu["power_watts"] is not None:
+        parts.append(f"{gpu['power_watts']:.0f} W")
+    return ", ".join(parts)
 
 
 def _load(node: Json) -> str:
     """The busiest reading that the node gives."""
     readings = [gpu["utilization_percent"] for gpu in node["gpus"] if gpu["utilization_percent"] is not None]
     if readings:
-        return f"GPU {max(readings):.0f} %"
+        return f"GPU {percent(max(readings))}"
     host = node["host"]
-    return f"CPU {host['cpu_percent']:.0f} %" if host and host["cpu_percent"] is not None else ""
+    return f"CPU {percent(host['cpu_percent'])}" if host and host["cpu_percent"] is not None else ""
