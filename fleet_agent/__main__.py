@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 
 from pydantic import ValidationError
 
-from fleet_agent.agent import FolderInUseError, run_agent
-from fleet_agent.logs import configure
+from fleet_agent.agent import main as run
 from fleet_agent.parent import die_with_parent
 from fleet_agent.settings import AgentSettings
 
 
 def main() -> int:
-    """Runs the agent; the exit code is 0 after a stop, 2 for bad settings, 3 where the folder is in use."""
+    """Runs the agent; the exit code is 0 after a stop, 2 for bad settings, 3 where the folder cannot be used."""
     parent = os.environ.get("FLEET_AGENT_PARENT")
     if parent:
         die_with_parent(int(parent))
@@ -24,13 +22,7 @@ def main() -> int:
     except ValidationError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    configure(settings.log_level)
-    try:
-        asyncio.run(run_agent(settings))
-    except FolderInUseError as error:
-        sys.stderr.write(f"{error}\n")
-        return 3
-    return 0
+    return run(settings)
 
 
 if __name__ == "__main__":

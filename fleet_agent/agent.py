@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
 
 import structlog
 
 from fleet_agent.inventory import Inventory
+from fleet_agent.logs import configure
 from fleet_agent.metrics.reader import MetricsReader
 from fleet_agent.runner import Runner
 from fleet_agent.session import Session
@@ -19,57 +25,110 @@ from fleet_agent.spool import Spool
 _log = structlog.get_logger("fleet.agent")
 
 
-class FolderInUseError(RuntimeError):
+class FolderError(RuntimeError):
+    """The agent cannot use its folder."""
+
+
+class FolderInUseError(FolderError):
     """Another agent runs on this folder."""
+
+
+def main(settings: AgentSettings) -> int:
+    """Runs an agent in this process; the exit code: 0 after a stop, 3 where its folder cannot be used."""
+    configure(settings.log_level)
+    try:
+        asyncio.run(run_agent(settings))
+    except FolderError as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+    return 0
 
 
 async def run_agent(settings: AgentSettings) -> None:
     """Runs until SIGTERM or SIGINT; then gives its work back, says goodbye and returns.
 
-    Raises FolderInUseError where another agent uses the folder: two would send each other's results.
+    Raises FolderInUseError where another agent uses the folder: two would send each other's results. FolderError where
+    it cannot be written to.
     """
-    lock = _lock(settings)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    settings.models_folder.mkdir(parents=True, exist_ok=True)
-    inventory = Inventory(settings)
-    await inventory.load()
-    spool = await asyncio.to_thread(Spool, settings.data_dir / "spool")
+    with _locked(settings.data_dir):
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        spool = await asyncio.to_thread(_folders, settings)
+        inventory = Inventory(settings)
+        if await _unless(stopping, inventory.load()):
+            await _serve(settings, inventory, spool, stopping)
+
+
+async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, stopping: asyncio.Event) -> None:
     runner = Runner(settings, inventory, spool)
-    session = Session(settings, inventory, runner, MetricsReader(settings.data_dir))
+    metrics = MetricsReader(settings.data_dir, settings.metrics_seconds)
+    session = Session(settings, inventory, runner, metrics)
     try:
         async with asyncio.TaskGroup() as tasks:
-            await runner.open(tasks)
-            endless = [tasks.create_task(session.run()), tasks.create_task(_hash(inventory))]
-            await stopping.wait()
-            _log.info("stopping")
-            await runner.release()
-            await session.goodbye()
-            for task in endless:
-                task.cancel()
+            if await _unless(stopping, runner.open(tasks)):
+                endless = [tasks.create_task(session.run()), tasks.create_task(inventory.watch())]
+                await stopping.wait()
+                _log.info("stopping")
+                await runner.release()
+                await session.goodbye()
+                for task in endless:
+                    task.cancel()
             runner.cancel_tasks()
     finally:
         await runner.close()
-        os.close(lock)
 
 
-async def _hash(inventory: Inventory) -> None:
-    """Hashes model files that are new, off the road of the work."""
-    while True:
-        await inventory.hash_files()
-        await asyncio.sleep(30)
-
-
-def _lock(settings: AgentSettings) -> int:
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(settings.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Does the work to its end; false, with the work cancelled, where the agent is to stop first."""
+    stop, task = asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(work)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        await asyncio.wait({stop, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        task.result()
+        return True
+    finally:
+        stop.cancel()
+        task.cancel()
+        await asyncio.gather(stop, task, return_exceptions=True)
+
+
+def _folders(settings: AgentSettings) -> Spool:
+    try:
+        settings.models_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("there is no model folder", folder=str(settings.models_folder), error=error.strerror)
+    try:
+        return Spool(settings.data_dir / "spool")
+    except OSError as error:
+        raise FolderError(_cannot(settings.data_dir, error)) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, with our pid in it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FolderError(_cannot(folder, error)) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise FolderInUseError(
+                f"{folder} is in use by another agent (pid {pid}): stop it, or give another --data-dir"
+            ) from None
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
         os.close(fd)
-        raise FolderInUseError(
-            f"{settings.data_dir} is in use by another agent: stop it, or give another --data-dir"
-        ) from None
-    return fd
+
+
+def _cannot(folder: Path, error: OSError) -> str:
+    return f"{folder}: {error.strerror}: give a folder that the agent may write to with --data-dir"

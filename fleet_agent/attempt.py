@@ -12,18 +12,18 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from fleet_agent import frames
-from fleet_agent.engines.base import ModelFile
+from fleet_agent.engines.base import ModelFile, ModelKind
 from fleet_agent.inventory import Inventory, model_fields
 from fleet_agent.slot_process import SlotProcess
 
 
-class Stop(enum.Enum):
-    """Why a running attempt is being stopped."""
+class Stop(enum.IntEnum):
+    """Why a running attempt is being stopped; of two reasons the greater one stands."""
 
-    CANCELLED = "cancelled"
-    DROPPED = "dropped"
-    TIMEOUT = "timeout"
-    RELEASED = "released"
+    TIMEOUT = 1
+    RELEASED = 2
+    DROPPED = 3
+    CANCELLED = 4
 
 
 class RefusedError(Exception):
@@ -57,7 +57,7 @@ class Attempt:
     @property
     def progress(self) -> int:
         """Whole percent."""
-        return 0 if self.steps <= 0 else min(100, self.step * 100 // self.steps)
+        return 0 if self.steps <= 0 else max(0, min(100, self.step * 100 // self.steps))
 
     def held(self) -> node_pb2.HeldAttempt:
         """The attempt as a heartbeat names it."""
@@ -74,13 +74,13 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
         raise RefusedError("CAPABILITY_MISSING", "the payload is of a kind that this agent does not know")
     payload: Message = getattr(assign.payload, kind)
     job_type = types_pb2.JobType.Name(assign.job_type).removeprefix("JOB_TYPE_").lower()
-    model = _file(inventory, assign.model, "MODEL_NOT_FOUND") if assign.model else None
+    model = _file(inventory, "checkpoint", assign.model, "MODEL_NOT_FOUND") if assign.model else None
     engine = inventory.engine_for(job_type, model)
     if engine is None:
         what = job_type if model is None else f"{job_type} with {assign.model}"
         raise RefusedError("CAPABILITY_MISSING", f"no engine of this node runs {what}")
     uses = list(getattr(payload, "loras", ()))
-    loras = [(_file(inventory, use.name, "LORA_NOT_FOUND"), use.weight) for use in uses]
+    loras = [(_file(inventory, "lora", use.name, "LORA_NOT_FOUND"), use.weight) for use in uses]
     seed = int(getattr(payload, "seed", 0))
     task: frames.Message = {
         "token": assign.token,
@@ -100,17 +100,18 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
     return Attempt(assign, slot, engine, task, metadata, previews=assign.previews)
 
 
-def _file(inventory: Inventory, name: str, reason: str) -> ModelFile:
-    file = inventory.file(name)
+def _file(inventory: Inventory, kind: ModelKind, name: str, reason: str) -> ModelFile:
+    file = inventory.file(kind, name)
     if file is None:
-        raise RefusedError(reason, f"this node has no file {name}")
+        raise RefusedError(reason, f"this node has no {kind} {name}")
     return file
 
 
 def _fields(payload: Message) -> dict[str, Any]:
     """The payload as plain values; LoRAs, model and seed travel beside it."""
     fields = json_format.MessageToDict(payload, preserving_proto_field_name=True)
-    for name in ("loras", "model", "seed"):
+    # A custom payload is free: there these are names like any other.
+    for name in {"loras", "model", "seed"}.intersection(payload.DESCRIPTOR.fields_by_name):
         fields.pop(name, None)
     return fields
 
@@ -127,9 +128,9 @@ def _metadata(
     metadata = types_pb2.OutputMetadata(
         job_type=assign.job_type, engine=engine, engine_version=inventory.version_of(engine)
     )
-    names = {field.name for field in payload.DESCRIPTOR.fields}
+    known = payload.DESCRIPTOR.fields_by_name
     for name in ("prompt", "negative_prompt", "steps", "guidance_scale", "scheduler"):
-        if name in names and (name == "prompt" or payload.HasField(name)):
+        if name in known and (not known[name].has_presence or payload.HasField(name)):
             setattr(metadata, name, getattr(payload, name))
     if assign.target_model or assign.model:
         metadata.model = assign.target_model or assign.model
@@ -143,9 +144,9 @@ def _metadata(
 
 def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
     """The end that a `done` or `failed` frame means, receipts not yet filled in."""
-    complete = node_pb2.JobComplete(job_id=attempt.assign.job_id, token=attempt.token, metadata=attempt.metadata)
     if event["event"] != "done":
         return failure(attempt, event["reason"], event["detail"], event["retryable"])
+    complete = node_pb2.JobComplete(job_id=attempt.assign.job_id, token=attempt.token, metadata=attempt.metadata)
     for output in event["outputs"]:
         uploaded = complete.outputs.add(content_type=output["content_type"])
         for name in ("width", "height", "duration_seconds", "seed"):
@@ -162,7 +163,9 @@ def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
     return complete
 
 
+_DETAIL = 2000
 _CODES = {
+    "OUT_OF_MEMORY": "RESOURCE_EXHAUSTED",
     "MODEL_NOT_FOUND": "NOT_FOUND",
     "LORA_NOT_FOUND": "NOT_FOUND",
     "INVALID_FIELD": "INVALID_ARGUMENT",
@@ -173,7 +176,7 @@ _CODES = {
 
 def failure(attempt: Attempt, reason: str, detail: str, retryable: bool) -> node_pb2.JobComplete:
     """The end of an attempt that failed."""
-    error = types_pb2.JobError(detail=detail, code=_CODES.get(reason, "INTERNAL"), reason=reason)
+    error = types_pb2.JobError(detail=detail[:_DETAIL], code=_CODES.get(reason, "INTERNAL"), reason=reason)
     return node_pb2.JobComplete(
         job_id=attempt.assign.job_id, token=attempt.token, error=error, retryable=retryable, metadata=attempt.metadata
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,14 +21,12 @@ def agent(
 ) -> None:
     """Run an agent on this machine: it dials the server and works through its slots.
 
-    Each option is also an environment variable, FLEET_AGENT_SERVER and so on; the key, where one is set, is FLEET_API_KEY.
+    Each option is also an environment variable, FLEET_AGENT_SERVER and so on; the key, where there is one,
+    is FLEET_API_KEY.
     """
-    import asyncio
-
     from pydantic import ValidationError
 
-    from fleet_agent.agent import FolderInUseError, run_agent
-    from fleet_agent.logs import configure
+    from fleet_agent.agent import main
     from fleet_agent.settings import AgentSettings
 
     given = {
@@ -39,12 +37,7 @@ def agent(
     except ValidationError as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
-    configure(settings.log_level)
-    try:
-        asyncio.run(run_agent(settings))
-    except FolderInUseError as error:
-        sys.stderr.write(f"{error}\n")
-        raise typer.Exit(3) from None
+    raise typer.Exit(main(settings))
 
 
 def sketch_model(

@@ -16,24 +16,41 @@ Message = dict[str, Any]
 
 
 class BadFrameError(ValueError):
-    """The other side does not speak our frames."""
+    """The other side does not speak our frames, or a message does not fit into one."""
 
 
 def encode(message: Message, blob: bytes = b"") -> bytes:
-    """One frame."""
-    text = orjson.dumps(message)
+    """One frame. Raises BadFrameError for what is too large or no JSON."""
+    try:
+        text = orjson.dumps(message)
+    except TypeError as error:
+        raise BadFrameError(f"not to be said as JSON: {error}") from error
+    if len(text) > MAX_JSON_BYTES or len(blob) > MAX_BLOB_BYTES:
+        raise BadFrameError(
+            f"a message of {len(text):,} + {len(blob):,} bytes; at most {MAX_JSON_BYTES:,} + {MAX_BLOB_BYTES:,} pass"
+        )
     return _HEAD.pack(len(text), len(blob)) + text + blob
 
 
 def _lengths(head: bytes) -> tuple[int, int]:
     text, blob = _HEAD.unpack(head)
     if text > MAX_JSON_BYTES or blob > MAX_BLOB_BYTES:
-        raise BadFrameError(f"a frame of {text} + {blob} bytes")
+        raise BadFrameError(f"a frame that claims {text:,} + {blob:,} bytes")
     return text, blob
 
 
+def _decode(text: bytes) -> Message:
+    try:
+        message = orjson.loads(text)
+    except ValueError as error:
+        raise BadFrameError(f"a frame that is no JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise BadFrameError(f"a frame that holds no object: {text[:80]!r}")
+    return message
+
+
 def read(stream: BinaryIO) -> tuple[Message, bytes] | None:
-    """The next frame of a blocking stream; None at its end."""
+    """The next frame of a blocking stream; None at its end, also in the middle of a frame. Raises BadFrameError."""
     head = _exactly(stream, _HEAD.size)
     if head is None:
         return None
@@ -42,7 +59,7 @@ def read(stream: BinaryIO) -> tuple[Message, bytes] | None:
     rest = _exactly(stream, blob)
     if raw is None or rest is None:
         return None
-    return orjson.loads(raw), rest
+    return _decode(raw), rest
 
 
 def _exactly(stream: BinaryIO, length: int) -> bytes | None:
@@ -56,10 +73,11 @@ def _exactly(stream: BinaryIO, length: int) -> bytes | None:
 
 
 async def receive(stream: asyncio.StreamReader) -> tuple[Message, bytes] | None:
-    """The next frame of an asyncio stream; None at its end."""
+    """The next frame of an asyncio stream; None at its end, also in the middle of a frame. Raises BadFrameError."""
     try:
         text, blob = _lengths(await stream.readexactly(_HEAD.size))
         raw = await stream.readexactly(text)
-        return orjson.loads(raw), await stream.readexactly(blob)
+        rest = await stream.readexactly(blob)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+    return _decode(raw), rest

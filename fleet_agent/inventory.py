@@ -3,62 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import structlog
 from fleet.v1 import node_pb2, types_pb2
 
-from fleet_agent.engines.base import ModelFile
-from fleet_agent.engines.models import ModelFolder
+from fleet_agent.daemon import in_daemon
+from fleet_agent.describe import describe_engines
+from fleet_agent.engines.base import ModelFile, ModelKind
+from fleet_agent.engines.models import FOLDERS, ModelFolder
 from fleet_agent.settings import AgentSettings
-from fleet_agent.slot_process import describe_engines
 
+_log = structlog.get_logger("fleet.agent.inventory")
 JOB_TYPE_WORDS: Mapping[str, types_pb2.JobType.ValueType] = {
     name.removeprefix("JOB_TYPE_").lower(): number for name, number in types_pb2.JobType.items() if number
 }
+Stamps = frozenset[tuple[str, int, int]]
 
 
 class Inventory:
-    """Engines (asked once, at the start) and model files (scanned again on `rescan`)."""
+    """Engines (asked once, at the start) and model files (looked at again by `watch`)."""
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._folder = ModelFolder(settings.models_folder)
         self._infos: dict[str, dict[str, Any]] = {}
         self._statuses: list[dict[str, Any]] = []
-        self._files: dict[str, ModelFile] = {}
+        self._files: dict[tuple[ModelKind, str], ModelFile] = {}
+        self._stamps: Stamps = frozenset()
+        self._stopped = threading.Event()
         self.warnings: tuple[str, ...] = ()
 
     async def load(self) -> None:
         """Asks a child process for the engines and scans the model folder."""
+        settings = self._settings
         described = await describe_engines(
-            self._settings.models_folder, self._settings.data_dir, self._settings.engines
+            settings.models_folder, settings.data_dir, settings.engines, settings.describe_seconds
         )
         self._infos, self._statuses = described["infos"], described["statuses"]
         await self.rescan()
 
-    async def rescan(self) -> bool:
-        """Looks at the model folder again; whether something changed."""
-        scan = await asyncio.to_thread(self._folder.scan)
-        files = {file.name: file for file in scan.files}
+    async def watch(self) -> None:
+        """Keeps the list of files true, and hashes what is new, for ever. Never on the road of a heartbeat: a folder
+        on a network may hang."""
+        try:
+            while True:
+                try:
+                    await self.rescan()
+                    if any(file.sha256 is None and file.path is not None for file in self._files.values()):
+                        await in_daemon(lambda: self._folder.hash_missing(self._stopped.is_set), "hash models")
+                        await self._scan()
+                except Exception as error:
+                    _log.warning("the model folder cannot be read", error=repr(error))
+                await asyncio.sleep(self._settings.rescan_seconds)
+        finally:
+            # A thread cannot be cancelled, and a large file takes minutes.
+            self._stopped.set()
+
+    async def rescan(self) -> None:
+        """Looks at the model folder again; headers are read only where a file came, went or changed."""
+        stamps = await in_daemon(lambda: _stamps(self._settings.models_folder), "look at models")
+        if stamps != self._stamps or not self._files:
+            await self._scan()
+            self._stamps = stamps
+
+    async def _scan(self) -> None:
+        scan = await in_daemon(self._folder.scan, "scan models")
+        files = {(file.kind, file.name): file for file in scan.files}
         for info in self._infos.values():
             for name in info["builtin_models"]:
-                files.setdefault(name, ModelFile(name, None, "checkpoint", architecture=_builtin_family(info)))
-        changed = files != self._files
+                builtin = ModelFile(name, None, "checkpoint", architecture=_builtin_family(info))
+                files.setdefault(("checkpoint", name), builtin)
         self._files = files
         self.warnings = tuple(f"{path}: {problem}" for path, problem in sorted(scan.problems.items()))
-        return changed
-
-    async def hash_files(self) -> bool:
-        """Hashes files that have no hash yet, in a thread; whether something changed."""
-        await asyncio.to_thread(self._folder.hash_missing)
-        return await self.rescan()
-
-    @property
-    def job_types(self) -> list[str]:
-        """What the engines run."""
-        return sorted({word for info in self._infos.values() for word in info["job_types"]})
 
     def engines(self) -> list[types_pb2.NodeEngine]:
         """Each engine with its status, as the server shows it."""
@@ -96,9 +117,9 @@ class Inventory:
             )
         return found
 
-    def file(self, name: str) -> ModelFile | None:
-        """A model file by name."""
-        return self._files.get(name)
+    def file(self, kind: ModelKind, name: str) -> ModelFile | None:
+        """A model file by kind and name: a LoRA may have a checkpoint's name."""
+        return self._files.get((kind, name))
 
     def engine_for(self, job_type: str, model: ModelFile | None) -> str | None:
         """The engine that runs this type with this model."""
@@ -114,11 +135,24 @@ class Inventory:
     def _engine_of(self, file: ModelFile) -> str | None:
         for name in sorted(self._infos):
             info = self._infos[name]
-            if file.name in info["builtin_models"]:
+            if file.path is None and file.name in info["builtin_models"]:
                 return name
             if file.path is not None and file.architecture in info["architectures"]:
                 return name
         return None
+
+
+def _stamps(folder: Path) -> Stamps:
+    """Path, size and time of each model file: what says, without reading any, whether one changed."""
+    found = []
+    for sub in FOLDERS:
+        for path in (folder / sub).rglob("*.safetensors"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return frozenset(found)
 
 
 def _builtin_family(info: Mapping[str, Any]) -> str | None:

@@ -21,15 +21,44 @@ class OutboxFullError(RuntimeError):
     """The server takes nothing: the session is of no use any more."""
 
 
+class _Lane:
+    """The latest message of each attempt, not oftener than the interval; attempts take turns."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._waiting: dict[str, node_pb2.AgentMessage] = {}
+        self._sent_at: dict[str, float] = {}
+
+    def put(self, token: str, message: node_pb2.AgentMessage) -> None:
+        self._waiting[token] = message
+
+    def forget(self, token: str) -> None:
+        self._waiting.pop(token, None)
+        self._sent_at.pop(token, None)
+
+    def take(self, now: float) -> tuple[node_pb2.AgentMessage | None, float | None]:
+        """A message whose time has come, or the seconds until one is; None and None where nothing waits."""
+        soonest: float | None = None
+        for token in self._waiting:
+            sent_at = self._sent_at.get(token)
+            left = 0.0 if sent_at is None else sent_at + self._interval - now
+            if left <= 0:
+                self._sent_at[token] = now
+                return self._waiting.pop(token), None
+            soonest = left if soonest is None else min(soonest, left)
+        return None, soonest
+
+
 class Outbox:
     """Messages of one session. Delivery: at most once; what matters is said again after the next Welcome."""
 
     def __init__(self) -> None:
         self._control: deque[node_pb2.AgentMessage] = deque()
-        self._latest: tuple[dict[str, node_pb2.AgentMessage], dict[str, node_pb2.AgentMessage]] = ({}, {})
-        self._sent_at: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        self._ticks = _Lane(TICK_SECONDS)
+        self._previews = _Lane(PREVIEW_SECONDS)
         self._changed = asyncio.Event()
-        self._drained = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
         self._full = False
 
     def control(self, message: node_pb2.AgentMessage) -> None:
@@ -38,61 +67,54 @@ class Outbox:
             self._full = True
         else:
             self._control.append(message)
+        self._settled.clear()
         self._changed.set()
 
     def tick(self, message: node_pb2.AgentMessage) -> None:
         """Replaces the waiting tick of its attempt."""
-        self._latest[0][message.tick.token] = message
+        self._ticks.put(message.tick.token, message)
         self._changed.set()
 
     def preview(self, message: node_pb2.AgentMessage) -> None:
         """Replaces the waiting preview of its attempt."""
-        self._latest[1][message.preview.token] = message
+        self._previews.put(message.preview.token, message)
         self._changed.set()
 
     def forget(self, token: str) -> None:
-        """Drops what waits of an attempt that has ended."""
-        for waiting, sent in zip(self._latest, self._sent_at, strict=True):
-            waiting.pop(token, None)
-            sent.pop(token, None)
+        """Drops what waits of an attempt that has ended: no tick goes out after the end."""
+        self._ticks.forget(token)
+        self._previews.forget(token)
 
     async def next(self) -> node_pb2.AgentMessage:
         """The next message to write. Raises OutboxFullError once more than the bound has been queued."""
         while True:
             if self._full:
-                raise OutboxFullError("1,024 messages wait to be sent")
+                raise OutboxFullError(f"{CONTROL_LIMIT:,} messages wait to be sent")
             if self._control:
                 return self._control.popleft()
-            message, wait = self._due()
+            now = time.monotonic()
+            message, tick_wait = self._ticks.take(now)
+            if message is not None:
+                return message
+            message, preview_wait = self._previews.take(now)
             if message is not None:
                 return message
             self._changed.clear()
             try:
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(_sooner(tick_wait, preview_wait)):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
     def written(self) -> None:
-        """The message given last has been written."""
-        if not self._control:
-            self._drained.set()
+        """The message that `next` gave last has been written."""
+        if not self._control and not self._full:
+            self._settled.set()
 
     async def drained(self) -> None:
         """Waits until every control message queued so far has been written."""
-        if self._control:
-            self._drained.clear()
-            await self._drained.wait()
+        await self._settled.wait()
 
-    def _due(self) -> tuple[node_pb2.AgentMessage | None, float | None]:
-        """A tick or preview whose time has come, or how long until one is."""
-        now = time.monotonic()
-        soonest: float | None = None
-        for waiting, sent, interval in zip(self._latest, self._sent_at, (TICK_SECONDS, PREVIEW_SECONDS), strict=True):
-            for token in waiting:
-                left = sent.get(token, 0.0) + interval - now
-                if left <= 0:
-                    sent[token] = now
-                    return waiting.pop(token), None
-                soonest = left if soonest is None else min(soonest, left)
-        return None, soonest
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((wait for wait in (one, other) if wait is not None), default=None)

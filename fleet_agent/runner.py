@@ -1,70 +1,74 @@
-"""The work of an agent: attempts in slots, their ends in the spool, and the delivery of those ends.
+"""The work of an agent: attempts in slots, and their ends in the spool.
 
-An attempt runs on whether or not the server can be reached. Its end is on the disk before the slot is free again, and
-is delivered at least once: after each Welcome, until a CompleteAck.
+An attempt runs on whether or not the server can be reached. Its end is on the disk before the slot is free again.
+Whatever goes wrong with one attempt is the end of that attempt, never of the agent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
+import errno
 import shutil
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import grpc
 import structlog
 from fleet.v1 import node_pb2
 
 from fleet_agent import frames
 from fleet_agent.attempt import Attempt, RefusedError, Stop, completion, failure, plan
+from fleet_agent.chores import Chores
+from fleet_agent.deliveries import Deliveries
 from fleet_agent.inventory import Inventory
-from fleet_agent.outbox import Outbox
+from fleet_agent.link import Link
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
-from fleet_agent.spool import Spool, SpoolEntry
-from fleet_agent.upload import Uploader
+from fleet_agent.spool import BadOutputError, BadTokenError, Spool, SpoolEntry
 
 _log = structlog.get_logger("fleet.agent")
-_FINAL = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_MESSAGE = 500
+Said = node_pb2.AgentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How the engine's run ended: with a result or a failure, or (None) because it was told to stop."""
+
+    complete: node_pb2.JobComplete | None
+    outputs: list[tuple[Path, str]] = field(default_factory=list)
 
 
 class Runner:
-    """Slots and spool of one agent. `open` starts the slots; tasks belong to the group given there."""
+    """Slots of one agent. `open` starts them; its tasks belong to the group given there."""
 
     def __init__(self, settings: AgentSettings, inventory: Inventory, spool: Spool) -> None:
         self._settings = settings
         self._inventory = inventory
         self._spool = spool
+        self.deliveries = Deliveries(settings, spool)
         folders = (settings.models_folder, settings.data_dir)
         self._slots = [SlotProcess(index, *folders) for index in range(settings.slots)]
         self._running: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._spooled: dict[str, SpoolEntry] = {}
-        self._deliveries: dict[str, asyncio.Task[None]] = {}
-        self._outbox: Outbox | None = None
-        self._session = ""
-        self._uploader: Uploader | None = None
-        self._tasks: asyncio.TaskGroup | None = None
-        self._own: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._link: Link | None = None
+        self._chores: Chores | None = None
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Reads the spool and starts every slot's child; one that does not start is tried again with its first task."""
-        self._tasks = tasks
-        entries = await asyncio.to_thread(self._spool.entries)
-        self._spooled = {entry.token: entry for entry in entries}
-        for slot in self._slots:
-            with contextlib.suppress(SlotCrashedError):
-                await slot.start()
+        self._chores = Chores(tasks)
+        await self.deliveries.open(self._chores)
+        await asyncio.gather(*(_warm(slot) for slot in self._slots))
 
     def cancel_tasks(self) -> None:
         """Ends deliveries and watches under way; what is spooled stays spooled."""
-        for task in list(self._own):
-            task.cancel()
+        if self._chores is not None:
+            self._chores.cancel()
 
     async def close(self) -> None:
         """Ends every child; call it when no attempt is running."""
@@ -80,84 +84,85 @@ class Runner:
 
     def spooled(self) -> list[node_pb2.HeldAttempt]:
         """Attempts whose end is not yet acknowledged."""
-        return [
-            node_pb2.HeldAttempt(job_id=entry.complete.job_id, token=token, progress=100)
-            for token, entry in self._spooled.items()
-        ]
+        return self.deliveries.held()
 
     def loaded(self) -> list[node_pb2.LoadedFile]:
-        """Models in the memory of the slots' children."""
+        """Models in the memory of the slots' children, once each however many slots hold it."""
+        now = time.monotonic()
         found: dict[tuple[str, str], node_pb2.LoadedFile] = {}
-        for slot in self._slots:
-            for model in slot.loaded:
-                found[model["engine"], model["name"]] = node_pb2.LoadedFile(
-                    name=model["name"],
-                    engine=model["engine"],
-                    memory_bytes=model["memory_bytes"],
-                    loras=model["loras"],
+        for model in (model for slot in self._slots for model in slot.loaded):
+            file = found.get((model.engine, model.name))
+            if file is None:
+                file = found[model.engine, model.name] = node_pb2.LoadedFile(
+                    name=model.name,
+                    engine=model.engine,
+                    loaded_seconds_ago=now - model.loaded_at,
+                    used_seconds_ago=now - model.used_at,
                 )
+            file.memory_bytes += model.memory_bytes
+            file.loras.extend(name for name in model.loras if name not in file.loras)
+            file.loaded_seconds_ago = max(file.loaded_seconds_ago, now - model.loaded_at)
+            file.used_seconds_ago = min(file.used_seconds_ago, now - model.used_at)
         return list(found.values())
 
-    def connected(self, session: str, outbox: Outbox, uploader: Uploader, kill_tokens: Iterable[str]) -> None:
+    def connected(self, link: Link, kill_tokens: Iterable[str] = ()) -> None:
         """A Welcome has come: says again what matters, and delivers what is spooled."""
-        self._session, self._outbox, self._uploader = session, outbox, uploader
+        self._link = link
         self.stop(kill_tokens, Stop.DROPPED)
         for attempt in self._running.values():
             if attempt.started:
-                self._say(started=node_pb2.JobStarted(job_id=attempt.assign.job_id, token=attempt.token))
-        for entry in self._spooled.values():
-            self._deliver(entry)
+                self._say(Said(started=node_pb2.JobStarted(job_id=attempt.assign.job_id, token=attempt.token)))
+        self.deliveries.connected(link)
 
     def disconnected(self) -> None:
-        """The session is over: deliveries wait for the next one."""
-        self._outbox = None
-        for task in self._deliveries.values():
-            task.cancel()
+        """The session is over; the work goes on."""
+        self._link = None
+        self.deliveries.disconnected()
 
     def assign(self, assign: node_pb2.Assign) -> None:
-        """Takes work, or says why not."""
-        if assign.token in self._running or assign.token in self._spooled:
+        """Takes work, or says why not; an Assign that comes twice is accepted twice and runs once."""
+        job_id, token = assign.job_id, assign.token
+        if token in self.deliveries:
             return
-        try:
-            attempt = self._plan(assign)
-        except RefusedError as refusal:
-            self._say(
-                rejected=node_pb2.JobRejected(
-                    job_id=assign.job_id, token=assign.token, reason=refusal.reason, detail=refusal.detail
-                )
-            )
-            return
-        self._running[assign.token] = attempt
-        self._idle.clear()
-        self._say(accepted=node_pb2.JobAccepted(job_id=assign.job_id, token=assign.token))
-        self._spawn(self._run(attempt), f"attempt {assign.token}")
+        if token not in self._running:
+            try:
+                attempt = self._plan(assign)
+            except Exception as error:
+                refusal = _refusal(error)
+                _log.info("work is refused", job_id=job_id, reason=refusal.reason, detail=refusal.detail)
+                reason, detail = refusal.reason, refusal.detail
+                self._say(Said(rejected=node_pb2.JobRejected(job_id=job_id, token=token, reason=reason, detail=detail)))
+                return
+            self._running[token] = attempt
+            self._idle.clear()
+            self._spawn_run(attempt)
+        self._say(Said(accepted=node_pb2.JobAccepted(job_id=job_id, token=token)))
+
+    def cancel(self, job_id: str, token: str) -> None:
+        """Stops an attempt on the server's word; the answer is a JobStopped, also where it is not here any more."""
+        if token in self._running:
+            self.stop([token], Stop.CANCELLED)
+        else:
+            self._say(Said(stopped=node_pb2.JobStopped(job_id=job_id, token=token)))
 
     def stop(self, tokens: Iterable[str], why: Stop) -> None:
-        """Stops attempts; an engine that does not stop in time is killed."""
+        """Stops those that are running; an engine that does not stop in time is killed."""
         for token in tokens:
             attempt = self._running.get(token)
-            if attempt is not None and attempt.stop is None:
-                attempt.stop = why
+            if attempt is None:
+                continue
+            if attempt.stop is None:
                 attempt.slot.cancel(token)
-                self._spawn(self._kill_later(attempt), f"stop {token}")
-            elif attempt is None and why is Stop.CANCELLED:
-                self._say_stopped(token)
+                self._spawn_kill(attempt)
+            attempt.stop = why if attempt.stop is None else max(attempt.stop, why)
 
     async def release(self) -> None:
-        """Stops everything and gives it back, uncounted; returns when the slots are free."""
+        """Takes no more work, stops what runs and gives it back, uncounted; returns when the slots are free."""
+        self._draining = True
         self.stop(list(self._running), Stop.RELEASED)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.stop_grace_seconds + self._settings.cancel_grace_seconds):
                 await self._idle.wait()
-
-    def acknowledged(self, token: str) -> None:
-        """The server has settled an end: forget it."""
-        entry = self._spooled.pop(token, None)
-        delivery = self._deliveries.pop(token, None)
-        if delivery is not None:
-            delivery.cancel()
-        if entry is not None:
-            self._spawn(asyncio.to_thread(self._spool.remove, token), f"forget {token}")
 
     def show_previews(self, tokens: Iterable[str]) -> None:
         """Whose pictures in the making somebody looks at."""
@@ -166,185 +171,191 @@ class Runner:
             attempt.previews = token in wanted
 
     def _plan(self, assign: node_pb2.Assign) -> Attempt:
+        if self._draining:
+            raise RefusedError("DRAINING", "this agent is being shut down")
         busy = {id(attempt.slot) for attempt in self._running.values()}
-        slot = next((slot for slot in self._slots if id(slot) not in busy), None)
-        if slot is None:
+        free = [slot for slot in self._slots if id(slot) not in busy]
+        if not free:
             raise RefusedError("SLOTS_FULL", "every slot of this node is taken")
-        if shutil.disk_usage(self._settings.data_dir).free < self._settings.disk_floor_bytes:
-            floor = self._settings.disk_floor_bytes
-            raise RefusedError("DISK_FULL", f"less than {floor:,} bytes are free on this node")
-        slot = self._best_slot(assign.model, busy) or slot
         try:
+            room = shutil.disk_usage(self._settings.data_dir).free
+            if room < self._settings.disk_floor_bytes:
+                floor = self._settings.disk_floor_bytes
+                raise RefusedError("DISK_FULL", f"{room:,} bytes are free on this node, less than {floor:,}")
             folder = self._spool.work_folder(assign.token)
+        except BadTokenError as error:
+            raise RefusedError("CAPABILITY_MISSING", str(error)) from error
         except OSError as error:
             raise RefusedError("DISK_FULL", f"no folder for the outputs: {error.strerror}") from error
-        return plan(assign, slot, self._inventory, folder)
-
-    def _best_slot(self, model: str, busy: set[int]) -> SlotProcess | None:
-        """A free slot whose child has the model loaded."""
-        for slot in self._slots:
-            if id(slot) not in busy and any(loaded["name"] == model for loaded in slot.loaded):
-                return slot
-        return None
+        # A slot whose child has the model in memory comes first.
+        slot = next((slot for slot in free if any(model.name == assign.model for model in slot.loaded)), free[0])
+        try:
+            return plan(assign, slot, self._inventory, folder)
+        except BaseException:
+            self._spool.discard(assign.token)
+            raise
 
     async def _run(self, attempt: Attempt) -> None:
         """Runs an attempt to its end; the slot is free when its end is on the disk."""
-        complete: node_pb2.JobComplete | None = None
-        outputs: list[tuple[Path, str]] = []
-        timeout = asyncio.get_running_loop().call_later(
-            attempt.assign.timeout_seconds, self.stop, [attempt.token], Stop.TIMEOUT
-        )
+        said: Said | None = None
+        entry: SpoolEntry | None = None
         try:
-            async for event, blob in attempt.slot.run(attempt.task):
-                if event["event"] in ("done", "failed"):
-                    complete = completion(attempt, event)
-                    outputs = [(Path(o["path"]), o["content_type"]) for o in event.get("outputs", ())]
-                else:
-                    self._heard(attempt, event, blob)
-        except (SlotCrashedError, frames.BadFrameError) as crash:
-            attempt.slot.kill()
-            complete = failure(attempt, "ENGINE_FAILED", str(crash), True)
+            said, entry = await self._settle(attempt, await self._work(attempt))
+        except Exception as error:
+            _log.exception("the end of an attempt could not be kept", job_id=attempt.assign.job_id)
+            said = Said(complete=failure(attempt, "ENGINE_FAILED", f"the agent failed: {error!r}", True))
         finally:
-            timeout.cancel()
-        await self._ended(attempt, complete, outputs)
+            self._running.pop(attempt.token, None)
+            if not self._running:
+                self._idle.set()
+        if entry is not None:
+            self.deliveries.add(entry)
+        if said is not None:
+            self._say(said)
+        if attempt.slot.pid is None and not self._draining:
+            self._spawn_warm(attempt.slot)
+
+    async def _work(self, attempt: Attempt) -> _End:
+        """Lets the engine work. Whatever it does, the answer is an end."""
+        seconds, token = attempt.assign.timeout_seconds, attempt.token
+        loop = asyncio.get_running_loop()
+        timeout = loop.call_later(seconds, self.stop, [token], Stop.TIMEOUT) if seconds > 0 else None
+        try:
+            if attempt.stop is not None:
+                return _End(None)
+            async with contextlib.aclosing(attempt.slot.run(attempt.task)) as events:
+                async for event, blob in events:
+                    if event["event"] in ("done", "failed"):
+                        outputs = [(Path(out["path"]), out["content_type"]) for out in event.get("outputs", ())]
+                        return _End(completion(attempt, event), outputs)
+                    if event["event"] == "cancelled":
+                        break
+                    self._heard(attempt, event, blob)
+        except SlotCrashedError as crash:
+            return _End(failure(attempt, "ENGINE_FAILED", str(crash), True))
+        except Exception as error:
+            _log.exception("an engine's process does not keep to the protocol", job_id=attempt.assign.job_id)
+            attempt.slot.kill()
+            detail = f"the engine's process said what makes no sense: {error!r}"
+            return _End(failure(attempt, "ENGINE_FAILED", detail, True))
+        finally:
+            if timeout is not None:
+                timeout.cancel()
+        if attempt.stop is None:
+            return _End(failure(attempt, "ENGINE_FAILED", "the engine stopped without having been told to", True))
+        return _End(None)
 
     def _heard(self, attempt: Attempt, event: frames.Message, blob: bytes) -> None:
         job_id, token = attempt.assign.job_id, attempt.token
         if event["event"] == "started":
             attempt.started = True
-            self._say(started=node_pb2.JobStarted(job_id=job_id, token=token))
+            self._say(Said(started=node_pb2.JobStarted(job_id=job_id, token=token)))
         elif event["event"] == "progress":
             attempt.step, attempt.steps = event["step"], event["steps"]
-            tick = node_pb2.JobTick(
-                job_id=job_id,
-                token=token,
-                progress=attempt.progress,
-                step=attempt.step,
-                steps=attempt.steps,
-                message=event["message"],
-            )
-            if self._outbox is not None:
-                self._outbox.tick(node_pb2.AgentMessage(session=self._session, tick=tick))
-        elif event["event"] == "preview" and attempt.previews and self._outbox is not None:
+            if self._link is not None:
+                held, message = attempt.held(), event["message"]
+                tick = node_pb2.JobTick(job_id=job_id, token=token, progress=held.progress)
+                tick.step, tick.steps = attempt.step, attempt.steps
+                if message is not None:
+                    tick.message = message[:_MESSAGE]
+                self._link.tick(tick)
+        elif event["event"] == "preview" and attempt.previews and self._link is not None:
             preview = node_pb2.JobPreview(job_id=job_id, token=token, progress=attempt.progress)
             if attempt.steps:
                 preview.step, preview.steps = attempt.step, attempt.steps
             preview.preview.content_type, preview.preview.data = event["content_type"], blob
-            self._outbox.preview(node_pb2.AgentMessage(session=self._session, preview=preview))
+            self._link.preview(preview)
 
-    async def _ended(
-        self, attempt: Attempt, complete: node_pb2.JobComplete | None, outputs: list[tuple[Path, str]]
-    ) -> None:
-        token = attempt.token
-        if self._outbox is not None:
-            self._outbox.forget(token)
+    async def _settle(self, attempt: Attempt, end: _End) -> tuple[Said | None, SpoolEntry | None]:
+        """What to say of an end once the slot is free, and what to deliver."""
+        job_id, token, complete = attempt.assign.job_id, attempt.token, end.complete
+        if self._link is not None:
+            self._link.outbox.forget(token)
         if attempt.stop is Stop.TIMEOUT and (complete is None or complete.HasField("error")):
             seconds = attempt.assign.timeout_seconds
             complete = failure(attempt, "TIMEOUT", f"the attempt ran longer than its {seconds:g} seconds", True)
-        given_up = attempt.stop not in (None, Stop.TIMEOUT)
-        if complete is None or (given_up and (attempt.stop is not Stop.RELEASED or complete.HasField("error"))):
+        if complete is None or _given_up(attempt, complete):
             await asyncio.to_thread(self._spool.discard, token)
-            self._free(token)
-            if attempt.stop is Stop.CANCELLED:
-                self._say_stopped(token, attempt.assign.job_id)
-            elif attempt.stop is Stop.RELEASED:
-                self._say(released=node_pb2.JobReleased(job_id=attempt.assign.job_id, token=token))
-            return
-        entry = await self._keep(attempt, complete, outputs)
-        self._free(token)
-        if entry is not None:
-            self._spooled[token] = entry
-            self._deliver(entry)
-
-    def _free(self, token: str) -> None:
-        self._running.pop(token, None)
-        if not self._running:
-            self._idle.set()
+            return _parting(attempt), None
+        entry = await self._keep(attempt, complete, end.outputs)
+        if attempt.stop is Stop.CANCELLED:
+            # The server's word came while the end was being written: it is not wanted any more.
+            await asyncio.to_thread(self._spool.remove, token)
+            return Said(stopped=node_pb2.JobStopped(job_id=job_id, token=token)), None
+        if isinstance(entry, SpoolEntry):
+            return None, entry
+        return Said(complete=entry), None
 
     async def _keep(
         self, attempt: Attempt, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]
-    ) -> SpoolEntry | None:
-        """Puts an end into the spool; where its files do not fit, the end is a failure."""
+    ) -> SpoolEntry | node_pb2.JobComplete:
+        """Puts an end into the spool; where its files do not fit, the end is a failure.
+
+        Where not even that fits, the end itself comes back: said once; if it is lost, the lease runs out.
+        """
         try:
             return await asyncio.to_thread(self._spool.add, complete, outputs)
+        except BadOutputError as error:
+            complete = failure(attempt, "ENGINE_FAILED", str(error), True)
         except OSError as error:
             _log.error("an end could not be spooled", job_id=attempt.assign.job_id, error=str(error))
-            complete = failure(
-                attempt, "DISK_FULL", f"the node's disk did not take the outputs: {error.strerror}", True
-            )
+            reason = "DISK_FULL" if error.errno in _DISK_FULL else "ENGINE_FAILED"
+            complete = failure(attempt, reason, f"the node could not keep the outputs: {error.strerror}", True)
         try:
             return await asyncio.to_thread(self._spool.add, complete, [])
         except OSError:
-            # Not even that fits: say it once; if it is lost, the lease runs out and the job goes elsewhere.
             await asyncio.to_thread(self._spool.discard, attempt.token)
-            self._say(complete=complete)
-            return None
-
-    def _deliver(self, entry: SpoolEntry) -> None:
-        if self._outbox is None or self._uploader is None:
-            return
-        old = self._deliveries.get(entry.token)
-        if old is not None and not old.done():
-            old.cancel()
-        task = self._spawn(self._delivery(entry, self._uploader), f"deliver {entry.token}")
-        self._deliveries[entry.token] = task
-
-    async def _delivery(self, entry: SpoolEntry, uploader: Uploader) -> None:
-        """Uploads the files, then says the end. Goes on until it is said or the session is over."""
-        complete = node_pb2.JobComplete()
-        complete.CopyFrom(entry.complete)
-        begun, pause = time.monotonic(), 0.2
-        for index in range(len(entry.files)):
-            while True:
-                try:
-                    complete.outputs[index].receipt.CopyFrom(await uploader.upload(entry, index))
-                    break
-                except grpc.aio.AioRpcError as error:
-                    if error.code() in _FINAL:
-                        _log.info("an output is not wanted any more", job_id=complete.job_id, detail=error.details())
-                        self.acknowledged(entry.token)
-                        return
-                    await asyncio.sleep(random.uniform(0, pause))
-                    pause = min(pause * 2, 10)
-        complete.upload_seconds = time.monotonic() - begun
-        self._say(complete=complete)
+            return complete
 
     async def _kill_later(self, attempt: Attempt) -> None:
         await asyncio.sleep(self._settings.cancel_grace_seconds)
         if self._running.get(attempt.token) is attempt:
+            _log.warning("an engine does not stop and is killed", job_id=attempt.assign.job_id)
             attempt.slot.kill()
 
-    def _say_stopped(self, token: str, job_id: str = "") -> None:
-        self._say(stopped=node_pb2.JobStopped(job_id=job_id, token=token))
+    def _spawn_run(self, attempt: Attempt) -> None:
+        assert self._chores is not None
+        self._chores.spawn(self._run(attempt), f"attempt {attempt.token}")
 
-    def _say(
-        self,
-        *,
-        accepted: node_pb2.JobAccepted | None = None,
-        rejected: node_pb2.JobRejected | None = None,
-        started: node_pb2.JobStarted | None = None,
-        complete: node_pb2.JobComplete | None = None,
-        released: node_pb2.JobReleased | None = None,
-        stopped: node_pb2.JobStopped | None = None,
-    ) -> None:
+    def _spawn_kill(self, attempt: Attempt) -> None:
+        assert self._chores is not None
+        self._chores.spawn(self._kill_later(attempt), f"stop {attempt.token}")
+
+    def _spawn_warm(self, slot: SlotProcess) -> None:
+        assert self._chores is not None
+        self._chores.spawn(_warm(slot), "start a slot again")
+
+    def _say(self, message: Said) -> None:
         """Queues a control message of the session, if there is one."""
-        if self._outbox is None:
-            return
-        self._outbox.control(
-            node_pb2.AgentMessage(
-                session=self._session,
-                accepted=accepted,
-                rejected=rejected,
-                started=started,
-                complete=complete,
-                released=released,
-                stopped=stopped,
-            )
-        )
+        if self._link is not None:
+            self._link.say(message)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        assert self._tasks is not None
-        task = self._tasks.create_task(work, name=name)
-        self._own.add(task)
-        task.add_done_callback(self._own.discard)
-        return task
+
+def _refusal(error: Exception) -> RefusedError:
+    if isinstance(error, RefusedError):
+        return error
+    _log.error("work makes no sense", error=repr(error))
+    return RefusedError("CAPABILITY_MISSING", f"this agent does not understand the work: {error!r}"[:500])
+
+
+def _given_up(attempt: Attempt, complete: node_pb2.JobComplete) -> bool:
+    """Nobody waits for this end; a success that came before its release was heard is kept."""
+    if attempt.stop is Stop.RELEASED:
+        return complete.HasField("error")
+    return attempt.stop in (Stop.CANCELLED, Stop.DROPPED)
+
+
+def _parting(attempt: Attempt) -> Said | None:
+    """What the server hears of an attempt that was stopped."""
+    job_id, token = attempt.assign.job_id, attempt.token
+    if attempt.stop is Stop.CANCELLED:
+        return Said(stopped=node_pb2.JobStopped(job_id=job_id, token=token))
+    if attempt.stop is Stop.RELEASED:
+        return Said(released=node_pb2.JobReleased(job_id=job_id, token=token))
+    return None
+
+
+async def _warm(slot: SlotProcess) -> None:
+    """Starts a slot's child ahead of its task; where that fails, the task tries again and says why."""
+    with contextlib.suppress(SlotCrashedError):
+        await slot.start()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import random
 import socket
 import time
 import uuid
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -18,16 +19,16 @@ from fleet.v1 import node_pb2, node_pb2_grpc
 from fleet_agent import PROTOCOL_VERSION, __version__
 from fleet_agent.attempt import Stop
 from fleet_agent.inventory import Inventory
+from fleet_agent.link import Link
 from fleet_agent.metrics.reader import MetricsReader
-from fleet_agent.outbox import Outbox
+from fleet_agent.outbox import Outbox, OutboxFullError
 from fleet_agent.runner import Runner
 from fleet_agent.settings import AgentSettings
 from fleet_agent.upload import Metadata, Uploader
 
 _log = structlog.get_logger("fleet.agent.session")
-_WELCOME_SECONDS = 15.0
-_WRITE_SECONDS = 10.0
-_STABLE_SECONDS = 30.0
+_BEAT_SECONDS = 5.0
+_RECONNECT_GROWTH, _RECONNECT_MOST = 1.6, 3
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -43,7 +44,7 @@ class SessionEndedError(Exception):
 
 
 class Session:
-    """Keeps the agent connected until `stop`. A lost stream never stops the work."""
+    """Keeps the agent connected until `goodbye`. A lost stream never stops the work."""
 
     def __init__(self, settings: AgentSettings, inventory: Inventory, runner: Runner, metrics: MetricsReader) -> None:
         self._settings = settings
@@ -51,44 +52,59 @@ class Session:
         self._runner = runner
         self._metrics = metrics
         self._instance_id = uuid.uuid4().hex
-        self._outbox: Outbox | None = None
-        self._session_id = ""
+        self._link: Link | None = None
+        self._call: Any = None
         self._inventory_sent: list[node_pb2.ModelFile] = []
         self._retry_after = 0.0
+        self._stopping = False
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Connects for ever."""
+        """Connects, again after every loss whatever its cause; returns after `goodbye`."""
         attempt = 0
-        while True:
+        while not self._stopping:
             begun = time.monotonic()
             try:
                 await self._connect()
-            except (grpc.aio.AioRpcError, SessionEndedError, OSError, TimeoutError) as error:
-                _log.warning("the server cannot be reached", server=self._settings.server, why=_why(error))
-            except BaseExceptionGroup as group:
-                rest = group.split((grpc.aio.AioRpcError, SessionEndedError, OSError, TimeoutError))[1]
-                if rest is not None:
-                    raise
-                _log.warning("the session is over", server=self._settings.server, why=_why(group.exceptions[0]))
-            attempt = 0 if time.monotonic() - begun > _STABLE_SECONDS else attempt + 1
+            except Exception as error:
+                cause = _cause(error)
+                if not isinstance(cause, _EXPECTED):
+                    _log.error("the session failed", exc_info=error)
+                _log.warning("the server is not connected", server=self._settings.server, why=_why(cause))
+            self._ended.set()
+            if self._stopping:
+                return
+            attempt = 0 if time.monotonic() - begun > self._settings.stable_seconds else attempt + 1
             await asyncio.sleep(self._pause(attempt))
 
     def _pause(self, attempt: int) -> float:
-        """Full jitter; the first retry is spread over the setting, so that a fleet does not come back as one."""
-        ceiling = self._settings.reconnect_seconds * min(1.6 ** max(0, attempt - 1), 3)
-        pause = max(random.uniform(0, ceiling), self._retry_after)
+        """What the server asked for and full jitter on top, so that a fleet does not come back as one."""
+        growth = min(_RECONNECT_GROWTH ** max(0, attempt - 1), _RECONNECT_MOST)
+        pause = self._retry_after + random.uniform(0, self._settings.reconnect_seconds * growth)
         self._retry_after = 0.0
         return pause
 
     async def goodbye(self) -> None:
-        """Says that the agent is being shut down, and lets what waits be written."""
-        outbox = self._outbox
-        if outbox is None:
+        """Says that the agent is being shut down; returns when the server has heard all that waited, or in time."""
+        self._stopping = True
+        link, call = self._link, self._call
+        if link is None:
             return
-        outbox.control(node_pb2.AgentMessage(session=self._session_id, goodbye=node_pb2.AgentGoodbye()))
-        with suppress(TimeoutError):
+        link.say(node_pb2.AgentMessage(goodbye=node_pb2.AgentGoodbye()))
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.stop_grace_seconds):
-                await outbox.drained()
+                ended = asyncio.ensure_future(self._ended.wait())
+                drained = asyncio.ensure_future(link.outbox.drained())
+                try:
+                    await asyncio.wait({ended, drained}, return_when=asyncio.FIRST_COMPLETED)
+                    if drained.done():
+                        # A cancelled stream may lose what the server has not read yet; a half-closed one does not.
+                        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                            await call.done_writing()
+                        await ended
+                finally:
+                    ended.cancel()
+                    drained.cancel()
 
     async def _connect(self) -> None:
         metadata: Metadata = ()
@@ -101,27 +117,33 @@ class Session:
         ):
             call: Any = node_pb2_grpc.NodeStub(channel).Connect(metadata=metadata)
             try:
+                # Connected ahead of the first result, which need not wait for it then.
+                uploads.get_state(try_to_connect=True)
                 await self._converse(call, Uploader(uploads, metadata, self._settings.upload_timeout_seconds))
             finally:
                 self._runner.disconnected()
-                self._outbox = None
+                self._link = self._call = None
                 call.cancel()
 
     async def _converse(self, call: Any, uploader: Uploader) -> None:
-        async with asyncio.timeout(_WELCOME_SECONDS):
+        seconds = self._settings.welcome_seconds
+        async with _deadline(seconds, f"no Welcome within {seconds:g} s"):
             await call.write(node_pb2.AgentMessage(hello=await self._hello()))
             message = await call.read()
-        if message is grpc.aio.EOF or message.WhichOneof("message") != "welcome":
+        if message is grpc.aio.EOF:
             await _raise_status(call)
-        self._session_id = message.session
-        outbox = self._outbox = Outbox()
+        if message.WhichOneof("message") != "welcome":
+            raise SessionEndedError(f"the server's first message is no Welcome but {message.WhichOneof('message')}")
         welcome: node_pb2.Welcome = message.welcome
-        _log.info("connected", server=self._settings.server, session=message.session)
-        self._runner.connected(message.session, outbox, uploader, welcome.kill_tokens)
+        link = Link(message.session, Outbox(), uploader)
+        self._link, self._call = link, call
+        self._ended.clear()
+        _log.info("connected", server=self._settings.server, session=link.session)
+        self._runner.connected(link, welcome.kill_tokens)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._write(call, outbox))
-            tasks.create_task(self._beat(outbox, welcome.heartbeat_seconds))
-            tasks.create_task(self._read(call))
+            tasks.create_task(self._write(call, link.outbox))
+            tasks.create_task(self._beat(link, welcome.heartbeat_seconds))
+            tasks.create_task(self._read(call, link))
 
     async def _hello(self) -> node_pb2.Hello:
         readings = await self._metrics.read()
@@ -151,22 +173,22 @@ class Session:
         return hello
 
     async def _write(self, call: Any, outbox: Outbox) -> None:
+        seconds = self._settings.write_seconds
         while True:
             message = await outbox.next()
-            async with asyncio.timeout(_WRITE_SECONDS):
+            async with _deadline(seconds, f"a message could not be written within {seconds:g} s"):
                 await call.write(message)
             outbox.written()
 
-    async def _beat(self, outbox: Outbox, seconds: float) -> None:
+    async def _beat(self, link: Link, seconds: float) -> None:
         sequence = 0
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds if seconds > 0 else _BEAT_SECONDS)
             sequence += 1
-            outbox.control(node_pb2.AgentMessage(session=self._session_id, heartbeat=await self._heartbeat(sequence)))
+            link.say(node_pb2.AgentMessage(heartbeat=await self._heartbeat(sequence)))
 
     async def _heartbeat(self, sequence: int) -> node_pb2.AgentHeartbeat:
         readings = await self._metrics.read()
-        await self._inventory.rescan()
         heartbeat = node_pb2.AgentHeartbeat(
             sequence=sequence,
             host=readings.host,
@@ -187,23 +209,22 @@ class Session:
         heartbeat.now.GetCurrentTime()
         return heartbeat
 
-    async def _read(self, call: Any) -> None:
+    async def _read(self, call: Any, link: Link) -> None:
         while True:
             message = await call.read()
             if message is grpc.aio.EOF:
                 await _raise_status(call)
-            if message.session != self._session_id:
-                continue
-            self._handle(message)
+            if message.session == link.session:
+                self._handle(message)
 
     def _handle(self, message: node_pb2.ServerMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "assign":
             self._runner.assign(message.assign)
         elif kind == "cancel":
-            self._runner.stop([message.cancel.token], Stop.CANCELLED)
+            self._runner.cancel(message.cancel.job_id, message.cancel.token)
         elif kind == "complete_ack":
-            self._runner.acknowledged(message.complete_ack.token)
+            self._runner.deliveries.acknowledged(message.complete_ack.token)
         elif kind == "heartbeat_ack":
             self._runner.stop(message.heartbeat_ack.drop_tokens, Stop.DROPPED)
             self._runner.show_previews(message.heartbeat_ack.preview_tokens)
@@ -212,10 +233,38 @@ class Session:
             raise SessionEndedError("the server is being shut down")
 
 
-async def _raise_status(call: Any) -> None:
+_EXPECTED = (
+    grpc.aio.AioRpcError,
+    SessionEndedError,
+    OutboxFullError,
+    OSError,
+    asyncio.InvalidStateError,
+    grpc.aio.UsageError,
+)
+
+
+@contextlib.asynccontextmanager
+async def _deadline(seconds: float, why: str) -> AsyncIterator[None]:
+    """SessionEndedError with `why` where the block takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise SessionEndedError(why) from None
+
+
+async def _raise_status(call: Any) -> NoReturn:
     """Ends the session with the status that the server closed it with."""
     code, details = await call.code(), await call.details()
     raise SessionEndedError(f"the server closed the stream: {code.name}: {details}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error at the heart of a group: the reader's, which has the server's status, before the writer's."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    inner = [_cause(one) for one in error.exceptions]
+    return next((one for one in inner if isinstance(one, SessionEndedError)), inner[0])
 
 
 def _why(error: BaseException) -> str:

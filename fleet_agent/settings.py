@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -35,14 +35,31 @@ class AgentSettings(BaseSettings):
     labels: Labels = Field(default_factory=dict)
     engines: Names = ()
     api_key: SecretStr | None = Field(default=None, validation_alias="FLEET_API_KEY")
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     reconnect_seconds: Annotated[float, Field(gt=0)] = 10
     """The first reconnect waits a random part of this."""
+    stable_seconds: Annotated[float, Field(gt=0)] = 30
+    """After a session that long the next reconnect counts as the first."""
+    welcome_seconds: Annotated[float, Field(gt=0)] = 15
+    """From dialling to the server's Welcome."""
+    write_seconds: Annotated[float, Field(gt=0)] = 10
+    """A write stuck for so long ends the session."""
     cancel_grace_seconds: Annotated[float, Field(gt=0)] = 5
     """An engine that has not stopped by then is killed."""
     stop_grace_seconds: Annotated[float, Field(ge=0)] = 5
+    """Time to say goodbye at the end."""
     upload_timeout_seconds: Annotated[float, Field(gt=0)] = 600
+    upload_retry_seconds: Annotated[float, Field(gt=0)] = 10
+    """Longest pause between tries of an upload."""
+    resend_seconds: Annotated[float, Field(gt=0)] = 15
+    """An end that is not acknowledged is said again so often."""
+    rescan_seconds: Annotated[float, Field(gt=0)] = 5
+    """Between looks at the model folder."""
+    describe_seconds: Annotated[float, Field(gt=0)] = 120
+    """For the engines to say what they are."""
+    metrics_seconds: Annotated[float, Field(gt=0)] = 2
+    """A heartbeat does not wait longer for its readings: a driver may hang."""
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 2 << 30
     """With less free disk no work is taken."""
 

@@ -1,7 +1,7 @@
 """The child process of a slot: runs engines, one task at a time, and speaks frames over its standard pipes.
 
-Frames in: {"do": "run" | "cancel" | "unload"}. Frames out: {"event": "ready" | "started" | "progress" | "preview" |
-"done" | "failed" | "cancelled"}. It ends with its parent: at the end of its input, and by the kernel's signal.
+Frames in: {"do": "run" | "cancel"}. Frames out: {"event": "ready" | "started" | "progress" | "preview" | "done" |
+"failed" | "cancelled"}. It ends with its parent: at the end of its input, and by the kernel's signal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
@@ -81,19 +82,25 @@ class Child:
 
     def listen(self, stream: BinaryIO) -> None:
         """Reads frames until the agent is gone, then ends the process at once."""
-        while (frame := frames.read(stream)) is not None:
-            message = frame[0]
-            with self._ready:
-                if message["do"] == "cancel":
-                    event = self._cancelled.get(message["token"])
-                    if event is not None:
-                        event.set()
-                    continue
-                if message["do"] == "run":
-                    self._cancelled[message["token"]] = threading.Event()
+        try:
+            while (frame := frames.read(stream)) is not None:
+                self._hear(frame[0])
+        except Exception:
+            # Deaf to cancellation it must not go on.
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    def _hear(self, message: frames.Message) -> None:
+        with self._ready:
+            if message["do"] == "cancel":
+                event = self._cancelled.get(message["token"])
+                if event is not None:
+                    event.set()
+            elif message["do"] == "run":
+                self._cancelled[message["token"]] = threading.Event()
                 self._work.append(message)
                 self._ready.notify()
-        os._exit(0)
 
     def work(self) -> None:
         """Does what comes, in order, for ever."""
@@ -103,13 +110,7 @@ class Child:
                 while not self._work:
                     self._ready.wait()
                 message = self._work.popleft()
-            if message["do"] == "run":
-                self._run(message)
-            elif message["do"] == "unload":
-                engine = self._engines.get(message["engine"])
-                if engine is not None:
-                    engine.unload(message["model"])
-                self._pipe.send({"event": "unloaded", "model": message["model"], "loaded": self._loaded()})
+            self._run(message)
 
     def _run(self, message: frames.Message) -> None:
         token = message["token"]
@@ -125,13 +126,16 @@ class Child:
         except MemoryError:
             reply = _failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
         except Exception as error:
-            import traceback
-
             traceback.print_exc()
-            reply = _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}"[:2000], True)
-        finally:
-            self._cancelled.pop(token, None)
-        self._pipe.send({**reply, "token": token, "loaded": self._loaded()})
+            reply = _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
+        self._cancelled.pop(token, None)
+        last = {"token": token, "loaded": self._loaded()}
+        try:
+            self._pipe.send({**reply, **last})
+        except frames.BadFrameError as error:
+            self._pipe.send(
+                {**_failure("ENGINE_FAILED", f"the engine's result cannot be sent: {error}", False), **last}
+            )
 
     def _attempt(self, message: frames.Message, reporter: PipeReporter) -> frames.Message:
         engine = self._engine(message["engine"])
@@ -166,10 +170,19 @@ class Child:
         return engine
 
     def _loaded(self) -> list[dict[str, Any]]:
-        return [{"engine": name, **asdict(model)} for name, e in self._engines.items() for model in e.loaded()]
+        """Models in memory; an engine that cannot tell has none."""
+        found: list[dict[str, Any]] = []
+        for name, engine in self._engines.items():
+            try:
+                found += [{"engine": name, **asdict(model)} for model in engine.loaded()]
+            except Exception:
+                traceback.print_exc()
+        return found
 
 
 def _failure(reason: str, detail: str, retryable: bool) -> frames.Message:
+    # A lone surrogate, as in a path that is no UTF-8, has no place in JSON.
+    detail = detail[:2000].encode(errors="replace").decode()
     return {"event": "failed", "reason": str(reason), "detail": detail, "retryable": retryable}
 
 
@@ -221,18 +234,20 @@ def main() -> None:
     parser.add_argument("--engine", action="append")
     options = parser.parse_args()
     die_with_parent(options.parent)
-    # What an engine's libraries print must not get between the frames.
-    private = os.dup(1)
+    # The frames move to descriptors of their own: what an engine's libraries print, and what its processes read, must
+    # not get between them.
+    private_in, private_out = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
-    pipe = Pipe(os.fdopen(private, "wb"))
+    sys.stdout = sys.stderr
+    pipe = Pipe(os.fdopen(private_out, "wb"))
     settings = EngineSettings(models_folder=options.models, data_folder=options.data)
     if options.describe:
         pipe.send(describe(settings, options.engine))
         return
     child = Child(settings, pipe)
-    stream = os.fdopen(os.dup(0), "rb")
-    threading.Thread(target=child.listen, args=(stream,), daemon=True).start()
-    sys.stdout = sys.stderr
+    threading.Thread(target=child.listen, args=(os.fdopen(private_in, "rb"),), daemon=True).start()
     try:
         child.work()
     except BrokenPipeError:

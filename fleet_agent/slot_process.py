@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +19,49 @@ from fleet_agent import frames
 
 _log = structlog.get_logger("fleet.agent.slot")
 _BACKOFF_SECONDS = (0.1, 0.5, 2, 5, 15)
-_DESCRIBE_SECONDS = 120.0
+_START_SECONDS = 60.0
+_LAST = frozenset({"done", "failed", "cancelled"})
+# The child has no call to make: what it does not know, no plug-in gives away.
+_SECRETS = frozenset({"FLEET_API_KEY"})
 
 
 class SlotCrashedError(RuntimeError):
-    """The child ended while it had a task; `str` says how."""
+    """The child ended, or could not be started; `str` says how."""
 
 
-def _command(models: Path, data: Path, *more: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in the child's memory; times are of the monotonic clock."""
+
+    engine: str
+    name: str
+    memory_bytes: int
+    loras: tuple[str, ...]
+    loaded_at: float
+    used_at: float
+
+
+async def spawn_child(models: Path, data: Path, *more: str, stdin: int) -> asyncio.subprocess.Process:
+    """Starts a slot's program. It leads a process group, so that Ctrl-C on a terminal is the agent's alone to hear."""
     own = ["--models", str(models), "--data", str(data), "--parent", str(os.getpid())]
-    return [sys.executable, "-m", "fleet_agent.slot", *own, *more]
-
-
-async def describe_engines(models: Path, data: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """What engines there are, asked of a child process: a plug-in is never imported into the agent itself."""
-    more = [word for name in wanted for word in ("--engine", name)]
-    process = await asyncio.create_subprocess_exec(
-        *_command(models, data, "--describe", *more),
-        stdin=asyncio.subprocess.DEVNULL,
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "fleet_agent.slot",
+        *own,
+        *more,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name not in _SECRETS},
+        process_group=0,
     )
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(_DESCRIBE_SECONDS):
-            frame = await frames.receive(process.stdout)
-            await process.wait()
-    except BaseException:
+
+
+def kill_group(process: asyncio.subprocess.Process) -> None:
+    """Ends a child that `spawn_child` started, and what it started itself, at once."""
+    if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
-    if frame is None:
-        raise SlotCrashedError(f"the engines could not be listed: exit code {process.returncode}")
-    return frame[0]
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class SlotProcess:
@@ -56,10 +69,14 @@ class SlotProcess:
 
     def __init__(self, index: int, models: Path, data: Path) -> None:
         self._index = index
-        self._command = _command(models, data)
+        self._folders = (models, data)
         self._process: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
         self._crashes = 0
-        self.loaded: list[dict[str, Any]] = []
+        self._killed = False
+        self._loaded: tuple[Loaded, ...] = ()
+        self._token: str | None = None
+        self._cancelled = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -67,69 +84,162 @@ class SlotProcess:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def loaded(self) -> tuple[Loaded, ...]:
+        """What the child had in memory at its last word; nothing where it has ended."""
+        return self._loaded if self.pid is not None else ()
+
     async def start(self) -> None:
-        """Starts the child where there is none, after a pause that grows with crashes in a row."""
-        if self.pid is not None:
-            return
-        if self._crashes:
-            await asyncio.sleep(_BACKOFF_SECONDS[min(self._crashes, len(_BACKOFF_SECONDS)) - 1])
-        self.loaded = []
-        process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=frames.MAX_JSON_BYTES
-        )
-        self._process = process
+        """Starts the child where there is none, after a pause that grows with crashes in a row.
+
+        Raises SlotCrashedError where it does not come up.
+        """
+        async with self._starting:
+            if self.pid is not None:
+                return
+            if self._crashes:
+                await asyncio.sleep(_BACKOFF_SECONDS[min(self._crashes, len(_BACKOFF_SECONDS)) - 1])
+            self._loaded, self._killed = (), False
+            try:
+                process = self._process = await spawn_child(*self._folders, stdin=asyncio.subprocess.PIPE)
+            except OSError as error:
+                self._crashes += 1
+                raise SlotCrashedError(f"the engine's process could not be started: {error}") from error
+            await self._greeted(process)
+
+    async def _greeted(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        frame = await frames.receive(process.stdout)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                frame = await frames.receive(process.stdout)
+        except BaseException as error:
+            kill_group(process)
+            if not isinstance(error, TimeoutError | frames.BadFrameError):
+                raise
+            frame = None
         if frame is None:
             self._crashes += 1
-            raise SlotCrashedError(f"the engine's process could not be started: {await self._ending()}")
+            kill_group(process)
+            raise SlotCrashedError(f"the engine's process could not be started: {await self._ending(process)}")
 
-    async def run(self, message: frames.Message) -> AsyncIterator[tuple[frames.Message, bytes]]:
-        """Sends a task and yields its frames up to the last one. Raises SlotCrashedError where the child ends first."""
-        await self.start()
-        process = self._process
+    async def run(self, message: frames.Message) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
+        """Sends a task and yields its frames up to the last one: done, failed or cancelled.
+
+        Raises SlotCrashedError where the child ends first, BadFrameError where it does not speak frames. A child that
+        was gone before it took the task is replaced, once.
+        """
+        self._token = message["token"]
+        self._cancelled.clear()
+        try:
+            taken = False
+            for last_try in (False, True):
+                if not await self._started_or_cancelled():
+                    yield {"event": "cancelled", "token": message["token"]}, b""
+                    return
+                async with contextlib.aclosing(self._converse(message)) as events:
+                    async for frame in events:
+                        taken = True
+                        yield frame
+                        if frame[0]["event"] in _LAST:
+                            return
+                process = self._process
+                assert process is not None
+                how = await self._ending(process)
+                if not self._killed:
+                    self._crashes += 1
+                if taken or last_try or self._cancelled.is_set():
+                    raise SlotCrashedError(how)
+        finally:
+            self._token = None
+
+    async def _started_or_cancelled(self) -> bool:
+        """Waits for the child; false where the task was cancelled meanwhile."""
+        async with asyncio.TaskGroup() as tasks:
+            cancelled = tasks.create_task(self._cancelled.wait())
+            starting = tasks.create_task(self._try_start())
+            await asyncio.wait({cancelled, starting}, return_when=asyncio.FIRST_COMPLETED)
+            cancelled.cancel()
+            starting.cancel()
+        if self._cancelled.is_set():
+            return False
+        crash = starting.result()
+        if crash is not None:
+            raise crash
+        return True
+
+    async def _try_start(self) -> SlotCrashedError | None:
+        try:
+            await self.start()
+        except SlotCrashedError as crash:
+            return crash
+        return None
+
+    async def _converse(self, message: frames.Message) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
+        """The frames of one task, as long as the child lives."""
+        process, token = self._process, message["token"]
         assert process is not None and process.stdin is not None and process.stdout is not None
         process.stdin.write(frames.encode({"do": "run", **message}))
-        token = message["token"]
         while (frame := await frames.receive(process.stdout)) is not None:
             event = frame[0]
-            if event.get("token") != token:
-                continue
-            if "loaded" in event:
-                self.loaded = event["loaded"]
-                self._crashes = 0
-            yield frame
-            if event["event"] in ("done", "failed", "cancelled"):
-                return
-        self._crashes += 1
-        raise SlotCrashedError(await self._ending())
+            if event.get("token") == token:
+                if "loaded" in event:
+                    self._crashes = 0
+                    self._note(event["loaded"], message)
+                yield frame
+            # Frames that are already here come without a wait: an engine that talks without end must not keep the
+            # loop from its heartbeats.
+            await asyncio.sleep(0)
+
+    def _note(self, loaded: list[dict[str, Any]], message: frames.Message) -> None:
+        """Keeps what the child has in memory, and since when."""
+        now = time.monotonic()
+        before = {(model.engine, model.name): model for model in self._loaded}
+        model = message["model"]
+        noted = []
+        for fields in loaded:
+            engine, name = fields["engine"], fields["name"]
+            old = before.get((engine, name))
+            used = engine == message["engine"] and (model is None or model["name"] == name)
+            noted.append(
+                Loaded(
+                    engine=engine,
+                    name=name,
+                    memory_bytes=fields["memory_bytes"],
+                    loras=tuple(fields["loras"]),
+                    loaded_at=now if old is None else old.loaded_at,
+                    used_at=now if used or old is None else old.used_at,
+                )
+            )
+        self._loaded = tuple(noted)
 
     def cancel(self, token: str) -> None:
-        """Tells the child to stop a task at its next step."""
+        """Tells the child to stop a task at its next step; a task that it has not been given yet is not begun."""
+        if token != self._token:
+            return
+        self._cancelled.set()
         process = self._process
-        if process is not None and process.stdin is not None and not process.stdin.is_closing():
+        if self.pid is not None and process is not None and process.stdin is not None:
             process.stdin.write(frames.encode({"do": "cancel", "token": token}))
 
     def kill(self) -> None:
-        """Ends the child at once."""
-        process = self._process
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        """Ends the child, and what it started, at once; no crash of its own."""
+        if self._process is not None:
+            self._killed = True
+            kill_group(self._process)
 
     async def close(self) -> None:
         """Ends the child and waits for it."""
         self.kill()
         if self._process is not None:
-            await self._ending()
+            await self._process.wait()
 
-    async def _ending(self) -> str:
-        process = self._process
-        assert process is not None
+    async def _ending(self, process: asyncio.subprocess.Process) -> str:
         code = await process.wait()
+        # What an engine started, and left behind when it fell, would hold its memory and its GPU.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         if process.stdin is not None:
             process.stdin.close()
-        self.loaded = []
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         _log.warning("the engine's process has ended", slot=self._index, how=how)
         return f"the engine's process {how}"

@@ -1,24 +1,40 @@
 """Results of attempts on the agent's disk, from the engine's end until the server's CompleteAck.
 
 An entry is a folder named by the attempt's token with `complete.pb` (an encoded fleet.v1.JobComplete, receipts not yet
-filled in), `files.json` and the output files. It is written in a folder beside, fsynced and renamed into place, so that
-after a crash an entry is whole or not there.
+filled in), `files.json` (the hash of the former, and name, size and hash of each output) and the output files. It is
+written in a folder beside, fsynced and renamed into place, so that after a crash an entry is whole or not there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
+import structlog
 from fleet.v1 import node_pb2
+from google.protobuf.message import DecodeError
 
+_log = structlog.get_logger("fleet.agent.spool")
 _COMPLETE = "complete.pb"
 _FILES = "files.json"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
+
+
+class BadTokenError(ValueError):
+    """A token that cannot name a folder."""
+
+
+class BadOutputError(ValueError):
+    """An engine named an output that is no file of its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,70 +68,119 @@ class Spool:
         self._scratch = folder / "scratch"
         self._entries.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
+        self._scratch.mkdir(exist_ok=True)
+        for made in (folder, folder.parent):
+            _sync_folder(made)
 
     def work_folder(self, token: str) -> Path:
-        """A new empty folder for an attempt's outputs."""
-        folder = self._scratch / token
+        """A new empty folder for an attempt's outputs. Raises BadTokenError or OSError."""
+        folder = self._scratch / _checked(token)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
     def discard(self, token: str) -> None:
         """Removes an attempt's work folder."""
-        shutil.rmtree(self._scratch / token, ignore_errors=True)
+        shutil.rmtree(self._scratch / _checked(token), ignore_errors=True)
 
     def add(self, complete: node_pb2.JobComplete, outputs: Sequence[tuple[Path, str]]) -> SpoolEntry:
         """Keeps an end and its (path, content type) outputs; returns when they are on the disk.
 
-        Raises OSError (ENOSPC among them) with no entry left behind.
+        The files are taken out of the attempt's work folder, which is removed. Raises BadOutputError for a path that is
+        no plain file there, and OSError (ENOSPC among them), with no entry left behind.
         """
-        folder = self._scratch / f"{complete.token}.entry"
+        token = _checked(complete.token)
+        work, folder, target = self._scratch / token, self._scratch / f"{token}.entry", self._entries / token
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         try:
-            files = tuple(_take(path, content_type, folder, i) for i, (path, content_type) in enumerate(outputs))
-            _write(folder / _FILES, orjson.dumps([asdict(file) for file in files]))
-            _write(folder / _COMPLETE, complete.SerializeToString())
+            files = tuple(_take(path, word, work, folder, index) for index, (path, word) in enumerate(outputs))
+            data = complete.SerializeToString()
+            manifest = {"complete": hashlib.sha256(data).hexdigest(), "files": [asdict(file) for file in files]}
+            _write(folder / _FILES, orjson.dumps(manifest))
+            _write(folder / _COMPLETE, data)
             _sync_folder(folder)
-            target = self._entries / complete.token
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
-            _sync_folder(self._entries)
+            try:
+                _sync_folder(self._entries)
+            except OSError:
+                self.remove(token)
+                raise
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.discard(complete.token)
+        self.discard(token)
         return SpoolEntry(target, complete, files)
 
     def entries(self) -> list[SpoolEntry]:
-        """What is kept, oldest first; a damaged entry is removed."""
-        found = []
-        for folder in sorted(self._entries.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        """What is kept, oldest first. A damaged entry is removed; one that cannot be read just now is left alone."""
+        found: list[tuple[int, SpoolEntry]] = []
+        for folder in self._entries.iterdir():
             try:
-                complete = node_pb2.JobComplete.FromString((folder / _COMPLETE).read_bytes())
-                files = tuple(SpooledFile(**fields) for fields in orjson.loads((folder / _FILES).read_bytes()))
-            except (OSError, ValueError, TypeError):
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            found.append(SpoolEntry(folder, complete, files))
-        return found
+                found.append((folder.stat().st_mtime_ns, _read(folder)))
+            except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, DecodeError) as error:
+                _log.error("a damaged spool entry is removed", entry=folder.name, error=str(error))
+                self._drop(folder)
+            except OSError as error:
+                _log.error("a spool entry cannot be read", entry=folder.name, error=str(error))
+        return [entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].token))]
 
     def remove(self, token: str) -> None:
         """Forgets an entry, once it is acknowledged."""
-        shutil.rmtree(self._entries / token, ignore_errors=True)
+        self._drop(self._entries / _checked(token))
+
+    def _drop(self, path: Path) -> None:
+        """Takes an entry away in one step: a crash leaves it whole, or gone but for scratch."""
+        gone = self._scratch / f"{path.name}.gone"
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(gone)
+        if gone.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            gone.unlink(missing_ok=True)
 
 
-def _take(path: Path, content_type: str, folder: Path, index: int) -> SpooledFile:
-    target = folder / f"{index}{path.suffix}"
+def _checked(token: str) -> str:
+    if not _TOKEN.match(token):
+        raise BadTokenError(f"token: must be 1 to 128 letters, digits, '_' or '-', got {token[:140]!r}")
+    return token
+
+
+def _read(folder: Path) -> SpoolEntry:
+    data = (folder / _COMPLETE).read_bytes()
+    manifest = orjson.loads((folder / _FILES).read_bytes())
+    if hashlib.sha256(data).hexdigest() != manifest["complete"]:
+        raise ValueError(f"{_COMPLETE} is not what {_FILES} says")
+    complete = node_pb2.JobComplete.FromString(data)
+    files = tuple(SpooledFile(**fields) for fields in manifest["files"])
+    if complete.token != folder.name or len(files) != len(complete.outputs):
+        raise ValueError("the parts of the entry do not belong together")
+    for file in files:
+        size = (folder / file.name).stat().st_size
+        if size != file.size_bytes:
+            raise ValueError(f"{file.name} has {size} bytes, not {file.size_bytes}")
+    return SpoolEntry(folder, complete, files)
+
+
+def _take(path: Path, content_type: str, work: Path, folder: Path, index: int) -> SpooledFile:
+    """Moves an output into the entry; its bytes are on the disk when this returns."""
+    if path.parent.resolve() != work.resolve() and work.resolve() not in path.parent.resolve().parents:
+        raise BadOutputError(f"the engine named {path.name}, which is not in its output folder")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise BadOutputError(f"the engine named {path.name}, but wrote no such file") from None
+    if not stat.S_ISREG(mode):
+        raise BadOutputError(f"the engine named {path.name}, which is no plain file")
+    target = folder / f"{index}{path.suffix if _SUFFIX.match(path.suffix) else ''}"
     path.rename(target)
-    digest = hashlib.sha256()
     with target.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
         size = file.tell()
-    return SpooledFile(target.name, content_type, size, digest.hexdigest())
+    return SpooledFile(target.name, content_type, size, digest)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from fleet.v1 import node_pb2, node_pb2_grpc
 
-from fleet_agent.spool import SpooledFile, SpoolEntry
+from fleet_agent.spool import SpoolEntry
 
-_CHUNK_BYTES = 256 << 10
+_CHUNK_BYTES = 1 << 20
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -24,7 +24,10 @@ class Uploader:
         self._slots = asyncio.Semaphore(limit)
 
     async def upload(self, entry: SpoolEntry, index: int) -> node_pb2.OutputReceipt:
-        """Sends the file of that place; raises grpc.aio.AioRpcError where the server does not take it."""
+        """Sends the file of that place.
+
+        Raises grpc.aio.AioRpcError where the server does not take it, OSError where it cannot be read.
+        """
         file = entry.files[index]
         header = node_pb2.UploadHeader(
             job_id=entry.complete.job_id,
@@ -35,19 +38,20 @@ class Uploader:
             sha256=file.sha256,
         )
         async with self._slots:
+            stream = await asyncio.to_thread((entry.folder / file.name).open, "rb")
             # stubs of the sync and the aio API share one class; the aio channel makes this an aio call
-            call = self._stub.UploadOutput(_parts(entry, file, header), timeout=self._timeout, metadata=self._metadata)
-            reply: node_pb2.UploadOutputResponse = await call
+            call: Any = self._stub.UploadOutput(timeout=self._timeout, metadata=self._metadata)
+            try:
+                try:
+                    await call.write(node_pb2.UploadOutputRequest(header=header))
+                    while chunk := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
+                        await call.write(node_pb2.UploadOutputRequest(chunk=chunk))
+                    await call.done_writing()
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    # The server has ended the call, perhaps with a receipt: it knows the file. Its status follows.
+                    pass
+                reply: node_pb2.UploadOutputResponse = await call
+            finally:
+                call.cancel()
+                stream.close()
         return reply.receipt
-
-
-async def _parts(
-    entry: SpoolEntry, file: SpooledFile, header: node_pb2.UploadHeader
-) -> AsyncIterator[node_pb2.UploadOutputRequest]:
-    yield node_pb2.UploadOutputRequest(header=header)
-    stream = await asyncio.to_thread((entry.folder / file.name).open, "rb")
-    try:
-        while chunk := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
-            yield node_pb2.UploadOutputRequest(chunk=chunk)
-    finally:
-        stream.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -60,13 +59,10 @@ class NvmlReader:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _name(pid: int) -> str:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).name()
     return "unknown"
-
-
-GpuReader = Callable[[], tuple[list[types_pb2.Gpu], list[str]]]

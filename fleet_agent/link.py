@@ -1,0 +1,32 @@
+"""The road to the server while a session lasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleet.v1 import node_pb2
+
+from fleet_agent.outbox import Outbox
+from fleet_agent.upload import Uploader
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One session: its id, its outbox, its uploads."""
+
+    session: str
+    outbox: Outbox
+    uploader: Uploader
+
+    def say(self, message: node_pb2.AgentMessage) -> None:
+        """Queues a control message of this session."""
+        message.session = self.session
+        self.outbox.control(message)
+
+    def tick(self, tick: node_pb2.JobTick) -> None:
+        """Replaces the waiting tick of its attempt."""
+        self.outbox.tick(node_pb2.AgentMessage(session=self.session, tick=tick))
+
+    def preview(self, preview: node_pb2.JobPreview) -> None:
+        """Replaces the waiting preview of its attempt."""
+        self.outbox.preview(node_pb2.AgentMessage(session=self.session, preview=preview))
