@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from fleet_server.bridge.http_limits import limited_protocol
+from fleet_server.bridge.http_limits import LimitedWebSocketProtocol, limited_protocol
 
 _BACKLOG = 2048
 _MAX_FRAME_BYTES = 1 << 20
@@ -75,7 +75,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             http=limited_protocol(),
-            ws="websockets-sansio",
+            ws=LimitedWebSocketProtocol,
             ws_max_size=_MAX_FRAME_BYTES,
             lifespan="off",
             proxy_headers=False,
