@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fleet_client.cli import events, fleet, generate, jobs, nodes, pictures
-from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, close_output, fail, out, reader_gone
+from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
 
@@ -71,11 +71,6 @@ def _load(entry: metadata.EntryPoint) -> Callable[..., None]:
 def main() -> None:
     """Entry point."""
     try:
-        try:
-            build()(prog_name="fleet")
-        finally:
-            close_output()
-    except BrokenPipeError:
-        reader_gone()
+        build()(prog_name="fleet")
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None

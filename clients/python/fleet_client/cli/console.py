@@ -36,19 +36,38 @@ KeyOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-out = Console(highlight=False)
+
+class _Output(Console):
+    """Standard output, whose reader may go."""
+
+    def on_broken_pipe(self) -> None:
+        reader_gone()
+
+
+out = _Output(highlight=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def write(data: str | bytes) -> None:
+    """Data on standard output, at once. Raises SystemExit where its reader has gone, as in `fleet events | head`."""
+    try:
+        if isinstance(data, bytes):
+            sys.stdout.buffer.write(data)
+        else:
+            sys.stdout.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        reader_gone()
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+    write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def print_line(value: Any) -> None:
     """One JSON document on one line, at once."""
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
-    sys.stdout.flush()
+    write(orjson.dumps(value).decode() + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], empty: str) -> None:
@@ -86,7 +105,7 @@ def _print(table: Table) -> None:
         return
     text = io.StringIO()
     Console(file=text, width=10_000, color_system=None).print(table)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+    write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def say(text: str, style: str = "") -> None:
@@ -133,14 +152,6 @@ def _hint(error: ApiError) -> str:
     if error.status >= 500 and error.request_id:
         return f"In the server's log it is request {error.request_id}."
     return ""
-
-
-def close_output() -> None:
-    """Flushes standard output. Raises SystemExit where its reader has gone, as in `fleet events | head`."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        reader_gone()
 
 
 def reader_gone() -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import metadata
 
 from rich.text import Text
@@ -16,6 +15,7 @@ from fleet_client.cli.console import (
     print_json,
     print_table,
     say,
+    write,
 )
 from fleet_client.cli.words import plain, seconds, size, state
 from fleet_client.client import FleetCommander
@@ -89,4 +89,4 @@ def version(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"version": installed()})
     else:
-        sys.stdout.write(f"{installed()}\n")
+        write(f"{installed()}\n")

@@ -86,6 +86,8 @@ def show(job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None
 
 def _fields(job: Json) -> list[tuple[str, str | Text | None]]:
     """A job for people."""
+    payload = job["payload"] or {}
+    names = sorted(payload, key=lambda name: (name != "prompt", name))
     result, error, timings = job["result"] or {}, job["error"], job["timings"]
     model = job["target_model"]
     if model and job["resolved_model"] and job["resolved_model"] != model:
@@ -107,7 +109,7 @@ def _fields(job: Json) -> list[tuple[str, str | Text | None]]:
         ("created", f"{job['create_time'][:19].replace('T', ' ')} UTC, {age(job['create_time'])} ago"),
         ("took", ", ".join(took)),
         ("callback", job["callback_url"]),
-        ("payload", "\n".join(f"{name}: {_value(value)}" for name, value in (job["payload"] or {}).items())),
+        ("payload", "\n".join(f"{name}: {_value(payload[name])}" for name in names)),
         ("text", result.get("text")),
         ("outputs", "\n".join(f"{one['filename']}  {size(one['size_bytes'])}" for one in result.get("outputs", ()))),
     ]

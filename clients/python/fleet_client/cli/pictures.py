@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from fleet_client.cli.console import (
     print_json,
     print_table,
     say,
+    write,
 )
 from fleet_client.cli.words import age, plain, shortened, size
 from fleet_client.client import FleetCommander
@@ -97,7 +97,7 @@ def destination(output: Path | None) -> Path | None:
 def save(target: Path | None, filename: str, data: bytes) -> Path | None:
     """Writes the file whole or not at all; where it lies, None for standard output."""
     if target == STANDARD_OUTPUT:
-        sys.stdout.buffer.write(data)
+        write(data)
         return None
     own = Path(filename).name
     path = Path(own) if target is None else target / own if target.is_dir() else target
