@@ -39,6 +39,14 @@ def _int(value: bytes) -> int | None:
     return int(value) if value else None
 
 
+async def positions(room: Room, pairs: Sequence[tuple[str, str]]) -> Positions:
+    """See `JobReader.queue_positions`."""
+    if not pairs:
+        return []
+    ranks = await gather([room.bulk.post_call("ZRANK", room.keys.waiting(cluster), job) for cluster, job in pairs])
+    return [None if rank is None else rank + 1 for rank in ranks]
+
+
 class JobReader:
     """Each record is one instant of its job; a page is not one instant of the store."""
 
@@ -130,12 +138,7 @@ class JobReader:
         The rank is by enqueue time less boost over the whole cluster, so it reflects priority, not which nodes are
         free.
         """
-        if not pairs:
-            return []
-        ranks = await gather(
-            [self._room.bulk.post_call("ZRANK", self._room.keys.waiting(cluster), job) for cluster, job in pairs]
-        )
-        return [None if rank is None else rank + 1 for rank in ranks]
+        return await positions(self._room, pairs)
 
     async def counts(self) -> dict[JobState, int]:
         """Jobs kept, by state."""

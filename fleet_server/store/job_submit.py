@@ -12,7 +12,8 @@ import orjson
 from fleet_server.domain.errors import FleetError, Violation
 from fleet_server.domain.job import Lane, NewJob
 from fleet_server.store._room import Room
-from fleet_server.store.client import Argument, StoreFullError, gather
+from fleet_server.store.client import Argument, StoreFullError
+from fleet_server.store.job_reads import positions
 from fleet_server.store.memory import MemoryGuard
 from fleet_server.store.records import Idempotency, Submitted
 
@@ -109,7 +110,7 @@ class JobSubmitter:
         if replayed:
             return await self._replay(accepted)
         clusters = [job.lane.cluster for job in jobs]
-        return Submitted(accepted, await self._positions(list(zip(clusters, ids, strict=True))), False)
+        return Submitted(accepted, tuple(await positions(self._room, list(zip(clusters, ids, strict=True)))), False)
 
     async def stage(self, jobs: Sequence[NewJob], callbacks: Collection[str] = ()) -> list[str]:
         """Writes the jobs of a batch aside, gone after a minute without commit; the keys of their chunks."""
@@ -153,16 +154,7 @@ class JobSubmitter:
         for job_id, row in zip(ids, rows, strict=True):
             record = self._room.whole(job_id, row)
             wanted.append((record.cluster if record else "", job_id))
-        return Submitted(ids, await self._positions(wanted), True)
-
-    async def _positions(self, wanted: Sequence[tuple[str, str]]) -> tuple[int | None, ...]:
-        """For each (cluster, job_id): 1 for the next in its cluster, None if not in line."""
-        if not wanted:
-            return ()
-        ranks = await gather(
-            [self._room.bulk.post_call("ZRANK", self._room.keys.waiting(cluster), job) for cluster, job in wanted]
-        )
-        return tuple(None if rank is None else rank + 1 for rank in ranks)
+        return Submitted(ids, tuple(await positions(self._room, wanted)), True)
 
 
 def key_reused() -> FleetError:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from types import MappingProxyType
 
 from fleet_server.store.keys import IDEMPOTENCY_TTL_MS, NAMES, STAGED_TTL_MS
@@ -52,15 +53,21 @@ def build(name: str, source: str, lib: Mapping[str, str]) -> Script:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+def read_sources() -> tuple[dict[str, str], dict[str, str]]:
+    """The texts of scripts/*.lua and of scripts/lib/*.lua, by name."""
+    folder = resources.files("fleet_server.store").joinpath("scripts")
+
+    def texts(place: Traversable) -> dict[str, str]:
+        files = sorted(
+            (entry for entry in place.iterdir() if entry.name.endswith(".lua")), key=lambda entry: entry.name
+        )
+        return {entry.name.removesuffix(".lua"): entry.read_text() for entry in files}
+
+    return texts(folder), texts(folder.joinpath("lib"))
+
+
 @cache
 def load_scripts() -> Mapping[str, Script]:
     """All scripts by name."""
-    folder = resources.files("fleet_server.store").joinpath("scripts")
-    lib = {entry.name.removesuffix(".lua"): entry.read_text() for entry in folder.joinpath("lib").iterdir()}
-    return MappingProxyType(
-        {
-            entry.name.removesuffix(".lua"): build(entry.name.removesuffix(".lua"), entry.read_text(), lib)
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-            if entry.name.endswith(".lua")
-        }
-    )
+    sources, lib = read_sources()
+    return MappingProxyType({name: build(name, source, lib) for name, source in sources.items()})
