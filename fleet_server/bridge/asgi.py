@@ -18,6 +18,15 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 ABORT_EXTENSION = "fleet.connection.abort"
 """Scope extension with a callable that drops the connection at once; used for clients that take nothing, if there."""
 
+REPLY_EXTENSION = "fleet.reply"
+"""Scope extension with an async callable (status, headers, body) that sends a complete reply in one piece; used in
+place of two messages to `send`, if there. Content-Length is among the headers. A middleware that wraps `send` must
+wrap or drop it."""
+
+BODY_EXTENSION = "fleet.body"
+"""Scope extension with a callable that takes the body where all of it has come, else None; asked before the first
+`receive`, if there."""
+
 
 class ClientStuckError(Exception):
     """The client took nothing for too long."""
@@ -52,8 +61,19 @@ class Call:
             body = b""
         else:
             headers.append((b"content-length", b"%d" % len(body)))
+        if self.is_head:
+            body = b""
+        whole = (self.scope.get("extensions") or {}).get(REPLY_EXTENSION)
+        if whole is not None:
+            await whole(status, headers, body)
+            return
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": b"" if self.is_head else body})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def body_at_hand(self) -> bytes | None:
+        """The whole body where it has come already, taken out; else None, and it is to be received."""
+        take = (self.scope.get("extensions") or {}).get(BODY_EXTENSION)
+        return None if take is None else take()
 
     async def fail(self, error: FleetError) -> None:
         """Send an error as a complete reply."""

@@ -87,7 +87,7 @@ class Endpoint:
         headers = call.headers
         if b"content-length" in headers or b"transfer-encoding" in headers or call.scope["http_version"] == "2":
             announced_length(headers, self._limit)
-            body = await read_body(call.receive, self._limit, self._settings)
+            body = await read_body(call, self._limit, self._settings)
         else:
             body = b""
         return self._binder.bind(variables, call.scope["query_string"], body, headers.get(b"content-type"))

@@ -25,8 +25,9 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from fleet_server.bridge.asgi import ABORT_EXTENSION
+from fleet_server.bridge.asgi import ABORT_EXTENSION, BODY_EXTENSION, REPLY_EXTENSION
 from fleet_server.bridge.errors import error_reply
+from fleet_server.bridge.http_exchange import HttpExchange
 from fleet_server.domain.errors import FleetError
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -59,18 +60,6 @@ class _RefusalError(Exception):
     def __init__(self, error: FleetError) -> None:
         super().__init__(error.detail)
         self.error = error
-
-
-class _GentleTransport:
-    """The transport as one request sees it: `close` lingers while bytes of the request are still to come."""
-
-    def __init__(self, protocol: LimitedHttpProtocol) -> None:
-        self._protocol = protocol
-        self.write = protocol.transport.write
-        self.is_closing = protocol.transport.is_closing
-
-    def close(self) -> None:
-        self._protocol.close_after_reply()
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -206,9 +195,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._count_line(len(url) + len(" HTTP/1.1\r\n"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is _Phase.HEAD:
-            super().on_header(name, value)
-            self._count_line(len(name) + len(value) + len(": \r\n"))
+        if self._phase is not _Phase.HEAD:
+            return
+        super().on_header(name, value)
+        self._head_size += len(name) + len(value) + 4  # ": " and the line's end; inline, for it runs for each header
+        if self._head_size > self.max_header_bytes:
+            raise _RefusalError(self._too_large())
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -219,10 +211,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not None:
-            self.cycle.transport = _GentleTransport(self)  # type: ignore[assignment]
+        cycle = self.cycle
+        if cycle is not None and cycle is not before:  # else the upgrade to a WebSocket
+            exchange = HttpExchange(self.transport, cycle, self.close_after_reply)
+            cycle.transport = exchange  # type: ignore[assignment]
+            self.scope["extensions"] = {
+                ABORT_EXTENSION: self.transport.abort,  # type: ignore[dict-item]
+                REPLY_EXTENSION: exchange.reply,  # type: ignore[dict-item]
+                BODY_EXTENSION: exchange.take_body,  # type: ignore[dict-item]
+            }
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
