@@ -62,6 +62,7 @@ def _parse_authority(text: str) -> Authority | None:
     return Authority(host.removesuffix("."), port)
 
 
+@functools.lru_cache(maxsize=256)
 def _address(text: str) -> str | None:
     try:
         address = ipaddress.ip_address(text)
@@ -71,6 +72,7 @@ def _address(text: str) -> str | None:
     return str(mapped or address)
 
 
+@functools.lru_cache(maxsize=256)
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

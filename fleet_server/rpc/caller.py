@@ -30,6 +30,9 @@ class Caller:
     metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
 
+NOBODY = Caller()
+"""The caller of a call that was not let in."""
+
 _current: ContextVar[Caller | None] = ContextVar("fleet_caller", default=None)
 
 

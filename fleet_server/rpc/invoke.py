@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 from fleet_server.domain.errors import Code, FleetError
 from fleet_server.protojson import apply_defaults
 from fleet_server.rpc.auth import KeyRing, key_in
-from fleet_server.rpc.caller import Caller, read_metadata, set_caller
+from fleet_server.rpc.caller import NOBODY, Caller, read_metadata, set_caller
+from fleet_server.rpc.deadline import Deadline
 from fleet_server.rpc.methods import Method
 from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.validation import validate
@@ -45,14 +46,15 @@ class Invoker:
         """One reply. The deadline is the caller's or the method's, whichever is earlier."""
         method = self._methods[path]
         started = time.perf_counter()
-        caller = Caller()
+        caller = NOBODY
+        deadline: Deadline | None = None
         try:
             caller = self._admit(method, context)
             prepared = self._prepare(method, request, caller)
-            async with asyncio.timeout(_seconds(method, context)) as deadline:
+            with Deadline(_seconds(method, context)) as deadline:
                 reply: Message = await method.handler(prepared, context)
         except BaseException as error:
-            expired = isinstance(error, TimeoutError) and deadline.expired()
+            expired = isinstance(error, TimeoutError) and deadline is not None and deadline.expired
             mapped = _mapped(error, method, caller, expired)
             self._metrics.observe(path, mapped, time.perf_counter() - started)
             if mapped is error:
@@ -67,7 +69,7 @@ class Invoker:
         """Replies as they come. Closing it closes the servicer's generator."""
         method = self._methods[path]
         started = time.perf_counter()
-        caller = Caller()
+        caller = NOBODY
         outcome: BaseException | None = None
         expired = False
         try:
