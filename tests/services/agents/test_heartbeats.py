@@ -1,0 +1,258 @@
+"""Heartbeats: readings for callers, the authority over leases, and what is in the node's folders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fleet.v1 import node_pb2 as pb
+from fleet.v1 import node_pb2_grpc, types_pb2
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.domain.job import JobState
+from fleet_server.services.nodes import address_of, info_of
+from fleet_server.services.reaper import Reaper, ReaperSettings
+from fleet_server.store import Store, decode_node
+from tests.services.agents.agent import image_engine, wait_until
+from tests.services.agents.bench import QUICK, Bench, bench_on
+
+NO_GRACE = ReaperSettings(grace_seconds=0, sweep_seconds=0.02, check_seconds=0.02)
+
+
+async def test_readings_are_shown_as_they_came(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    gpu = types_pb2.Gpu(index=0, name="Orin", memory_total_bytes=32 << 30, temperature_celsius=61)
+    await agent.beat(
+        host=types_pb2.Host(cpu_count=12),
+        gpus=[gpu],
+        metrics_source=types_pb2.MetricsSource.METRICS_SOURCE_JETSON,
+        warnings=["power: not readable"],
+        loaded_models=[pb.LoadedFile(name="sketch", engine="sketch", loaded_seconds_ago=3)],
+    )
+    stub = node_pb2_grpc.NodeStub(agent._channel)
+    (beat,) = (await stub.ListHeartbeats(pb.ListHeartbeatsRequest())).heartbeats
+    node = (await stub.GetNode(pb.GetNodeRequest(node_id="agx0"))).node
+    for seen in (beat, node):
+        assert list(seen.gpus) == [gpu]
+        assert seen.host.cpu_count == 12
+        assert seen.metrics_source == types_pb2.MetricsSource.METRICS_SOURCE_JETSON
+        assert list(seen.warnings) == ["power: not readable"]
+        assert list(seen.loaded_models) == ["sketch"]
+        assert (seen.slots, seen.slots_free) == (1, 1)
+        assert seen.heartbeat_time.seconds > 0
+    assert node.create_time.seconds > 0 and node.connect_time.seconds > 0
+    view = bench.fleet.node("agx0")
+    assert view is not None and view.gpu_memory_bytes == 32 << 30
+    assert not (await stub.ListHeartbeats(pb.ListHeartbeatsRequest(cluster="llm"))).heartbeats
+
+
+async def test_an_unknown_node_is_not_found(bench: Bench) -> None:
+    stub = node_pb2_grpc.NodeStub(bench.agent()._channel)
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await stub.GetNode(pb.GetNodeRequest(node_id="nobody"))
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await stub.CordonNode(pb.CordonNodeRequest(node_id="nobody"))
+    assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_nodes_come_in_pages_by_name(bench: Bench) -> None:
+    for name in ("c", "a", "b"):
+        await bench.agent(name).dial()
+    stub = node_pb2_grpc.NodeStub(bench.agents[0]._channel)
+    first = await stub.ListNodes(pb.NodeListNodesRequest(limit=2))
+    second = await stub.ListNodes(pb.NodeListNodesRequest(limit=2, page_token=first.next_page_token))
+    assert [node.node_id for node in (*first.nodes, *second.nodes)] == ["a", "b", "c"]
+    assert second.next_page_token == ""
+
+
+async def test_a_changed_inventory_is_an_event_and_an_unchanged_beat_is_none(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    before = await bench.store.events.last_id()
+    for _ in range(3):
+        await agent.beat()
+    assert await bench.store.events.last_id() == before
+    await agent.beat(
+        inventory=True, models=[pb.ModelFile(name="new", kind="lora")], engines=[image_engine(version="2")]
+    )
+    events, _ = await bench.store.events.read(before)
+    assert [event.type for event in events] == ["node_update"]
+    info = info_of(decode_node(events[0].fields))
+    assert info.engines[0].version == "2"
+    view = bench.fleet.node("agx0")
+    assert view is not None and set(view.models) == {"new"}
+    await agent.beat(loaded_models=[pb.LoadedFile(name="new", loaded_seconds_ago=1)])
+    loaded = await bench.store.events.last_id()
+    await agent.beat(loaded_models=[pb.LoadedFile(name="new", loaded_seconds_ago=2)])
+    assert await bench.store.events.last_id() == loaded
+
+
+async def test_leases_live_by_heartbeats_alone(store: Store, short_path: Path) -> None:
+    """Two jobs run; the one that beats name stays, the other is lost with its lease and runs again."""
+    settings = replace(QUICK, lease_seconds=0.4)
+    async with bench_on(store, short_path, settings=settings) as bench:
+        agent = bench.agent(slots=2)
+        await agent.dial()
+        await bench.submit()
+        await bench.submit()
+        kept, lost = await agent.start(), await agent.start()
+        reaper = Reaper(store, bench.fleet, bench.dispatcher.wake, settings=NO_GRACE)
+        bench.tasks.append(asyncio.create_task(reaper.run()))
+
+        async def requeued() -> bool:
+            await agent.beat([(kept.job_id, kept.token)], slots=2)
+            return (await bench.job(lost.job_id)).token != lost.token
+
+        await wait_until(requeued)
+        record = await bench.job(kept.job_id)
+        assert (record.state, record.token) == (JobState.RUNNING, kept.token)
+        record = await bench.job(lost.job_id)
+        assert record.losses == 1
+        attempt = types_pb2.JobAttempt.FromString(record.attempts[0])
+        assert (attempt.error.reason, attempt.node_id) == ("NODE_LOST", "agx0")
+
+
+async def test_nothing_is_reaped_while_agents_may_still_come_back(store: Store, short_path: Path) -> None:
+    settings = replace(QUICK, lease_seconds=0.05)
+    async with bench_on(store, short_path, settings=settings) as bench:
+        agent = bench.agent()
+        await agent.dial()
+        job_id = await bench.submit()
+        assign = await agent.start()
+        await agent.ended.wait()
+        patient = Reaper(store, bench.fleet, lambda: None, settings=replace(NO_GRACE, grace_seconds=60))
+        for _ in range(3):
+            await patient.sweep()
+        assert (await bench.job(job_id)).token == assign.token
+        hasty = Reaper(store, bench.fleet, lambda: None, settings=NO_GRACE)
+
+        async def reaped() -> bool:
+            await hasty.sweep()
+            return (await bench.job(job_id)).state is JobState.QUEUED
+
+        await wait_until(reaped)
+
+
+async def test_a_poisonous_job_fails_on_the_one_node_that_can_run_it(store: Store, short_path: Path) -> None:
+    settings = replace(QUICK, lease_seconds=0.3)
+    async with bench_on(store, short_path, settings=settings) as bench:
+        reaper = Reaper(store, bench.fleet, bench.dispatcher.wake, settings=NO_GRACE)
+        bench.tasks.append(asyncio.create_task(reaper.run()))
+        job_id = await bench.submit(max_retries=0)
+        for boot in range(3):
+            agent = bench.agent(instance_id=f"boot-{boot}")
+            await agent.dial()
+            await agent.start()
+            await wait_until(lambda: counted(bench, job_id))
+            await agent.hang_up()
+        await bench.agent(instance_id="last").dial()
+        await wait_until(lambda: failed(bench, job_id))
+        error = types_pb2.JobError.FromString((await bench.job(job_id)).error)
+        assert (error.reason, error.code) == ("POISON", "INTERNAL")
+
+
+async def counted(bench: Bench, job_id: str) -> bool:
+    return (await bench.job(job_id)).started_ms is not None
+
+
+async def failed(bench: Bench, job_id: str) -> bool:
+    return (await bench.job(job_id)).state is JobState.FAILED
+
+
+class Away:
+    """Stands before a call of the store: while `away` it answers STORE_UNAVAILABLE, the call made (`after`) or not."""
+
+    def __init__(self, call: Callable[..., Awaitable[Any]], *, after: bool) -> None:
+        self.away = True
+        self.tries = 0
+        self._call = call
+        self._after = after
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.tries += 1
+        answer = None if self.away and not self._after else await self._call(*args, **kwargs)
+        if self.away:
+            raise FleetError("STORE_UNAVAILABLE", "the store cannot be reached")
+        return answer
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not written", "written but not answered"])
+async def test_reports_wait_for_a_store_that_is_away(bench: Bench, after: bool) -> None:
+    """The end of an attempt is settled when the store is back, once; heartbeats go on meanwhile."""
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    await wait_until(lambda: counted(bench, job_id))
+    door = Away(bench.store.jobs.complete, after=after)
+    bench.store.jobs.complete = door  # type: ignore[method-assign]
+    await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
+    await wait_until(lambda: door.tries > 2)
+    await agent.beat()
+    assert not [message for message in agent.heard if message.HasField("complete_ack")]
+    door.away = False
+    ack = (await agent.next("complete_ack")).complete_ack
+    assert ack.outcome == (
+        pb.CompleteOutcome.COMPLETE_OUTCOME_ALREADY if after else pb.CompleteOutcome.COMPLETE_OUTCOME_OK
+    )
+    assert (await bench.job(job_id)).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not written", "written but not answered"])
+async def test_a_claim_whose_outcome_is_unknown_is_claimed_again(bench: Bench, after: bool) -> None:
+    """The same token: the job is not claimed twice and not forgotten."""
+    door = Away(bench.store.jobs.claim, after=after)
+    bench.store.jobs.claim = door  # type: ignore[method-assign]
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    await wait_until(lambda: door.tries > 2)
+    door.away = False
+    assign = await agent.take()
+    assert (assign.job_id, assign.attempt) == (job_id, 1)
+
+
+async def test_a_departure_is_written_down_when_the_store_is_back(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    door = Away(bench.store.nodes.disconnect, after=False)
+    bench.store.nodes.disconnect = door  # type: ignore[method-assign]
+    await agent.hang_up()
+    await wait_until(lambda: door.tries > 2)
+    assert await bench.status() == "online"
+    assert bench.fleet.nodes()[0].status == "disconnected"
+    door.away = False
+    await wait_until(lambda: bench.status_is("disconnected"))
+
+
+async def test_a_hello_whose_store_is_away_is_told_to_come_again(bench: Bench) -> None:
+    door = Away(bench.store.nodes.connect, after=True)
+    bench.store.nodes.connect = door  # type: ignore[method-assign]
+    agent = bench.agent()
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await agent.dial()
+    assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+    await wait_until(lambda: bench.status_is("disconnected"))
+    door.away = False
+    await agent.dial()
+    assert await bench.status() == "online"
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.0.0.7:4711", "10.0.0.7"),
+        ("ipv6:%5Bfe80::1%5D:4711", "fe80::1"),
+        ("unix:/run/x", ""),
+        ("", ""),
+    ],
+)
+def test_the_address_of_a_peer(peer: str, address: str) -> None:
+    assert address_of(peer) == address
