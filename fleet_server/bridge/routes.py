@@ -26,6 +26,8 @@ T = TypeVar("T")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_SLASH: Final = re.compile(rb"(%2[fF])")
 _FORBIDDEN: Final = re.compile(r"[/\\\0]")
+_PLAIN: Final = re.compile(rb"/[!-$&-\[\]-~]*")
+"""Paths whose segments are their own text, fit for any variable: no escape, no backslash, ASCII alone."""
 
 
 class RouteError(ValueError):
@@ -114,15 +116,24 @@ class Router(Generic[T]):
             entry = methods.get(http_method)
             if entry is not None:
                 return Match(entry.target, ())
-            segments: list[bytes] = []
+            texts, segments = [], None
+        elif _PLAIN.fullmatch(raw_path):
+            texts, segments = raw_path.decode("ascii").split("/")[1:], None
+            methods = self._find(texts, texts[-1].rpartition(":"), raw_path)
+            entry = methods.get(http_method)
         else:
             segments = raw_path.split(b"/")[1:]
-            methods = self._find(segments, raw_path)
+            methods = self._find_encoded(segments, raw_path)
             entry = methods.get(http_method)
         if entry is None:
             entry = self._other_method(methods, http_method, raw_path)
         if not entry.captures:
             return Match(entry.target, ())
+        if segments is None:
+            if entry.binding.template.verb:
+                texts[-1] = texts[-1].rpartition(":")[0]
+            plain = [(capture.name, "/".join(texts[capture.start : capture.end])) for capture in entry.captures]
+            return Match(entry.target, plain)
         if entry.binding.template.verb:
             segments[-1] = segments[-1].rpartition(b":")[0]
         return Match(entry.target, [(capture.name, _value(capture, segments)) for capture in entry.captures])
@@ -138,14 +149,24 @@ class Router(Generic[T]):
         allow = methods.allow
         raise MethodNotAllowedError(f"{shown} does not take {http_method}; it takes {allow}", allow)
 
-    def _find(self, segments: list[bytes], raw_path: bytes) -> _Methods[T]:
+    def _find_encoded(self, segments: list[bytes], raw_path: bytes) -> _Methods[T]:
+        texts: list[str | None] = []
         if raw_path[:1] == b"/" and b"" not in segments:
-            head, colon, verb = segments[-1].rpartition(b":")
-            if colon and head and (text := _decode(verb)) in self._verbs and text is not None:
-                found = _walk(self._root, [*map(_decode, segments[:-1]), _decode(head)], 0, text)
+            texts = [_decode(segment) for segment in segments]
+        head, colon, verb = segments[-1].rpartition(b":") if texts else (b"", b"", b"")
+        return self._find(texts, (_decode(head), colon.decode(), _decode(verb)), raw_path)
+
+    def _find(
+        self, texts: Sequence[str | None], last: tuple[str | None, str, str | None], raw_path: bytes
+    ) -> _Methods[T]:
+        """What answers decoded segments, the last of them also cut at its last colon; none at all match nothing."""
+        if texts and "" not in texts:
+            head, colon, verb = last
+            if colon and head != "" and verb is not None and verb in self._verbs:
+                found = _walk(self._root, [*texts[:-1], head], 0, verb)
                 if found is not None:
                     return found
-            found = _walk(self._root, [_decode(segment) for segment in segments], 0, "")
+            found = _walk(self._root, texts, 0, "")
             if found is not None:
                 return found
         shown = raw_path[:200].decode("ascii", "replace")
@@ -176,7 +197,7 @@ class Router(Generic[T]):
                 continue
             sample = shape.replace("**", "x").replace("*", "x")
             try:
-                match = self._find(sample.encode().split(b"/")[1:], sample.encode())
+                match = self._find_encoded(sample.encode().split(b"/")[1:], sample.encode())
             except FleetError:
                 match = _Methods()
             entry = match.get(method)
@@ -186,21 +207,24 @@ class Router(Generic[T]):
                 raise RouteError(f"{line}: it is answered by another binding, {entry.binding}")
 
 
-def _walk(node: _Node[T], segments: list[str | None], at: int, verb: str) -> _Methods[T] | None:
+def _walk(node: _Node[T], segments: Sequence[str | None], at: int, verb: str) -> _Methods[T] | None:
     """The best match below `node`; each node is visited at most once, whatever the path."""
-    if at == len(segments):
-        return node.ends.get(verb) or node.rest.get(verb)
-    segment = segments[at]
-    child = node.literals.get(segment) if segment is not None else None
-    if child is not None:
-        found = _walk(child, segments, at + 1, verb)
-        if found is not None:
-            return found
-    if node.wildcard is not None:
-        found = _walk(node.wildcard, segments, at + 1, verb)
-        if found is not None:
-            return found
-    return node.rest.get(verb)
+    while at < len(segments):
+        segment = segments[at]
+        child = node.literals.get(segment) if segment is not None else None
+        if child is None:
+            child = node.wildcard
+            if child is None:
+                return node.rest.get(verb)
+        elif node.wildcard is not None:
+            found = _walk(child, segments, at + 1, verb)
+            if found is not None:
+                return found
+            child = node.wildcard
+        if node.rest:
+            return _walk(child, segments, at + 1, verb) or node.rest.get(verb)
+        node, at = child, at + 1
+    return node.ends.get(verb) or node.rest.get(verb)
 
 
 def _decode(segment: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from google.api import http_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_server.bridge import Binding, RouteError, Router, rules_of
+from fleet_server.bridge import Binding, RouteError, Router, routes, rules_of
 from fleet_server.bridge.errors import MethodNotAllowedError
 from fleet_server.domain.errors import FleetError
 from tests.bridge.dynamic import custom, get, post, service_of
@@ -178,6 +179,22 @@ def test_any_path_is_matched_or_refused(path: bytes) -> None:
             assert error.reason in {"ROUTE_NOT_FOUND", "METHOD_NOT_ALLOWED", "INVALID_PATH"}
         else:
             assert all("\0" not in text for _, text in match.variables)
+
+
+@given(st.text(alphabet="/ab0:*undo", max_size=24).map(lambda text: f"/{text}".encode()))
+@settings(max_examples=1000, derandomize=True, deadline=None)
+def test_the_short_way_of_plain_paths_is_the_long_way(path: bytes) -> None:
+    def outcome() -> object:
+        try:
+            target, variables = _FUZZED.match("GET", path)
+        except FleetError as error:
+            return error.reason, error.detail
+        return target, list(variables)
+
+    short = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routes, "_PLAIN", re.compile(rb"(?!)"))
+        assert outcome() == short
 
 
 _FUZZED = router_of(
