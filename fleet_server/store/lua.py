@@ -1,8 +1,8 @@
 """Loads scripts/*.lua: joins their snippets, puts key names in and knows their SHA-1.
 
-A script begins with `#!lua flags=...`. `-- include: x` pastes scripts/lib/x.lua; `K.name` becomes the prefix and that
-key of keys.NAMES. ARGV[1] is now_ms ("" takes the server's TIME), ARGV[2] the prefix; a script's own arguments
-follow.
+A script begins with `#!lua flags=...`. `-- include: x` takes from scripts/lib/x.lua what is used; `K.name` becomes the
+prefix and that key of keys.NAMES. ARGV[1] is now_ms ("" takes the server's TIME), ARGV[2] the prefix; a script's own
+arguments follow.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from fleet_server.store.keys import IDEMPOTENCY_TTL_MS, NAMES, STAGED_TTL_MS
 _INCLUDE = re.compile(r"^-- include: ([a-z_]+)$", re.MULTILINE)
 _KEY = re.compile(r"\bK\.([a-z_]+)\b")
 _CONSTANT = re.compile(r"\bC\.([A-Z_]+)\b")
+_WORD = re.compile(r"\w+")
+_DEFINED = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
 _CONSTANTS = {"IDEMPOTENCY_TTL_MS": IDEMPOTENCY_TTL_MS, "STAGED_TTL_MS": STAGED_TTL_MS}
 
 
@@ -33,23 +35,39 @@ class Script:
     sha: str
 
 
-def _join(source: str, read: Mapping[str, str], seen: set[str]) -> str:
-    def paste(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name in seen:
-            return ""
-        seen.add(name)
-        return _join(read[name], read, seen)
+def _snippets(source: str, lib: Mapping[str, str], seen: dict[str, None]) -> None:
+    """Collects the names of the snippets that a text includes, each after those it needs itself."""
+    for name in _INCLUDE.findall(source):
+        if name not in seen:
+            _snippets(lib[name], lib, seen)
+            seen[name] = None
 
-    return _INCLUDE.sub(paste, source)
+
+def _plain(source: str) -> str:
+    """Without comments, keys and constants in place."""
+    text = _KEY.sub(lambda match: f"P..'{NAMES[match.group(1)]}'", source)
+    text = _CONSTANT.sub(lambda match: str(_CONSTANTS[match.group(1)]), text)
+    return "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("--"))
 
 
 def build(name: str, source: str, lib: Mapping[str, str]) -> Script:
-    """The script that the server is given. Raises KeyError for an unknown snippet, key or constant."""
-    text = _join(source, lib, set())
-    text = _KEY.sub(lambda match: f"P..'{NAMES[match.group(1)]}'", text)
-    text = _CONSTANT.sub(lambda match: str(_CONSTANTS[match.group(1)]), text)
-    text = "\n".join(line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("--"))
+    """The script that the server is given. Raises KeyError for an unknown snippet, key or constant.
+
+    Of the snippets only what is used comes along, since a server makes each function anew at each call. A snippet's
+    paragraphs are what is taken or left; one defines the names that its lines begin with `local`.
+    """
+    seen: dict[str, None] = {}
+    _snippets(source, lib, seen)
+    shebang, _, body = _plain(source).partition("\n")
+    paragraphs = [one for snippet in seen for one in _plain(lib[snippet]).split("\n\n")]
+    kept: list[str] = []
+    words = set(_WORD.findall(body))
+    for paragraph in reversed(paragraphs):
+        if words & set(_DEFINED.findall(paragraph)):
+            kept.append(paragraph)
+            words |= set(_WORD.findall(paragraph))
+    lines = "\n".join([shebang, *reversed(kept), body]).split("\n")
+    text = "\n".join(line for line in lines if line.strip())
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -1,4 +1,5 @@
 local P = ARGV[2]
+
 local NOW
 if ARGV[1] == '' then
   local t = redis.call('TIME')

@@ -46,11 +46,15 @@ end
 local function line_up(j, newcomer)
   local owner = j.ow or ''
   local turns = in_lane(K.turns, j.ln, j.pr)
-  if not redis.call('ZSCORE', turns, owner) then
+  local heads = in_lane(K.heads, j.ln, j.pr)
+  local head = redis.call('ZSCORE', heads, owner)
+  if not head then
     local first = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
     redis.call('ZADD', turns, first[2] and tonumber(first[2]) + newcomer or 0, owner)
   end
-  redis.call('ZADD', in_lane(K.heads, j.ln, j.pr), 'LT', j.en, owner)
+  if not head or tonumber(j.en) < tonumber(head) then
+    redis.call('ZADD', heads, j.en, owner)
+  end
 end
 
 local function enqueue(id, j, newcomer)
