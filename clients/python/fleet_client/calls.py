@@ -26,15 +26,15 @@ Json = dict[str, Any]
 def base_url(given: str | None) -> str:
     """The server's address: as given, else FLEET_URL, else this machine. `gpu.lan:8765` is taken for http.
     Raises SettingError for what is no http(s) address."""
-    text = (given or os.environ.get("FLEET_URL") or DEFAULT_URL).strip().rstrip("/")
+    text = (given or os.environ.get("FLEET_URL") or DEFAULT_URL).strip()
     address = text if "://" in text else f"http://{text}"
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL as error:
         raise SettingError(f"url: {text!r} is no address: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or " " in address:
         raise SettingError(f"url: {text!r} is no address; give one such as {DEFAULT_URL}")
-    return address
+    return address.rstrip("/")
 
 
 def headers(api_key: str | None) -> dict[str, str]:
