@@ -19,7 +19,7 @@ from fleet_server.bridge.guard import HostOriginGuard
 from fleet_server.bridge.openapi import OpenApiOptions, openapi_document
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.transcoder import Bridge
-from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, SERVICES, descriptions
+from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
 from fleet_server.domain.errors import REASON_CODES, FleetError
 from fleet_server.protojson import JsonCodec
 from fleet_server.rpc.auth import ApiKey, KeyRing
@@ -211,6 +211,7 @@ class Server:
                 version=__version__,
                 reason_codes=REASON_CODES,
                 files=descriptions(),
+                variants={"fleet.v1.CreateJobRequest.payload": PAYLOADS},
                 media_types={"fleet.v1.Fleet.Generate": ["image/png"]},
                 special=plain,
             ),

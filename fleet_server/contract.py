@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fleet.v1 import fleet_pb2, node_pb2, queue_pb2, vision_pb2
-from google.protobuf.descriptor import ServiceDescriptor
+from fleet.v1 import fleet_pb2, node_pb2, queue_pb2, types_pb2, vision_pb2
+from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
@@ -14,6 +14,15 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
     queue_pb2.DESCRIPTOR.services_by_name["Queue"],
     node_pb2.DESCRIPTOR.services_by_name["Node"],
 )
+
+PAYLOADS: tuple[Descriptor, ...] = (
+    types_pb2.ImagePayload.DESCRIPTOR,
+    types_pb2.VideoPayload.DESCRIPTOR,
+    types_pb2.LlmPayload.DESCRIPTOR,
+    types_pb2.TranscriptionPayload.DESCRIPTOR,
+    types_pb2.ContainerPayload.DESCRIPTOR,
+)
+"""What a job's free `payload` holds, by job type; that of `custom` is any object."""
 
 DOCUMENTED_PATHS = (
     "POST /api/fleet/generate",

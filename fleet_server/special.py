@@ -23,7 +23,8 @@ _PAGE = """<!doctype html>
 </style>
 <h1>Fleet Commander</h1>
 <p>Version {version}. One address for all your GPU nodes.</p>
-<pre>curl -X POST "{origin}/api/fleet/generate" -H "Content-Type: application/json" \\
+<pre>curl -X POST "{origin}/api/fleet/generate" \\
+  -H "Content-Type: application/json" \\
   -d '{{"prompt": "a beautiful sunset over mountains"}}' --output image.png</pre>
 <p><a href="/docs">Every call, with a form to try it</a> · <a href="/openapi.json">OpenAPI</a> ·
 <a href="/api/status">Status</a> · <a href="/metrics">Metrics</a></p>
