@@ -45,7 +45,8 @@ def check_callback(url: str, rules: CallbackRules, *, field: str = "callback_url
     parts, host, port = _split(url, field)
     literal = _literal(host, field)
     if literal is None:
-        if host in _LOOPBACK_NAMES or host.endswith(".localhost"):
+        name = host.removesuffix(".")
+        if name in _LOOPBACK_NAMES or name.endswith(".localhost"):
             _loopback(port or _PORTS[parts.scheme], rules, field)
         return
     address = _embedded(literal)

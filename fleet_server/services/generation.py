@@ -100,11 +100,9 @@ class Generation:
         )
         self._check_nodes(admitted.spec)
         once = idempotency(request, method="Fleet/Generate", owner=owner, key=key)
-        # Held through the submit, so that a caller who leaves during it still cancels what came of it.
-        own = admitted.job.job_id
-        async with self._caller(own), self._joined(admitted, once) as job_id:
-            record = await self._ended(job_id, replayed=job_id != own)
-            return await self._picture(record)
+        job_id = await self._submitted(admitted, once)
+        async with self._caller(job_id):
+            return await self._picture(await self._ended(job_id))
 
     def waiting(self, job_id: str) -> int:
         """How many callers of this replica wait for the job."""
@@ -169,15 +167,22 @@ class Generation:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
-    @asynccontextmanager
-    async def _joined(self, admitted: Admitted, once: Idempotency | None) -> AsyncIterator[str]:
-        """Submits the job, or joins the one that the same key made before."""
-        job_id = await self._shield.run(self._submit(admitted, once))
-        if job_id == admitted.job.job_id:
-            yield job_id
-            return
-        async with self._caller(job_id):
-            yield job_id
+    async def _submitted(self, admitted: Admitted, once: Idempotency | None) -> str:
+        """Submits the job, or joins the one that the same key made before; its id."""
+        submit = self._shield.start(self._submit(admitted, once))
+        try:
+            return await asyncio.shield(submit)
+        except asyncio.CancelledError:
+            # The store may have it already or a moment from now: what comes of it has no caller.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._shield.run(self._cancel_after(submit))
+            raise
+
+    async def _cancel_after(self, submit: asyncio.Task[str]) -> None:
+        with contextlib.suppress(FleetError):
+            job_id = await submit
+            if not self._waiting[job_id]:
+                await self._cancel(job_id)
 
     async def _submit(self, admitted: Admitted, once: Idempotency | None) -> str:
         """The job to wait for. Failures are not remembered: an ended one without a picture gives way to a new one."""
@@ -195,18 +200,15 @@ class Generation:
             once = replace(once, key=f"{once.key.partition(chr(10))[0]}\n{job_id}")
         raise FleetError("IDEMPOTENCY_KEY_REUSED", "request_id: too many tries with this key failed; use another")
 
-    async def _ended(self, job_id: str, *, replayed: bool) -> JobRecord:
+    async def _ended(self, job_id: str) -> JobRecord:
         with self._hub.expect_end(job_id) as ending:
-            look = replayed
             while True:
-                if not look:
-                    await ending.wait(self._settings.poll_seconds)
-                look = False
                 record = await self._jobs.get(job_id)
                 if record is None:
                     raise FleetError("INTERNAL", f"the job {job_id} was deleted while its caller waited")
                 if record.state.ended:
                     return record
+                await ending.wait(self._settings.poll_seconds)
 
     async def _leave(self, job_id: str) -> None:
         """Cancels a job whose caller has gone; bounded, and finished even if this is cancelled too."""

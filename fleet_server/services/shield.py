@@ -15,12 +15,16 @@ class Shield:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def run(self, step: Coroutine[Any, Any, T]) -> T:
-        """The step's result. A cancelled caller leaves at once; the step goes on."""
+    def start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begins a step that nobody need wait for."""
         task = asyncio.create_task(step)
         self._tasks.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        return task
+
+    async def run(self, step: Coroutine[Any, Any, T]) -> T:
+        """The step's result. A cancelled caller leaves at once; the step goes on."""
+        return await asyncio.shield(self.start(step))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
