@@ -1,11 +1,13 @@
 """`fixed`: answers at once with a picture of a given size in bytes, to measure everything but an engine.
 
-Made only when asked for by name. Option `size_bytes` (default 1,500,000) is the PNG's size, about.
+Made only when asked for by name (FLEET_ENGINES=fixed). Option `size_bytes`, else the variable
+FLEET_FIXED_SIZE_BYTES, else 1,500,000, is the PNG's size, about.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 
@@ -30,7 +32,7 @@ class FixedEngine:
     """The same incompressible picture for every job."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        size = int(settings.options.get("size_bytes", "1500000"))
+        size = int(settings.options.get("size_bytes") or os.environ.get("FLEET_FIXED_SIZE_BYTES", "1500000"))
         if not 1_000 <= size <= 50_000_000:
             raise ValueError(f"fixed: size_bytes must be 1,000 to 50,000,000, got {size}")
         side = self._side = max(8, round(math.sqrt(size / 3)))
