@@ -232,8 +232,8 @@ class AgentProcess:
 
     def __init__(self, settings: AgentSettings, **environment: str) -> None:
         given = settings.model_dump(mode="json", exclude_defaults=True, exclude={"api_key", "labels"})
-        self._environment = {f"FLEET_AGENT_{name.upper()}": _text(value) for name, value in given.items()}
-        self._environment |= environment
+        self.environment = {f"FLEET_AGENT_{name.upper()}": _text(value) for name, value in given.items()}
+        self.environment |= environment
         self.process: asyncio.subprocess.Process | None = None
         self.errors = b""
 
@@ -242,7 +242,7 @@ class AgentProcess:
             sys.executable,
             "-m",
             "fleet_agent",
-            env={**os.environ, **self._environment},
+            env={**os.environ, **self.environment},
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
