@@ -17,7 +17,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.services.happenings import JOB_KINDS, EventMaker, gap
 from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
 from fleet_server.services.ports import Nodes, Ticks
-from fleet_server.services.rates import Rates
+from fleet_server.services.rates import WINDOW_SECONDS, Rates
 from fleet_server.services.views import JobViews
 from fleet_server.store import EventStore, JobStore, StoredEvent, decode_job
 
@@ -86,6 +86,7 @@ class EventHub:
         self._endings: dict[str, set[Ending]] = {}
         self._entries: asyncio.Queue[StoredEvent] = asyncio.Queue(1_024)
         self._last = ""
+        self._began = (0, 0)
         self._beats: dict[str, int] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._ready = asyncio.Event()
@@ -99,6 +100,7 @@ class EventHub:
                 group.create_task(self._follow(), name="events-follow")
                 group.create_task(self._publish(), name="events-publish")
                 group.create_task(self._follow_ticks(), name="events-ticks")
+                group.create_task(self._recall_rates(), name="events-rates")
         finally:
             stop()
 
@@ -292,6 +294,7 @@ class EventHub:
                         await self._catch_up()
                     else:
                         self._last = await self._events.last_id()
+                        self._began = order(self._last)
                     self._ready.set()
                     async for entry in entries:
                         if entry.type == "gap":
@@ -301,6 +304,22 @@ class EventHub:
             except FleetError as error:
                 _log.warning("the event stream is interrupted", detail=error.detail)
                 await asyncio.sleep(self._settings.retry_seconds)
+
+    async def _recall_rates(self) -> None:
+        """Counts what happened before this process began, as far back as the window reaches."""
+        await self._ready.wait()
+        place = f"{max(0, self._clock() - WINDOW_SECONDS * 1000)}-0"
+        with contextlib.suppress(FleetError):
+            while True:
+                entries, _ = await self._events.read(place, self._settings.page)
+                for entry in entries:
+                    if order(entry.id) > self._began:
+                        return
+                    if entry.type in JOB_KINDS:
+                        self._rates.note(decode_job(entry.fields))
+                if len(entries) < self._settings.page:
+                    return
+                place = entries[-1].id
 
     async def _catch_up(self) -> None:
         """Reads what came while nobody listened; what is gone is told as a gap."""

@@ -23,7 +23,6 @@ _FIRST_VERSION = 1
 class _Slice:
     """One minute. Durations are counted in classes that are 5 % wide, which is as exact as percentiles need be."""
 
-    start_ms: int
     submitted: int = 0
     ended: int = 0
     waits: Counter[int] = field(default_factory=Counter)
@@ -35,12 +34,12 @@ class Rates:
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
-        self._slices: deque[_Slice] = deque()
+        self._slices: dict[int, _Slice] = {}
         self._runs: OrderedDict[str, deque[int]] = OrderedDict()
 
     def note(self, record: JobRecord) -> None:
-        """A job as it is after a change."""
-        now = self._slice()
+        """A job as it is after a change; counted at the time of the change, which may be a while ago."""
+        now = self._slice(record.updated_ms)
         if record.version == _FIRST_VERSION:
             now.submitted += 1
         elif record.state is JobState.RUNNING and record.started_ms is not None:
@@ -57,18 +56,22 @@ class Rates:
         runs = self._runs.get(lane_id)
         return sum(runs) / len(runs) if runs else None
 
+    def lanes(self) -> list[str]:
+        """The lanes of which runs are known."""
+        return list(self._runs)
+
     def fill(self, stats: queue_pb2.GetStatsResponse) -> None:
         """Sets the window, its rates and its percentiles; null where nothing happened."""
-        self._slice()
+        parts = self._recent()
         stats.window_seconds = WINDOW_SECONDS
-        submitted = sum(part.submitted for part in self._slices)
-        ended = sum(part.ended for part in self._slices)
+        submitted = sum(part.submitted for part in parts)
+        ended = sum(part.ended for part in parts)
         if submitted:
             stats.submitted_per_second = submitted / WINDOW_SECONDS
         if ended:
             stats.ended_per_second = ended / WINDOW_SECONDS
-        stats.wait_seconds.CopyFrom(_percentiles([part.waits for part in self._slices]))
-        stats.run_seconds.CopyFrom(_percentiles([part.runs for part in self._slices]))
+        stats.wait_seconds.CopyFrom(_percentiles([part.waits for part in parts]))
+        stats.run_seconds.CopyFrom(_percentiles([part.runs for part in parts]))
 
     def _note_lane(self, lane_id: str, took: int) -> None:
         self._runs.setdefault(lane_id, deque(maxlen=_RUNS_KEPT)).append(took)
@@ -76,13 +79,20 @@ class Rates:
         if len(self._runs) > _LANES_KEPT:
             self._runs.popitem(last=False)
 
-    def _slice(self) -> _Slice:
-        start = self._clock() // _SLICE_MS * _SLICE_MS
-        if not self._slices or self._slices[-1].start_ms < start:
-            self._slices.append(_Slice(start))
-        while self._slices[0].start_ms <= start - WINDOW_SECONDS * 1000:
-            self._slices.popleft()
-        return self._slices[-1]
+    def _slice(self, at_ms: int) -> _Slice:
+        start = at_ms // _SLICE_MS * _SLICE_MS
+        found = self._slices.get(start)
+        if found is None:
+            self._recent()
+            found = self._slices[start] = _Slice()
+        return found
+
+    def _recent(self) -> list[_Slice]:
+        """The slices of the window; older ones are forgotten."""
+        oldest = self._clock() - WINDOW_SECONDS * 1000
+        for start in [start for start in self._slices if start <= oldest]:
+            del self._slices[start]
+        return list(self._slices.values())
 
 
 def _class(ms: int) -> int:

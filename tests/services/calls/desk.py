@@ -9,7 +9,7 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ from fleet_server.services.views import JobViews
 from fleet_server.storage.outputs import LocalOutputs, OutputLimits
 from fleet_server.storage.thumbnails import Thumbnails
 from fleet_server.store import ClaimRequest, OutputRow, Store
+from tests.waiting import wait_until
 
 M = TypeVar("M", bound=Message)
 ALIAS = "SDXL_4GB_FP8.safetensors"
@@ -140,9 +141,14 @@ class Desk:
         self.nodes.connected(row, hello, beat_of(hello), address="127.0.0.1", slots_free=slots)
         self.sessions[node_id] = session
 
-    async def waits(self) -> bool:
-        """Whether a job is in line."""
-        return bool(await self.store.jobs.lanes())
+    async def in_line(self) -> None:
+        """Returns once a job is in line."""
+
+        async def waiting() -> bool:
+            return bool(await self.store.jobs.lanes())
+
+        look: Callable[[], bool | Awaitable[bool]] = waiting
+        await wait_until(look)
 
     async def claim(self, node_id: str = "agx0") -> Claim:
         """The next job of any lane that the node can run, given to it."""

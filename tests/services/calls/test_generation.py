@@ -24,7 +24,7 @@ def begin(desk: Desk, *, key: str | None = None, **fields: Any) -> asyncio.Task[
 
 async def claimed(desk: Desk) -> Claim:
     """The job of a generation just begun, on its node."""
-    await wait_until(lambda: desk.waits())
+    await desk.in_line()
     return await desk.start()
 
 
