@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 
 import structlog
 from fleet.v1 import node_pb2 as pb
@@ -14,67 +13,18 @@ from fleet.v1.types_pb2 import JobProgress, JobSpec
 from fleet_server.domain.errors import Code, FleetError
 from fleet_server.domain.job import Claim, JobRecord
 from fleet_server.services.attempts import Attempt, AttemptBook
-from fleet_server.services.completion import Completions
-from fleet_server.services.fleet import FleetView
-from fleet_server.services.nodes import beat_of, description_of, with_inventory
-from fleet_server.services.progress import ProgressHub
-from fleet_server.store import Held, Store
+from fleet_server.services.beats import Beats
+from fleet_server.services.nodes import beat_of
+from fleet_server.services.session_parts import SessionParts, SessionSettings
 
 _log = structlog.get_logger("fleet.session")
 
+__all__ = ["Session", "SessionSettings"]
+
 Step = Callable[[], Awaitable[None]]
 
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """Durations of the agents' protocol, in seconds; the defaults are those of production."""
-
-    heartbeat_seconds: float = 5.0
-    lease_seconds: float = 30.0
-    accept_seconds: float = 10.0
-    write_seconds: float = 10.0
-    hello_seconds: float = 10.0
-    goodbye_seconds: float = 10.0
-    drain_seconds: float = 5.0
-    """How long the end of a stream waits for what has been said on it to be written down."""
-    spool_seconds: float = 10.0
-    """How long a restarted agent's lost work waits for the results that it has brought along."""
-    avoid_seconds: float = 5.0
-    """How long a lane keeps away from a node that rejected one of its jobs or did not take it."""
-    repeat_seconds: float = 0.5
-    watch_seconds: float = 1.0
-    hellos_per_second: float = 100.0
-    outbox: int = 1_024
-    backlog: int = 1_024
-    """Reports of one agent that wait for the store; then its stream is not read."""
-
-    @property
-    def lease_ms(self) -> int:
-        return int(self.lease_seconds * 1000)
-
-
-@dataclass(slots=True)
-class SessionCounters:
-    """What went by since the start, for metrics."""
-
-    hellos: int = 0
-    refused_hellos: int = 0
-    ignored_messages: int = 0
-    unaccepted: int = 0
-    rejected: int = 0
-    stuck_writers: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SessionParts:
-    """What a session works with."""
-
-    store: Store
-    fleet: FleetView
-    hub: ProgressHub
-    completions: Completions
-    settings: SessionSettings
-    counters: SessionCounters
+MAX_PREVIEW_BYTES = 65_536
+"""What is larger is no preview."""
 
 
 class Session:
@@ -95,8 +45,6 @@ class Session:
         self.writer: asyncio.Task[object] | None = None
         self.ended = asyncio.Event()
         self.spool_settled = asyncio.Event()
-        self._hello = hello
-        self._described = description_of(hello)
         self._parts = parts
         self._settings = parts.settings
         self._book = AttemptBook()
@@ -107,8 +55,9 @@ class Session:
         self._error: FleetError | None = None
         self._stop = asyncio.Event()
         self._steps: asyncio.Queue[Step] = asyncio.Queue(self._settings.backlog)
-        self._beat: pb.AgentHeartbeat | None = None
-        self._some_beat = asyncio.Event()
+        self._beats = Beats(
+            session_id, hello, parts, self._book, self._settling, answer=self._answer, replaced=self._replaced
+        )
         if not self._spooled:
             self.spool_settled.set()
 
@@ -122,7 +71,7 @@ class Session:
     @property
     def description(self) -> bytes:
         """The agent's description as the store keeps it."""
-        return self._described
+        return self._beats.description
 
     @property
     def job_ids(self) -> tuple[str, ...]:
@@ -131,7 +80,7 @@ class Session:
 
     def adopt(self, kept: list[JobRecord]) -> None:
         """Takes over what the agent holds at its Hello: `kept` are the jobs that it goes on with."""
-        first = beat_of(self._hello)
+        first = beat_of(self._beats.hello)
         self._book.report(first.slots, first.slots_free, first.held)
         current = {record.token: record for record in kept}
         for attempt in self._book:
@@ -205,7 +154,7 @@ class Session:
         """Reads the agent to the stream's end or until `stop`, then settles what it said. Never raises."""
         reader = asyncio.create_task(self._read(requests))
         settler = asyncio.create_task(self._settle())
-        tasks = [reader, settler, asyncio.create_task(self._beats()), asyncio.create_task(self._watch())]
+        tasks = [reader, settler, asyncio.create_task(self._beats.run()), asyncio.create_task(self._watch())]
         stopped = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -235,7 +184,8 @@ class Session:
     async def _take(self, message: pb.AgentMessage) -> None:
         match message.WhichOneof("message"):
             case "heartbeat":
-                self._on_heartbeat(message.heartbeat)
+                self._beats.take(message.heartbeat)
+                self._parts.fleet.beat(self.node_id, self._beats.hello, message.heartbeat, slots_free=self.slots_free)
             case "tick":
                 self._on_tick(message.tick)
             case "preview":
@@ -392,63 +342,11 @@ class Session:
 
         await self._steps.put(step)
 
-    # Heartbeats.
+    def _answer(self, ack: pb.HeartbeatAck) -> None:
+        self.send(pb.ServerMessage(heartbeat_ack=ack))
 
-    def _on_heartbeat(self, beat: pb.AgentHeartbeat) -> None:
-        self._hello = with_inventory(self._hello, beat)
-        self._book.report(beat.slots, beat.slots_free, beat.held)
-        self._beat = beat
-        self._some_beat.set()
-        self._parts.fleet.beat(self.node_id, self._hello, beat, slots_free=self.slots_free)
-
-    async def _beats(self) -> None:
-        while True:
-            await self._some_beat.wait()
-            self._some_beat.clear()
-            beat = self._beat
-            if beat is None:
-                continue
-            try:
-                drops = await self._renew(beat)
-            except FleetError as error:
-                # Leases outlast a short absence of the store, and nothing is reaped right after it.
-                _log.warning("heartbeat not kept", node_id=self.node_id, detail=error.detail)
-                continue
-            wanted = [one.token for one in beat.held if self._parts.hub.previews_wanted(one.job_id)]
-            ack = pb.HeartbeatAck(sequence=beat.sequence, drop_tokens=drops, preview_tokens=wanted)
-            self.send(pb.ServerMessage(heartbeat_ack=ack))
-
-    async def _renew(self, beat: pb.AgentHeartbeat) -> list[str]:
-        """Writes a beat down; the tokens that the agent must drop."""
-        store, fleet = self._parts.store, self._parts.fleet
-        named = {one.token for one in beat.held}
-        held = [self._held(one) for one in beat.held]
-        held += [Held(job_id, token) for token, job_id in self._settling.items() if token not in named]
-        dropped = await store.jobs.renew(held, self._settings.lease_ms) if held else []
-        drops = [token for token in dropped if token in named and token not in self._settling]
-        for token in drops:
-            attempt = self._book.get(token)
-            if attempt is not None:
-                attempt.cancelled = True
-        described = description_of(self._hello)
-        if described != self._described:
-            await store.nodes.update_info(self.node_id, self.session_id, described)
-            self._described = described
-            fleet.described(self.node_id, described)
-        seen = fleet.heartbeat(self.node_id)
-        if seen is not None and not await store.nodes.heartbeat(
-            self.node_id, self.session_id, seen.SerializeToString()
-        ):
-            self.stop(FleetError("TAKEN_OVER", "another stream of this node has taken over", code=Code.ABORTED))
-        return drops
-
-    def _held(self, one: pb.HeldAttempt) -> Held:
-        attempt = self._book.get(one.token)
-        if attempt is not None and attempt.progress is not None and attempt.progress >= one.progress:
-            return Held(one.job_id, one.token, attempt.progress, attempt.step, attempt.steps)
-        step = one.step if one.HasField("step") else None
-        steps = one.steps if one.HasField("steps") else None
-        return Held(one.job_id, one.token, one.progress, step, steps)
+    def _replaced(self) -> None:
+        self.stop(FleetError("TAKEN_OVER", "another stream of this node has taken over", code=Code.ABORTED))
 
     def _slots_changed(self) -> None:
         view = self._parts.fleet.node(self.node_id)
@@ -478,9 +376,6 @@ class Session:
             timeout_seconds=record.timeout_ms / 1000,
             previews=self._parts.hub.previews_wanted(record.job_id),
         )
-
-
-MAX_PREVIEW_BYTES = 65_536
 
 
 def _stuck() -> FleetError:

@@ -19,11 +19,13 @@ from fleet_server.domain.errors import Code, FleetError, invalid_field
 from fleet_server.domain.job import Claim
 from fleet_server.domain.node import NodeStatus
 from fleet_server.services.completion import Completions, job_error
+from fleet_server.services.departures import Departures
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.hello_bucket import HelloBucket
 from fleet_server.services.nodes import address_of, beat_of, now_ms
 from fleet_server.services.progress import ProgressHub
-from fleet_server.services.session import Session, SessionCounters, SessionParts, SessionSettings
+from fleet_server.services.session import Session
+from fleet_server.services.session_parts import SessionCounters, SessionParts, SessionSettings
 from fleet_server.store import Held, JobRecord, NodeRow, Store
 
 _log = structlog.get_logger("fleet.sessions")
@@ -67,13 +69,8 @@ class Sessions:
         self._version = version
         self._admission = HelloBucket(self.settings.hellos_per_second)
         self._live: dict[str, Session] = {}
-        self._open: set[Session] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._left: dict[str, Session] = {}
-        self._somebody_left = asyncio.Event()
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._down_at: dict[str, tuple[float, str]] = {}
+        self._departures = Departures(store, fleet, self.settings, replica, live=self._live, lock=self._lock)
         self._closing: float | None = None
         self._recoveries: set[asyncio.Task[None]] = set()
 
@@ -128,22 +125,7 @@ class Sessions:
 
     async def run(self) -> None:
         """Loads the nodes, then looks after those without a stream; until cancelled."""
-        await self._load()
-        while True:
-            for session in tuple(self._left.values()):
-                await session.ended.wait()
-                async with self._lock(session.node_id):
-                    await self._departed(session)
-            await self._give_up()
-            self._somebody_left.clear()
-            if not self._left:
-                try:
-                    async with asyncio.timeout(self.settings.watch_seconds):
-                        await self._somebody_left.wait()
-                except TimeoutError:
-                    continue
-            else:
-                await asyncio.sleep(self.settings.repeat_seconds)
+        await self._departures.run()
 
     async def shutdown(self, retry_after_seconds: float = 1.0) -> None:
         """Says goodbye to all agents, refuses new ones; returns when all streams have ended and are written down.
@@ -151,14 +133,18 @@ class Sessions:
         `run()` must still be running. Waits at most twice `drain_seconds`.
         """
         self._closing = retry_after_seconds
-        for session in tuple(self._open):
+        live = tuple(self._live.values())
+        for session in live:
             session.send(pb.ServerMessage(goodbye=pb.ServerGoodbye(retry_after_seconds=retry_after_seconds)))
             session.stop()
         try:
             async with asyncio.timeout(2 * self.settings.drain_seconds):
-                await self._quiet.wait()
+                for session in live:
+                    await session.ended.wait()
+                    self._leave(session)
+                await self._departures.settled()
         except TimeoutError:
-            _log.warning("agents' streams did not end in time", open=len(self._open), unwritten=len(self._left))
+            _log.warning("agents' streams were not ended in time")
         for task in tuple(self._recoveries):
             task.cancel()
         await asyncio.gather(*self._recoveries, return_exceptions=True)
@@ -190,10 +176,7 @@ class Sessions:
         """The session of an agent that may have one; its Welcome is the first message to go out."""
         async with self._lock(hello.node_id):
             await self._replace(hello)
-            left = self._left.get(hello.node_id)
-            if left is not None:
-                await left.ended.wait()
-                await self._departed(left)
+            await self._departures.settle(hello.node_id)
             if self._closing is not None:
                 raise FleetError("SHUTTING_DOWN", "the server is shutting down", retry_after_seconds=self._closing)
             session = Session(secrets.token_hex(16), hello, self._parts, address=address_of(peer))
@@ -202,9 +185,7 @@ class Sessions:
             except BaseException:
                 # The store may hold the session already: it is taken back.
                 session.ended.set()
-                self._left[session.node_id] = session
-                self._quiet.clear()
-                self._somebody_left.set()
+                self._departures.add(session)
                 raise
 
     async def _welcomed(self, session: Session, hello: pb.Hello) -> Session:
@@ -219,10 +200,8 @@ class Sessions:
         kept = [] if restarted else await self._kept(hello)
         session.adopt(kept)
         row = await self._store.nodes.get(hello.node_id) or NodeRow(hello.node_id, session.description)
-        self._down_at.pop(hello.node_id, None)
+        self._departures.came_back(hello.node_id)
         self._live[hello.node_id] = session
-        self._open.add(session)
-        self._quiet.clear()
         session.send(pb.ServerMessage(welcome=self._welcome(hello, kept)))
         self._fleet.connected(
             replace(row, session=session.session_id),
@@ -321,72 +300,10 @@ class Sessions:
     # The end of a stream.
 
     def _leave(self, session: Session) -> None:
-        self._open.discard(session)
-        self._note_quiet()
-        if self._live.get(session.node_id) is not session:
-            return
-        del self._live[session.node_id]
-        self._left[session.node_id] = session
-        self._quiet.clear()
-        goodbye = session.goodbye_at is not None
-        self._fleet.set_status(session.node_id, NodeStatus.DOWN if goodbye else NodeStatus.DISCONNECTED)
-        self._somebody_left.set()
-        _log.info("node left", node_id=session.node_id, goodbye=goodbye)
-
-    async def _departed(self, session: Session) -> None:
-        """Writes down that a stream has ended. After a goodbye the node's work goes back at once, uncounted."""
-        node_id = session.node_id
-        if self._left.get(node_id) is not session:
-            return
-        try:
-            known = await self._store.nodes.disconnect(node_id, session.session_id)
-            if known and session.goodbye_at is not None:
-                for token, job_id in (await self._store.jobs.held_by(node_id)).items():
-                    await self._store.jobs.release(job_id, token)
-                await self._store.nodes.set_down(node_id, session.session_id)
-        except FleetError as error:
-            _log.warning("departure not written down yet", node_id=node_id, detail=error.detail)
-            return
-        del self._left[node_id]
-        self._note_quiet()
-        if known and session.goodbye_at is None:
-            self._stays_away(node_id, session.session_id)
-        elif known:
-            self._fleet.touch(node_id)
-
-    def _note_quiet(self) -> None:
-        if not self._open and not self._left:
-            self._quiet.set()
-
-    def _stays_away(self, node_id: str, session_id: str) -> None:
-        self._down_at[node_id] = (asyncio.get_running_loop().time() + self.settings.lease_seconds, session_id)
-
-    async def _give_up(self) -> None:
-        now = asyncio.get_running_loop().time()
-        for node_id, (at, session_id) in tuple(self._down_at.items()):
-            if at > now or node_id in self._live:
-                continue
-            try:
-                await self._store.nodes.set_down(node_id, session_id)
-            except FleetError as error:
-                _log.warning("node not given up yet", node_id=node_id, detail=error.detail)
-                continue
-            if node_id not in self._live and self._down_at.pop(node_id, None) is not None:
-                self._fleet.set_status(node_id, NodeStatus.DOWN)
-
-    async def _load(self) -> None:
-        while True:
-            try:
-                rows = await self._fleet.load(self._store)
-                for row in rows:
-                    if row.replica == self._replica and row.node_id not in self._live:
-                        await self._store.nodes.disconnect(row.node_id, row.session)
-                        if row.status != NodeStatus.DOWN:
-                            self._stays_away(row.node_id, row.session)
-                return
-            except FleetError as error:
-                _log.warning("nodes not loaded yet", detail=error.detail)
-                await asyncio.sleep(self.settings.repeat_seconds)
+        if self._live.get(session.node_id) is session:
+            del self._live[session.node_id]
+            self._departures.add(session)
+            _log.info("node left", node_id=session.node_id, goodbye=session.goodbye_at is not None)
 
     def _lock(self, node_id: str) -> asyncio.Lock:
         lock = self._locks.get(node_id)

@@ -39,6 +39,7 @@ QUICK = SessionSettings(
     watch_seconds=0.02,
     repeat_seconds=0.02,
     avoid_seconds=0.05,
+    spool_seconds=60,
 )
 """Durations of production would make the tests slow; what a test is about it sets itself."""
 

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from fleet.v1 import node_pb2 as pb
 from fleet.v1 import types_pb2
 
@@ -140,6 +141,20 @@ async def test_a_job_that_is_not_accepted_goes_back_uncounted(store: Store, shor
         assert (record.token, record.losses, record.attempt) == (again.token, 0, 1)
 
 
+async def test_a_job_that_is_not_accepted_goes_elsewhere(store: Store, short_path: Path) -> None:
+    settings = replace(QUICK, accept_seconds=0.1, avoid_seconds=60)
+    async with bench_on(store, short_path, settings=settings) as bench:
+        deaf = bench.agent("a-deaf", loaded_models=[pb.LoadedFile(name="sketch")])
+        await deaf.dial()
+        job_id = await bench.submit()
+        await deaf.next("assign")
+        await deaf.next("cancel")
+        other = bench.agent("b-other")
+        await other.dial()
+        assert (await other.take()).job_id == job_id
+        assert not assigns(deaf)
+
+
 async def test_a_rejected_job_goes_elsewhere_uncounted(store: Store, short_path: Path) -> None:
     """Its node is left alone for that lane for a moment."""
     async with bench_on(store, short_path, settings=replace(QUICK, avoid_seconds=60)) as bench:
@@ -226,8 +241,9 @@ async def test_an_attempt_that_beats_do_not_name_frees_its_slot(bench: Bench) ->
     assert (await agent.take()).job_id == second
 
 
-async def test_claims_of_an_ended_session_are_given_back(store: Store, short_path: Path) -> None:
-    """The stream ends between the claim and its Assign."""
+@pytest.mark.parametrize("redial", [False, True], ids=["gone", "back"])
+async def test_claims_of_an_ended_session_are_given_back(store: Store, short_path: Path, redial: bool) -> None:
+    """The stream ends between the claim and its Assign; that the agent is back by then does not matter."""
     async with bench_on(store, short_path, dispatch=False) as bench:
         agent = bench.agent()
         await agent.dial()
@@ -238,12 +254,15 @@ async def test_claims_of_an_ended_session_are_given_back(store: Store, short_pat
             claims = await claim(requests)  # type: ignore[arg-type]
             await agent.hang_up()
             await wait_until(lambda: bench.sessions.slots_free("agx0") == 0)
+            if redial:
+                await agent.dial()
             return claims
 
         store.jobs.claim = claim_and_end  # type: ignore[method-assign,assignment]
         assert await bench.dispatcher.round() == 0
         record = await bench.job(job_id)
         assert (record.state, record.attempt) == (JobState.QUEUED, 0)
+        assert not assigns(agent)
 
 
 async def test_no_job_is_given_twice_in_a_crowd(bench: Bench) -> None:

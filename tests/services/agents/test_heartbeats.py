@@ -120,7 +120,7 @@ async def test_leases_live_by_heartbeats_alone(store: Store, short_path: Path) -
 
 
 async def test_nothing_is_reaped_while_agents_may_still_come_back(store: Store, short_path: Path) -> None:
-    settings = replace(QUICK, lease_seconds=0.05)
+    settings = replace(QUICK, lease_seconds=0.5)
     async with bench_on(store, short_path, settings=settings) as bench:
         agent = bench.agent()
         await agent.dial()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -166,17 +167,21 @@ async def test_a_restarted_agent_loses_what_it_ran_at_once(bench: Bench) -> None
 
 async def test_a_restarted_agent_brings_results_along(bench: Bench) -> None:
     """Its spooled result counts; the job is not taken for lost meanwhile."""
-    agent = bench.agent()
+    agent = bench.agent(slots=2)
     await agent.dial()
-    job_id = await bench.submit()
+    job_id, other = await bench.submit(), await bench.submit()
     assign = await agent.start()
-    await wait_until(lambda: started(bench, job_id))
+    await agent.start()
+    await wait_until(lambda: started(bench, other))
     await agent.hang_up()
-    restarted = bench.agent(instance_id="boot-2")
+    restarted = bench.agent(instance_id="boot-2", slots=3)
     await restarted.dial(spooled=[pb.HeldAttempt(job_id=job_id, token=assign.token)])
     assert await restarted.complete(assign, run_seconds=1.5) == OK
     record = await bench.job(job_id)
     assert (record.state, record.losses, record.attempt, record.run_ms) == (JobState.SUCCEEDED, 0, 1, 1500)
+    # What it has not brought is lost as soon as that is settled.
+    again = await restarted.take()
+    assert (again.job_id, again.attempt) == (other, 2)
 
 
 async def started(bench: Bench, job_id: str) -> bool:
@@ -255,9 +260,33 @@ async def test_no_work_is_given_after_a_goodbye(bench: Bench) -> None:
     await agent.dial()
     await agent.send(goodbye=pb.AgentGoodbye())
     await wait_until(lambda: bench.fleet.nodes()[0].draining)
+    assert bench.sessions.slots_free("agx0") == 0
     await bench.submit()
     assert await bench.dispatcher.round() == 0
     assert not [message for message in agent.heard if message.HasField("assign")]
+
+
+async def test_what_was_said_before_the_end_is_settled(bench: Bench) -> None:
+    """The agent reports and hangs up while the store is slow."""
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    complete, called, open_door = bench.store.jobs.complete, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        called.set()
+        await open_door.wait()
+        return await complete(*args, **kwargs)
+
+    bench.store.jobs.complete = slow  # type: ignore[method-assign]
+    await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
+    await called.wait()
+    await agent.hang_up()
+    await wait_until(lambda: bench.sessions.slots_free("agx0") == 0)
+    open_door.set()
+    await wait_until(lambda: bench.status_is("disconnected"))
+    assert (await bench.job(job_id)).state is JobState.SUCCEEDED
 
 
 async def test_shutdown_says_goodbye_and_refuses_newcomers(bench: Bench) -> None:

@@ -1,0 +1,62 @@
+"""What all sessions share: durations of the protocol, counters, and what they work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleet_server.services.completion import Completions
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.progress import ProgressHub
+from fleet_server.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Durations of the agents' protocol, in seconds; the defaults are those of production."""
+
+    heartbeat_seconds: float = 5.0
+    lease_seconds: float = 30.0
+    accept_seconds: float = 10.0
+    write_seconds: float = 10.0
+    hello_seconds: float = 10.0
+    goodbye_seconds: float = 10.0
+    drain_seconds: float = 5.0
+    """How long the end of a stream waits for what has been said on it to be written down."""
+    spool_seconds: float = 10.0
+    """How long a restarted agent's lost work waits for the results that it has brought along."""
+    avoid_seconds: float = 5.0
+    """How long a lane keeps away from a node that rejected one of its jobs or did not take it."""
+    repeat_seconds: float = 0.5
+    watch_seconds: float = 1.0
+    hellos_per_second: float = 100.0
+    outbox: int = 1_024
+    backlog: int = 1_024
+    """Reports of one agent that wait for the store; then its stream is not read."""
+
+    @property
+    def lease_ms(self) -> int:
+        return int(self.lease_seconds * 1000)
+
+
+@dataclass(slots=True)
+class SessionCounters:
+    """What went by since the start, for metrics."""
+
+    hellos: int = 0
+    refused_hellos: int = 0
+    ignored_messages: int = 0
+    unaccepted: int = 0
+    rejected: int = 0
+    stuck_writers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParts:
+    """What a session works with."""
+
+    store: Store
+    fleet: FleetView
+    hub: ProgressHub
+    completions: Completions
+    settings: SessionSettings
+    counters: SessionCounters
