@@ -96,6 +96,10 @@ class Library:
 
     WatchIds = Watch
 
+    async def WatchTicks(self, request: Any, context: Any) -> AsyncGenerator[Any, None]:
+        yield pb.Tick(id=0)
+        yield pb.Tick()
+
     async def Download(self, request: Any, context: Any) -> AsyncGenerator[Any, None]:
         for index in range(3):
             yield httpbody_pb2.HttpBody(content_type="image/png" if not index else "", data=bytes([65 + index]) * 4)

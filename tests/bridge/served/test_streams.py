@@ -76,6 +76,12 @@ async def test_sse_has_data_and_id_and_no_event_name() -> None:
         )
 
 
+async def test_a_number_is_an_id_too_and_zero_is_not_unset() -> None:
+    async with served() as it:
+        text = (await it.client.get("/v1/ticks", headers=SSE)).text
+        assert text == 'id: 0\ndata: {"id":0}\n\ndata: {"id":null}\n\n'
+
+
 async def test_response_body_stands_in_for_each_message() -> None:
     async with served() as it:
         reply = await it.client.get("/v1/watch/text?topic=x&count=2")

@@ -46,7 +46,7 @@ async def test_a_server_stream_is_one_object_a_text_frame_and_ends_with_1000() -
 
 
 async def test_frames_to_a_method_that_reads_none_are_ignored_up_to_the_limit() -> None:
-    async with served() as it:
+    async with served(frame_queue=1) as it:
         feed = Feed(sure=True)
         it.library.on("Watch", feed)
         async with it.socket("/v1/ws") as socket:
