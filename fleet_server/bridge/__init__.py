@@ -1,4 +1,4 @@
-"""HTTP and WebSockets to gRPC services, by their google.api.http rules. Knows descriptors and nothing of the product."""
+"""HTTP and WebSockets to gRPC services, by google.api.http rules. Knows descriptors and nothing of the product."""
 
 from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.httprule import Binding, HttpRuleError, rules_of
