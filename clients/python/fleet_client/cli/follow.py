@@ -101,7 +101,7 @@ def view(*, preview: bool) -> Iterator[View]:
     if not err.is_terminal:
         yield Lines()
         return
-    with Live(console=err, refresh_per_second=12, transient=True) as live:
+    with Live(console=err, refresh_per_second=5, transient=True) as live:
         yield Screen(live, err, preview and can_show(err))
 
 

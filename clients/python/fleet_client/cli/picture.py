@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
 
-_MOST_COLUMNS = 64
+_MOST_COLUMNS = 56
 
 
 def can_show(console: Console) -> bool:
