@@ -19,6 +19,7 @@ from fleet_server.services.status import CAPABILITIES, CONNECTED, StatusBoard
 
 Context = grpc.aio.ServicerContext[Any, Any]
 CheckKey = Callable[[str | None, Context], None]
+_ID_CHARACTERS = 128
 INLINE_BYTES = 3 << 20
 """A picture up to this size rides in a gRPC reply, whose size clients limit to 4 MiB by default."""
 
@@ -90,7 +91,7 @@ class FleetServicer:
             return getattr(request, name) if request.HasField(name) else None  # type: ignore[arg-type]
 
         # A browser that reconnects sends the header beside the query with which it came first: the header is newer.
-        since = caller_of(context).metadata.get("last-event-id") or given("since")
+        since = caller_of(context).metadata.get("last-event-id", "")[:_ID_CHARACTERS] or given("since")
         wanted = EventFilter(
             kinds=frozenset(request.type),
             job_id=given("job_id"),

@@ -93,9 +93,13 @@ class JobQueue:
         submitted = await self._shield.run(self._store(admitted, once))
         if submitted.replayed:
             return await self._receipts_again(submitted.job_ids)
+        judged: dict[str, bool] = {}
         receipts = []
         for item, position in zip(admitted, submitted.positions, strict=True):
-            no_node = self._views.no_node(item.spec)
+            lane = item.job.lane
+            if lane.lane_id not in judged:
+                judged[lane.lane_id] = self._views.no_node(lane)
+            no_node = judged[lane.lane_id]
             reason = "SCHEDULED" if item.job.schedule_ms is not None else "NO_NODE" if no_node else None
             receipts.append(_first_receipt(item, position, reason))
         return receipts

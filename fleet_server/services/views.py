@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fleet.v1 import types_pb2
 
-from fleet_server.domain.job import JobRecord, JobState
+from fleet_server.domain.job import JobRecord, JobState, Lane
 from fleet_server.protojson import JsonCodec
 from fleet_server.services.jobs import Live, in_line, job_message
 from fleet_server.services.lanes import lane_of, serves
@@ -47,9 +47,8 @@ class JobViews:
         """What is kept of a job's spec."""
         return self._specs.get(job_id)
 
-    def no_node(self, spec: types_pb2.JobSpec) -> bool:
-        """Whether no registered node could run such a job, were it online and free."""
-        lane = lane_of(spec)
+    def no_node(self, lane: Lane) -> bool:
+        """Whether no registered node could run the lane's jobs, were it online and free."""
         return not any(serves(node, lane) for node in self._nodes.nodes())
 
     async def live(self, records: Sequence[JobRecord], specs: Sequence[types_pb2.JobSpec]) -> list[Live]:
@@ -65,7 +64,7 @@ class JobViews:
             elif in_line(record):
                 # A lane's jobs share the verdict, and one page of a list often is one lane.
                 if record.lane_id not in judged or record.lane_id.startswith("mixed:"):
-                    judged[record.lane_id] = self.no_node(spec)
+                    judged[record.lane_id] = self.no_node(lane_of(spec))
                 lives.append(Live(position=positions[record.job_id], no_node=judged[record.lane_id]))
             else:
                 lives.append(Live())

@@ -104,9 +104,11 @@ class Thumbnails:
 
     def _load(self, filename: str, width: int) -> bytes | None:
         try:
-            return self._path(filename, width).read_bytes()
-        except FileNotFoundError:
+            kept = self._path(filename, width).read_bytes()
+        except OSError:
             return None
+        # Nothing here is fsynced: after a power cut a file may be empty or torn at its head.
+        return kept if kept[8:12] == b"WEBP" else None
 
     def _render(self, data: bytes, filename: str, width: int) -> bytes:
         small = shrink(data, width, quality=self._limits.quality, pixels=self._limits.pixels)

@@ -209,7 +209,9 @@ class Desk:
         assert completion.outcome == "ok"
         return row
 
-    async def fail(self, claim: Claim, reason: str = "ENGINE_FAILED", *, retryable: bool = False) -> None:
+    async def fail(
+        self, claim: Claim, reason: str = "ENGINE_FAILED", *, retryable: bool = False, backoff_ms: int = 60_000
+    ) -> None:
         """Ends an attempt with an error."""
         error = types_pb2.JobError(detail="it broke", code="INTERNAL", reason=reason)
         attempt = types_pb2.JobAttempt(
@@ -218,7 +220,7 @@ class Desk:
         attempt.end_time.FromMilliseconds(now_ms())
         await self.store.jobs.fail(
             claim.job.job_id, claim.token, error=error.SerializeToString(), attempt=attempt.SerializeToString(),
-            retryable=retryable, backoff_ms=60_000,
+            retryable=retryable, backoff_ms=backoff_ms,
         )  # fmt: skip
 
     async def run_next(self, data: bytes | None = None) -> Claim:

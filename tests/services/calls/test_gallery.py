@@ -161,8 +161,11 @@ async def test_small_pictures_are_webp_in_proportion_and_kept(desk: Desk, tmp_pa
     assert download.content_type == "image/webp"
     (kept,) = (tmp_path / "thumbnails").glob("*/*")
     assert kept.read_bytes() == data
-    kept.write_bytes(b"kept")
-    assert await body(await desk.gallery.download(row.filename, width=100, headers={})) == b"kept"
+    other = picture(9, 9, kind="WEBP")
+    kept.write_bytes(other)
+    assert await body(await desk.gallery.download(row.filename, width=100, headers={})) == other
+    kept.write_bytes(b"")
+    assert await body(await desk.gallery.download(row.filename, width=100, headers={})) == data
     etag = dict(download.headers)["etag"]
     assert etag != dict((await desk.gallery.download(row.filename, width=None, headers={})).headers)["etag"]
     known = await desk.gallery.download(row.filename, width=100, headers={"if-none-match": etag})

@@ -105,6 +105,19 @@ async def test_backoff_is_a_wait_reason_and_no_place_in_line(desk: Desk) -> None
     assert not job.HasField("queue_position")
 
 
+async def test_a_tick_of_an_attempt_that_is_over_does_not_count(desk: Desk) -> None:
+    await desk.add_node()
+    job_id = await desk.submit()
+    await desk.fail(await desk.start(), retryable=True, backoff_ms=0)
+    await desk.start()
+    desk.ticks.publish(types_pb2.JobProgress(job_id=job_id, progress=90, generation=1, attempt=1, eta_seconds=1))
+    job = await desk.queue.get(job_id)
+    assert (job.attempt, job.progress, job.HasField("eta_seconds")) == (2, 0, False)
+    assert [attempt.attempt for attempt in job.attempts] == [1]
+    desk.ticks.publish(types_pb2.JobProgress(job_id=job_id, progress=5, generation=1, attempt=2))
+    assert (await desk.queue.get(job_id)).progress == 5
+
+
 async def test_a_type_that_no_node_serves_waits_and_says_why(desk: Desk) -> None:
     receipt = await desk.queue.create(asked(queue_pb2.CreateJobRequest, **JOB), owner="", key=None)
     assert receipt.wait_reason == "NO_NODE" and not receipt.HasField("queue_position")
@@ -209,7 +222,7 @@ async def test_a_seed_that_a_double_rounded_is_refused(desk: Desk) -> None:
     request = asked(queue_pb2.CreateJobRequest, **JOB)
     request.payload.fields["seed"].number_value = 2.0**60
     error = await refused(desk.queue.create(request, owner="", key=None))
-    assert error.violations[0].field == "payload.seed"
+    assert error.violations[0].field == "payload.seed" and "must be a string" in error.detail
 
 
 async def test_drawn_seeds_differ(desk: Desk) -> None:
@@ -254,8 +267,9 @@ async def test_a_repeated_request_is_the_same_job_and_other_content_is_refused(d
 
 async def test_a_caller_who_leaves_during_a_submit_leaves_no_half_of_it(desk: Desk) -> None:
     request = asked(queue_pb2.BatchCreateJobsRequest, jobs=[JOB] * 120)
-    for turns in range(1, 12):
-        before = sum((await desk.store.jobs.counts()).values())
+    outcomes = set()
+    for turns in range(1, 16):
+        before, rung = sum((await desk.store.jobs.counts()).values()), desk.bell.rung
         task = asyncio.create_task(desk.queue.create_many(request, owner="", key=None))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -263,7 +277,10 @@ async def test_a_caller_who_leaves_during_a_submit_leaves_no_half_of_it(desk: De
         await asyncio.wait([task])
         await desk.queue.aclose()
         after = sum((await desk.store.jobs.counts()).values())
-        assert after - before in (0, 120)
+        # All or none; and what is stored was made known to dispatch.
+        assert (after - before, desk.bell.rung - rung) in {(0, 0), (120, 1)}
+        outcomes.add(after - before)
+    assert outcomes == {0, 120}
 
 
 async def test_vision_takes_a_number_as_priority(desk: Desk) -> None:
