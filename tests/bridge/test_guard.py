@@ -41,7 +41,9 @@ def make(app: Any, **more: Any) -> HostOriginGuard:
 
 async def call(headers: list[tuple[str, str]], method: str = "GET", **more: Any) -> tuple[int, dict[str, Any]]:
     """Status and error object (empty when let through) of one request."""
-    scope_more: dict[str, Any] = {key: more.pop(key) for key in ("scheme", "server", "type", "extensions") if key in more}
+    scope_more: dict[str, Any] = {
+        key: more.pop(key) for key in ("scheme", "server", "type", "extensions") if key in more
+    }
     app = Reached()
     sent: list[dict[str, Any]] = []
     scope: dict[str, Any] = {
