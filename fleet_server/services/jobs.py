@@ -100,8 +100,6 @@ def job_message(
 
 def _set_progress(job: types_pb2.Job, record: JobRecord, tick: types_pb2.JobProgress | None) -> None:
     progress, step, steps = record.progress, record.step, record.steps
-    if record.state is JobState.SUCCEEDED:
-        progress = 100
     current = (record.generation, record.attempt)
     if record.state is JobState.RUNNING and tick is not None and (tick.generation, tick.attempt) == current:
         # The store learns of progress at heartbeats only; a tick can also be older than the record, after a restart.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fleet.v1 import types_pb2
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.events import EventSettings
 from fleet_server.services.mailbox import EventFilter
-from fleet_server.store import Store
+from fleet_server.store import JobRecord, JobStore, Store
 from tests.services.calls.desk import ALIAS, Desk, desk_on
 from tests.store.conftest import Server
 from tests.waiting import wait_until
@@ -182,6 +182,31 @@ async def test_versions_never_go_back_however_attach_and_change_meet(desk: Desk)
         await asyncio.wait([listener.task])
 
 
+class LateReads:
+    """A job store whose reads come after what `before` does: a change right between attaching and looking."""
+
+    def __init__(self, jobs: JobStore, before: Callable[[], Awaitable[object]]) -> None:
+        self._jobs = jobs
+        self._before = before
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        await self._before()
+        return await self._jobs.get(job_id)
+
+
+async def test_what_the_snapshot_knows_is_not_told_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    await desk.add_node()
+    job_id = await desk.submit()
+    async with listening(desk) as other:
+        monkeypatch.setattr(desk.hub, "_jobs", LateReads(desk.store.jobs, desk.run_next))
+        async with listening(desk, job_id=job_id, first=1) as listener:
+            monkeypatch.undo()
+            await wait_until(lambda: other.kinds[-1:] == ["job_complete"])
+            await desk.queue.cancel(await desk.submit())
+            await wait_until(lambda: other.kinds[-2:] == ["job_update", "job_complete"])
+            assert listener.kinds == ["job_complete"]
+
+
 async def test_watch_job_ends_with_the_end(desk: Desk) -> None:
     await desk.add_node()
     job_id = await desk.submit()
@@ -276,14 +301,38 @@ async def test_trimmed_events_are_told_as_a_gap(store: Store, tmp_path: Path, va
             for _ in range(6):
                 await desk.submit()
             await fast.until(6)
-        with redis.Redis(unix_socket_path=str(valkey.path), protocol=2) as raw:
-            newest = fast.events[-1].id
-            (key,) = [name for name in raw.keys("*:events") if raw.xrange(name, newest, newest)]
-            raw.xtrim(key, maxlen=2, approximate=False)
+        trim(valkey, fast.events[-1].id, keep=2)
         gap = await anext(slow)
         assert kind_of(gap) == "gap"
         ids = [(await anext(slow)).id for _ in range(2)]
         assert ids == [event.id for event in fast.events[-2:]]
+
+
+def trim(valkey: Server, newest: str, keep: int) -> None:
+    """Cuts the stream that holds the event `newest` down to its last `keep`."""
+    with redis.Redis(unix_socket_path=str(valkey.path), protocol=2) as raw:
+        (key,) = [name for name in raw.keys("*:events") if raw.xrange(name, newest, newest)]
+        raw.xtrim(key, maxlen=keep, approximate=False)
+
+
+async def test_what_was_not_for_a_listener_is_no_gap_when_it_is_trimmed(
+    store: Store, tmp_path: Path, valkey: Server
+) -> None:
+    settings = EventSettings(mailbox=2, page=5)
+    async with desk_on(store, tmp_path, events=settings) as desk:
+        slow = desk.hub.watch(EventFilter(cluster="lab"))
+        coming = asyncio.ensure_future(anext(slow))
+        await wait_until(lambda: desk.hub.listeners)
+        async with aclosing(slow), listening(desk) as fast:
+            await desk.submit(target_cluster="lab")
+            await coming
+            for _ in range(6):
+                await desk.submit()
+            trim(valkey, (await fast.until(7))[-1].id, keep=1)
+            for _ in range(4):
+                await desk.submit(target_cluster="lab")
+            await fast.until(11)
+            assert [await anext(slow) for _ in range(4)] == fast.events[7:]
 
 
 async def test_progress_is_conflated_shared_and_never_comes_after_the_end(desk: Desk) -> None:

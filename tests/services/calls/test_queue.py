@@ -203,6 +203,20 @@ async def test_bad_input_names_its_field_and_stores_nothing(
     assert sum((await desk.store.jobs.counts()).values()) == 0
 
 
+async def test_a_cluster_need_not_have_a_node_yet(desk: Desk) -> None:
+    await desk.add_node()
+    job = await desk.queue.get(await desk.submit(target_cluster="lab"))
+    assert (job.target_cluster, job.wait_reason) == ("lab", "NO_NODE")
+    await desk.add_node("agx1", clusters=["lab"], labels={"zone": "a"})
+    assert (await desk.queue.get(job.job_id)).queue_position == 1
+    for fields, reason in (({"target_labels": {"zone": "a"}}, ""), ({"target_labels": {"zone": "b"}}, "NO_NODE"),
+                           ({"target_node_id": "agx0"}, "NO_NODE"), ({"target_node_id": "agx1"}, "")):  # fmt: skip
+        job = await desk.queue.get(await desk.submit(target_cluster="lab", **fields))
+        assert job.wait_reason == reason
+        assert dict(job.target_labels) == fields.get("target_labels", {})
+        assert job.target_node_id == fields.get("target_node_id", "")
+
+
 async def test_a_payload_beyond_a_million_bytes_is_refused_and_one_just_below_is_taken(desk: Desk) -> None:
     room = 1_000_000 - len('{"fill":""}')
     error = await refused(desk.submit(job_type="custom", payload={"fill": "x" * (room + 1)}))
@@ -256,6 +270,8 @@ async def test_a_repeated_request_is_the_same_job_and_other_content_is_refused(d
     assert (again.job_id, again.status) == (first.job_id, types_pb2.JOB_STATUS_RUNNING)
     assert again.resolved_model == "sketch" and not again.HasField("queue_position")
     assert (await desk.queue.create(request, owner="b", key="k1")).job_id != first.job_id
+    in_body = asked(queue_pb2.CreateJobRequest, **JOB, request_id="k1")
+    assert (await desk.queue.create(in_body, owner="a", key="k1")).job_id == first.job_id
     other = asked(queue_pb2.CreateJobRequest, job_type="image_gen", payload={"prompt": "a wood"})
     assert (await refused(desk.queue.create(other, owner="a", key="k1"))).reason == "IDEMPOTENCY_KEY_REUSED"
 
