@@ -119,6 +119,11 @@ class EventHub:
         """The mailboxes of those who listen now."""
         return frozenset(self._boxes)
 
+    @property
+    def place(self) -> str:
+        """The id of the newest event that was taken from the store."""
+        return self._last
+
     def close(self) -> None:
         """The server is being shut down: listeners end with SHUTTING_DOWN after what waits for them."""
         self._closed = FleetError("SHUTTING_DOWN", "the server is being shut down: come again in a moment")

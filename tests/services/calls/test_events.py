@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.events import EventSettings
+from fleet_server.services.events import EventSettings, order
 from fleet_server.services.mailbox import EventFilter
-from fleet_server.store import JobRecord, JobStore, Store
+from fleet_server.store import JobRecord, JobStore, Store, open_store
 from tests.services.calls.desk import ALIAS, Desk, desk_on
-from tests.store.conftest import Server
+from tests.store.conftest import Server, run_server
 from tests.waiting import wait_until
 
 
@@ -59,6 +59,8 @@ def kind_of(event: types_pb2.Event) -> str:
 @contextlib.asynccontextmanager
 async def listening(desk: Desk, *, first: int = 0, **wanted: Any) -> AsyncIterator[Listener]:
     """A listener that is attached and has got `first` events."""
+    newest = await desk.store.events.last_id()
+    await wait_until(lambda: order(desk.hub.place) >= order(newest))
     before = len(desk.hub.listeners)
     listener = Listener(desk, **wanted)
     try:
@@ -142,10 +144,11 @@ async def test_filters_hold_together(desk: Desk) -> None:
         claim = await desk.start()
         assert claim.job.job_id == first
         await desk.complete(claim)
-        await everything.until(4)
+        await desk.run_next()
+        await everything.until(6)
         assert [event.job_update.target_cluster for event in await llm.until(1)] == ["llm"]
         assert (await mine.until(1))[0].job_complete.job_id == first
-        assert [event.WhichOneof("data") for event in await node.until(2)] == ["job_update", "job_complete"]
+        assert [event.WhichOneof("data") for event in await node.until(4)] == ["job_update", "job_complete"] * 2
         assert service.events == []
 
 
@@ -333,6 +336,29 @@ async def test_what_was_not_for_a_listener_is_no_gap_when_it_is_trimmed(
                 await desk.submit(target_cluster="lab")
             await fast.until(11)
             assert [await anext(slow) for _ in range(4)] == fast.events[7:]
+
+
+async def test_events_go_on_after_the_store_was_killed_and_came_back(tmp_path: Path, short_path: Path) -> None:
+    def start() -> tuple[Generator[Server, None, None], Server]:
+        running = cast(Generator[Server, None, None], run_server(short_path, cluster=False))
+        return running, next(running)
+
+    running, server = start()
+    try:
+        async with open_store(server.url) as store, desk_on(store, tmp_path) as desk:
+            await desk.add_node()
+            await desk.submit()
+            async with listening(desk, kinds=frozenset({"job_update", "job_complete"})) as listener:
+                claim = await desk.start()
+                await listener.until(1)
+                # Closing the server's iterator kills it.
+                await asyncio.to_thread(running.close)
+                running, _ = await asyncio.to_thread(start)
+                await desk.complete(claim)
+                await listener.until(2)
+                assert listener.kinds == ["job_update", "job_complete"]
+    finally:
+        running.close()
 
 
 async def test_progress_is_conflated_shared_and_never_comes_after_the_end(desk: Desk) -> None:
