@@ -98,6 +98,8 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
         _say("redis_url: give your Redis or Valkey with --redis-url or FLEET_REDIS_URL, or use `fleet up`")
         raise typer.Exit(2)
     configure(settings.log_level)
+    # What is kept is its owner's alone, in a folder made by somebody else too; the agent inherits it.
+    os.umask(0o077)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
