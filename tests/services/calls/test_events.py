@@ -14,10 +14,10 @@ import redis
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.events import EventSettings, order
+from fleet_server.services.events import EventHub, EventSettings, order
 from fleet_server.services.mailbox import EventFilter
 from fleet_server.store import JobRecord, JobStore, Store, open_store
-from tests.services.calls.desk import ALIAS, Desk, desk_on
+from tests.services.calls.desk import ALIAS, Desk, desk_on, now_ms
 from tests.store.conftest import Server, run_server
 from tests.waiting import wait_until
 
@@ -430,10 +430,17 @@ async def test_at_shutdown_listeners_are_told(desk: Desk) -> None:
         await anext(desk.hub.watch(EventFilter()))
 
 
-async def test_a_hub_that_cannot_reach_the_store_says_so(store: Store, tmp_path: Path) -> None:
-    settings = EventSettings(ready_seconds=0.01)
-    async with desk_on(store, tmp_path, events=settings) as desk:
-        desk.hub._ready.clear()
-        with pytest.raises(FleetError) as caught:
-            await anext(desk.hub.watch(EventFilter()))
-        assert caught.value.reason == "STORE_UNAVAILABLE"
+async def test_a_hub_that_does_not_follow_the_store_yet_says_so(desk: Desk) -> None:
+    hub = EventHub(
+        desk.store.jobs,
+        desk.store.events,
+        desk.views,
+        desk.nodes,
+        desk.ticks,
+        desk.rates,
+        clock=now_ms,
+        settings=EventSettings(ready_seconds=0.01),
+    )
+    with pytest.raises(FleetError) as caught:
+        await anext(hub.watch(EventFilter()))
+    assert caught.value.reason == "STORE_UNAVAILABLE"

@@ -16,7 +16,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.services.gallery import Download, GallerySettings
 from fleet_server.services.ranges import span_of, unchanged
 from fleet_server.store import OutputRow, Store
-from tests.services.calls.desk import Desk, asked, desk_on, picture
+from tests.services.calls.desk import Desk, asked, desk_on, now_ms, picture
 
 
 async def made(desk: Desk, data: bytes | None = None, content_type: str = "image/png", **payload: Any) -> OutputRow:
@@ -111,6 +111,18 @@ async def test_bytes_come_with_the_headers_of_what_never_changes(desk: Desk) -> 
     assert caught.value.reason == "RANGE_NOT_SATISFIABLE"
 
 
+@pytest.mark.parametrize("size", [1_000, 9 << 20])
+async def test_a_file_that_is_not_as_long_as_it_was_is_never_sent_as_if_whole(desk: Desk, size: int) -> None:
+    await desk.add_node()
+    row = await made(desk, bytes(size), "video/mp4")
+    record = types_pb2.Output.FromString(row.record)
+    record.size_bytes += 1
+    await desk.store.outputs.update(row.filename, record.SerializeToString())
+    with pytest.raises(FleetError) as caught:
+        await desk.gallery.download(row.filename, width=None, headers={})
+    assert caught.value.reason == "INTERNAL"
+
+
 async def test_a_large_output_is_streamed_in_chunks(desk: Desk) -> None:
     await desk.add_node()
     data = bytes(range(256)) * (9 * 4096)
@@ -124,6 +136,11 @@ async def test_a_large_output_is_streamed_in_chunks(desk: Desk) -> None:
     "name", ["nobody.png", "..", "../../etc/passwd", "/etc/passwd", "a\0b", "a" * 200, "", ".part-1"]
 )
 async def test_what_is_not_there_and_what_may_not_be_named_look_alike(desk: Desk, name: str) -> None:
+    # Not even an index gone wrong leads out of the folder.
+    if name != "nobody.png":
+        await desk.store.outputs.put(
+            OutputRow(name, "", now_ms(), 1, types_pb2.Output(filename=name).SerializeToString())
+        )
     answers = set()
     for step in (desk.gallery.output(name), desk.gallery.download(name, width=None, headers={}),
                  desk.gallery.download(name, width=64, headers={}), desk.gallery.delete(name)):  # fmt: skip

@@ -33,11 +33,12 @@ async def test_models_and_their_aliases_are_listed_as_such(desk: Desk) -> None:
 
 
 async def test_a_real_model_wins_over_an_alias_of_its_name(desk: Desk) -> None:
-    await desk.add_node("agx0", models=["sketch", ALIAS])
+    await desk.add_node("agx0", models=["sketch", ALIAS], loaded=["sketch"])
     models = {model.name: model for model in desk.catalog.models()}
     assert len(models) == 2 and not models[ALIAS].HasField("alias_of")
     assert desk.catalog.resolve(ALIAS, "image_gen").resolved == ALIAS
     assert desk.catalog.alias_notes() == []
+    assert [model.name for model in desk.catalog.loaded(running={})] == ["sketch"]
 
 
 async def test_names_are_judged_only_where_somebody_serves_the_type(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from fleet.v1 import queue_pb2, types_pb2, vision_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState, Priority
+from fleet_server.domain.node import NodeStatus
 from fleet_server.services.queue import QueueSettings
 from fleet_server.store import Store
 from tests.services.calls.desk import ALIAS, Desk, asked, desk_on, now_ms
@@ -201,6 +202,14 @@ async def test_bad_input_names_its_field_and_stores_nothing(
     error = await refused(desk.queue.create_many(asked(queue_pb2.BatchCreateJobsRequest, **batch), owner="", key=None))
     assert (error.reason, error.violations[0].field) == (reason, f"jobs[1].{path}")
     assert sum((await desk.store.jobs.counts()).values()) == 0
+
+
+async def test_while_its_nodes_are_away_a_job_waits_in_line(desk: Desk) -> None:
+    await desk.add_node()
+    desk.nodes.set_status("agx0", NodeStatus.DOWN)
+    receipt = await desk.queue.create(asked(queue_pb2.CreateJobRequest, **JOB), owner="", key=None)
+    assert receipt.queue_position == 1 and not receipt.HasField("wait_reason")
+    assert (await desk.queue.get(receipt.job_id)).queue_position == 1
 
 
 async def test_a_cluster_need_not_have_a_node_yet(desk: Desk) -> None:
