@@ -98,15 +98,17 @@ async def _run(
     """Starts the doors, says that all is ready, and stops in order."""
     port = sockets[0].getsockname()[1]
     origin = f"http://{'localhost' if settings.loopback else settings.host}:{port}"
-    app, bridge = server.http_app(origin)
-    http = HttpServer(app, sockets, settings.stop_grace_seconds)
     try:
         async with asyncio.TaskGroup() as tasks:
             grpc_port, loops = await server.start(tasks)
-            serving = tasks.create_task(http.run(), name="http")
-            await http.started()
             agent = _agent(settings, grpc_port, lock)
             keeper = tasks.create_task(agent.run(), name="agent") if agent is not None else None
+            # The agent's process starts while we are busy with the documents of the API.
+            await asyncio.sleep(0)
+            app, bridge = server.http_app(origin)
+            http = HttpServer(app, sockets, settings.stop_grace_seconds)
+            serving = tasks.create_task(http.run(), name="http")
+            await http.started()
             if agent is None or await _until_online(server, stopping):
                 _say_ready(origin, grpc_port)
             await stopping.wait()
@@ -153,6 +155,8 @@ async def _until_online(server: Server, stopping: asyncio.Event) -> bool:
     """Waits for the agent's Welcome; goes on without it after a minute, saying so. False: told to stop."""
     online = asyncio.Event()
     end = server.fleet.subscribe_changes(lambda _: online.set() if server.fleet.online() else None)
+    if server.fleet.online():
+        online.set()
     waiting = [asyncio.create_task(online.wait()), asyncio.create_task(stopping.wait())]
     try:
         await asyncio.wait(waiting, timeout=_AGENT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
