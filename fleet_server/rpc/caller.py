@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -17,8 +16,7 @@ _EMPTY: Mapping[str, str] = MappingProxyType({})
 _KEY = re.compile(r"[!-~]{1,128}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The caller of the call under way.
 
     `owner` is the name of its key, "" without keys; names in `metadata` are lower-case.
@@ -27,7 +25,7 @@ class Caller:
     owner: str = ""
     request_id: str = ""
     transport: str = "grpc"
-    metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    metadata: Mapping[str, str] = _EMPTY
 
 
 NOBODY = Caller()
