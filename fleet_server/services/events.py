@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
 import structlog
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
+from fleet_server.services.endings import Ending, Endings
 from fleet_server.services.happenings import JOB_KINDS, EventMaker, gap
+from fleet_server.services.listener import Listener, is_event_id, order
 from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
 from fleet_server.services.ports import Nodes, Ticks
 from fleet_server.services.rates import WINDOW_SECONDS, Rates
@@ -22,7 +23,6 @@ from fleet_server.services.views import JobViews
 from fleet_server.store import EventStore, JobStore, StoredEvent, decode_job
 
 _log = structlog.get_logger("fleet.events")
-_ID = re.compile(r"[0-9]{1,15}(?:-[0-9]{1,15})?")
 _ENDED_KEPT = 4_096
 
 
@@ -36,22 +36,6 @@ class EventSettings:
     batch: int = 64
     retry_seconds: float = 0.5
     ready_seconds: float = 5.0
-
-
-class Ending:
-    """Tells when a job may have ended: look then. Also told where events were lost."""
-
-    def __init__(self) -> None:
-        self._some = asyncio.Event()
-
-    def tell(self) -> None:
-        self._some.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Returns when told, or after so long at most; being told once lets one wait pass."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._some.wait(), seconds)
-        self._some.clear()
 
 
 class EventHub:
@@ -83,7 +67,7 @@ class EventHub:
         self._settings = settings or EventSettings()
         self._maker = EventMaker(jobs, views, nodes)
         self._boxes: set[Mailbox] = set()
-        self._endings: dict[str, set[Ending]] = {}
+        self._endings = Endings()
         self._entries: asyncio.Queue[StoredEvent] = asyncio.Queue(1_024)
         self._last = ""
         self._began = (0, 0)
@@ -130,18 +114,9 @@ class EventHub:
         for box in self._boxes:
             box.close(self._closed)
 
-    @contextmanager
-    def expect_end(self, job_id: str) -> Iterator[Ending]:
+    def expect_end(self, job_id: str) -> AbstractContextManager[Ending]:
         """Told of the end of a job from here on."""
-        ending = Ending()
-        self._endings.setdefault(job_id, set()).add(ending)
-        try:
-            yield ending
-        finally:
-            left = self._endings[job_id]
-            left.discard(ending)
-            if not left:
-                del self._endings[job_id]
+        return self._endings.expect(job_id)
 
     async def watch(self, wanted: EventFilter) -> AsyncGenerator[types_pb2.Event, None]:
         """Events as they happen.
@@ -179,17 +154,17 @@ class EventHub:
                         return
 
     @contextmanager
-    def _listening(self, wanted: EventFilter) -> Iterator[_Listener]:
+    def _listening(self, wanted: EventFilter) -> Iterator[Listener]:
         box = Mailbox(wanted, limit=self._settings.mailbox, ticks_limit=self._settings.ticks)
         if self._closed is not None:
             box.close(self._closed)
         self._boxes.add(box)
         try:
-            yield _Listener(box, self._last)
+            yield Listener(box, self._last)
         finally:
             self._boxes.discard(box)
 
-    async def _now(self, wanted: EventFilter, listener: _Listener) -> Happening | None:
+    async def _now(self, wanted: EventFilter, listener: Listener) -> Happening | None:
         """The job or the node that the listener asks about, as it is; None if unknown or if it asks about neither."""
         if wanted.job_id is not None:
             record = await self._jobs.get(wanted.job_id)
@@ -200,7 +175,7 @@ class EventHub:
             return self._maker.job_now(record, job, self._clock())
         return None if wanted.node_id is None else self._maker.node_now(wanted.node_id, self._clock())
 
-    async def _deliver(self, listener: _Listener) -> AsyncGenerator[Happening, None]:
+    async def _deliver(self, listener: Listener) -> AsyncGenerator[Happening, None]:
         box = listener.box
         previews = self._previews(box) if box.wanted.previews and box.wanted.takes_kind("job_progress") else None
         try:
@@ -219,10 +194,10 @@ class EventHub:
                 previews.cancel()
                 await asyncio.wait([previews])
 
-    async def _again(self, listener: _Listener) -> AsyncGenerator[Happening, None]:
+    async def _again(self, listener: Listener) -> AsyncGenerator[Happening, None]:
         """What the store holds after the listener's place, as far as it is for them."""
         since = listener.place
-        if not _ID.fullmatch(since):
+        if not is_event_id(since):
             # Never was an id of ours: where it would lie nobody can say.
             listener.place = await self._events.last_id()
             _, oldest = await self._events.read("0", 1)
@@ -342,9 +317,7 @@ class EventHub:
                 await self._take(entry)
             if len(entries) < self._settings.page:
                 break
-        for endings in self._endings.values():
-            for ending in endings:
-                ending.tell()
+        self._endings.tell_all()
 
     async def _take(self, entry: StoredEvent) -> None:
         self._last = entry.id
@@ -356,8 +329,7 @@ class EventHub:
                 self._ended[record.job_id] = None
                 if len(self._ended) > _ENDED_KEPT:
                     self._ended.popitem(last=False)
-                for ending in self._endings.get(record.job_id, ()):
-                    ending.tell()
+                self._endings.tell(record.job_id)
         await self._entries.put(entry)
 
     async def _publish(self) -> None:
@@ -385,42 +357,6 @@ class EventHub:
                     box.put(happening)
 
 
-class _Listener:
-    """A mailbox, and how far its listener has come."""
-
-    def __init__(self, box: Mailbox, place: str) -> None:
-        self.box = box
-        self.place = place
-        self.version = 0
-
-    def rewind(self, since: str) -> None:
-        """The listener begins after `since`."""
-        self.place = since
-        self.box.behind = True
-
-    def pass_by(self, event_id: str) -> None:
-        """Nothing up to `event_id` was for the listener."""
-        if event_id and _ID.fullmatch(self.place) and order(event_id) > order(self.place):
-            self.place = event_id
-
-    def accepts(self, happening: Happening) -> bool:
-        """Whether the event is news: after the listener's place, and newer than the snapshot it began with."""
-        if happening.kind == "gap":
-            self.place = happening.id
-            return True
-        if happening.id:
-            if _ID.fullmatch(self.place) and order(happening.id) <= order(self.place):
-                return False
-            self.place = happening.id
-        return not (happening.version and happening.version <= self.version)
-
-
 def _gap_of(entry: StoredEvent) -> Happening:
     since, oldest, place = (entry.fields[name].decode() for name in ("since", "oldest_id", "place"))
     return gap(since, oldest, entry.time_ms, place=place)
-
-
-def order(event_id: str) -> tuple[int, int]:
-    """Ids of events in their order."""
-    milliseconds, _, sequence = event_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

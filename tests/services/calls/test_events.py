@@ -14,7 +14,8 @@ import redis
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.events import EventHub, EventSettings, order
+from fleet_server.services.events import EventHub, EventSettings
+from fleet_server.services.listener import order
 from fleet_server.services.mailbox import EventFilter
 from fleet_server.store import JobRecord, JobStore, Store, open_store
 from tests.services.calls.desk import ALIAS, Desk, desk_on, now_ms

@@ -1,0 +1,54 @@
+"""Who waits for the end of which job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Ending:
+    """Tells when a job may have ended: look then. Also told where events were lost."""
+
+    def __init__(self) -> None:
+        self._some = asyncio.Event()
+
+    def tell(self) -> None:
+        self._some.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Returns when told, or after so long at most; being told once lets one wait pass."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._some.wait(), seconds)
+        self._some.clear()
+
+
+class Endings:
+    """Those who wait, by job."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[Ending]] = {}
+
+    @contextmanager
+    def expect(self, job_id: str) -> Iterator[Ending]:
+        """Told of the end of a job from here on."""
+        ending = Ending()
+        self._waiting.setdefault(job_id, set()).add(ending)
+        try:
+            yield ending
+        finally:
+            left = self._waiting[job_id]
+            left.discard(ending)
+            if not left:
+                del self._waiting[job_id]
+
+    def tell(self, job_id: str) -> None:
+        """The job has ended."""
+        for ending in self._waiting.get(job_id, ()):
+            ending.tell()
+
+    def tell_all(self) -> None:
+        """Any of them may have ended."""
+        for job_id in self._waiting:
+            self.tell(job_id)
