@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +20,13 @@ GENERATE, VISION, QUEUE, BATCH = (
     "/api/queue/jobs/batch",
 )
 LONG = "x" * 10_001
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[FleetProcess]:
+    """A fleet of its own: nobody else's job may end while we count what is stored."""
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder, FleetProcess(Path(folder) / "data") as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
