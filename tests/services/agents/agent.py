@@ -154,15 +154,19 @@ class ScriptedAgent:
         reply = await self._stub.ListNodes(pb.NodeListNodesRequest(**fields))
         return list(reply.nodes)
 
+    async def end(self) -> None:
+        """Waits for the end of the stream."""
+        await wait_until(self.ended.is_set, "the stream's end")
+
     async def hang_up(self) -> None:
         """The connection is lost."""
         self._call.cancel()
-        await self.ended.wait()
+        await self.end()
 
     async def finish(self) -> None:
         """Ends the stream in order."""
         await self._call.done_writing()
-        await self.ended.wait()
+        await self.end()
 
     async def close(self) -> None:
         if self._reader is not None:

@@ -126,7 +126,7 @@ async def test_nothing_is_reaped_while_agents_may_still_come_back(store: Store, 
         await agent.dial()
         job_id = await bench.submit()
         assign = await agent.start()
-        await agent.ended.wait()
+        await agent.end()
         patient = Reaper(store, bench.fleet, lambda: None, settings=replace(NO_GRACE, grace_seconds=60))
         for _ in range(3):
             await patient.sweep()
@@ -193,7 +193,8 @@ async def test_reports_wait_for_a_store_that_is_away(bench: Bench, after: bool) 
     await wait_until(lambda: counted(bench, job_id))
     door = Away(bench.store.jobs.complete, after=after)
     bench.store.jobs.complete = door  # type: ignore[method-assign]
-    await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
+    for _ in range(3):
+        await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
     await wait_until(lambda: door.tries > 2)
     await agent.beat()
     assert not [message for message in agent.heard if message.HasField("complete_ack")]
@@ -202,6 +203,8 @@ async def test_reports_wait_for_a_store_that_is_away(bench: Bench, after: bool) 
     assert ack.outcome == (
         pb.CompleteOutcome.COMPLETE_OUTCOME_ALREADY if after else pb.CompleteOutcome.COMPLETE_OUTCOME_OK
     )
+    await agent.beat()
+    assert not [message for message in agent.heard if message.HasField("complete_ack")]
     assert (await bench.job(job_id)).state is JobState.SUCCEEDED
 
 

@@ -114,7 +114,7 @@ async def test_the_same_agent_takes_over_its_own_stream_and_keeps_its_work(bench
     assert list(welcome.keep_tokens) == [assign.token]
     assert list(welcome.kill_tokens) == []
     assert again.session != first
-    await agent.ended.wait()
+    await agent.end()
     assert agent.error is not None and agent.error.code() is grpc.StatusCode.ABORTED
     (node,) = await again.nodes()
     assert (node.slots_free, list(node.running_job_ids)) == (0, [assign.job_id])
@@ -144,7 +144,7 @@ async def test_another_agent_replaces_one_that_is_silent(bench: Bench) -> None:
     agent = bench.agent()
     await agent.dial()
     await bench.agent(instance_id="boot-2").dial()
-    await agent.ended.wait()
+    await agent.end()
     assert agent.error is not None and agent.error.code() is grpc.StatusCode.ABORTED
 
 
@@ -234,7 +234,7 @@ async def test_a_silent_stream_is_ended(store: Store, short_path: Path) -> None:
     async with bench_on(store, short_path, settings=replace(QUICK, lease_seconds=0.2)) as bench:
         agent = bench.agent()
         await agent.dial()
-        await agent.ended.wait()
+        await agent.end()
         assert agent.error is not None and agent.error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -295,7 +295,7 @@ async def test_shutdown_says_goodbye_and_refuses_newcomers(bench: Bench) -> None
     await bench.sessions.shutdown(retry_after_seconds=3)
     goodbye = (await agent.next("goodbye")).goodbye
     assert goodbye.retry_after_seconds == 3
-    await agent.ended.wait()
+    await agent.end()
     assert agent.error is None
     assert await bench.status() == "disconnected"
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
@@ -338,7 +338,7 @@ async def test_an_agent_that_does_not_read_loses_its_stream(store: Store, short_
 
         task = asyncio.create_task(writer())
         await stuck.wait()
-        await asyncio.wait([task])
+        await wait_until(task.done)
         assert task.cancelled()
         assert bench.sessions.counters.stuck_writers == 1
         await wait_until(lambda: bench.status_is("disconnected", "slow"))
