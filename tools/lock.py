@@ -40,7 +40,8 @@ def main() -> None:
     """Writes both locks; the development lock follows the versions of the runtime's."""
     upgrade = ["--upgrade"] if "--upgrade" in sys.argv[1:] else []
     _compile("requirements.lock", "--group", "build", *upgrade)
-    everything = ("--group", "build", "--group", "dev", "--constraints", "requirements.lock")
+    groups = ("--group", "bench", "--group", "build", "--group", "dev")
+    everything = (*groups, "--constraints", "requirements.lock")
     _compile("requirements-dev.lock", *everything, *upgrade)
 
 
