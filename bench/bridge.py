@@ -192,6 +192,11 @@ def report(results: Results) -> str:
         bound = f"{'<=' if target.at_most else '>='} {target.bound:g}"
         name = f"{target.case}: {target.what} / {target.peer}"
         lines.append(f"| {name} | {_spread(ratios, '.2f')} | {bound} | {'met' if met else 'missed'} |")
+    lines += ["", "| CPU of peer / ours, by round (no target; the least noisy figure) | median [range] |", "|---|---|"]
+    for case, peers in results.items():
+        for peer in (FASTAPI, ENVOY):
+            quotients = [theirs.cpu_us / ours.cpu_us for ours, theirs in zip(peers[OURS], peers[peer], strict=True)]
+            lines.append(f"| {case}: {peer} | {_spread(quotients, '.2f')} |")
     return "\n".join(lines) + "\n"
 
 
