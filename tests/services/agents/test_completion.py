@@ -126,6 +126,21 @@ async def test_a_late_result_is_refused_after_a_new_claim(bench: Bench) -> None:
     assert await other.complete(again) == OK
 
 
+async def test_a_report_of_a_forgotten_job_leaves_the_gallery_alone(bench: Bench) -> None:
+    """The job's record is past its days; its picture is not."""
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    receipt = await agent.upload(assign, PICTURE)
+    assert await agent.complete(assign, outputs=[uploaded(receipt)]) == OK
+    assert await bench.store.jobs.purge(keep_count=0) == 1
+    assert await bench.store.jobs.get(job_id) is None
+    assert await agent.complete(assign, outputs=[uploaded(receipt)]) == REFUSED
+    await agent.beat()
+    assert await bench.outputs.read(receipt.filename) == PICTURE
+
+
 async def gone(bench: Bench, filename: str) -> bool:
     return await bench.outputs.stat(filename) is None
 

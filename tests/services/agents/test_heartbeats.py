@@ -158,6 +158,30 @@ async def test_a_poisonous_job_fails_on_the_one_node_that_can_run_it(store: Stor
         assert (error.reason, error.code) == ("POISON", "INTERNAL")
 
 
+async def test_losses_on_the_one_node_that_could_run_it_are_poison_too(store: Store, short_path: Path) -> None:
+    """Another node is there, but it cannot run the job; the leases run out, since no beat names the attempts."""
+    settings = replace(QUICK, lease_seconds=0.3)
+    async with bench_on(store, short_path, settings=settings) as bench:
+        agent, other = bench.agent(), bench.agent("agx1", models=[])
+        await agent.dial()
+        await other.dial()
+        reaper = Reaper(store, bench.fleet, bench.dispatcher.wake, settings=NO_GRACE)
+        bench.tasks.append(asyncio.create_task(reaper.run()))
+        job_id = await bench.submit(max_retries=0)
+
+        async def lost(token: str) -> bool:
+            await agent.beat()
+            return (await bench.job(job_id)).token != token
+
+        for _ in range(3):
+            token = (await agent.start()).token
+            await wait_until(lambda: counted(bench, job_id))
+            await wait_until(lambda token=token: lost(token))
+        record = await bench.job(job_id)
+        assert (record.state, record.losses) == (JobState.FAILED, 3)
+        assert types_pb2.JobError.FromString(record.error).reason == "POISON"
+
+
 async def counted(bench: Bench, job_id: str) -> bool:
     return (await bench.job(job_id)).started_ms is not None
 

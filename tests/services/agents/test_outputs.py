@@ -91,6 +91,9 @@ async def test_a_file_replaced_is_not_read_from_the_cache(outputs: LocalOutputs)
     assert await outputs.delete("a.png")
     assert await outputs.read("a.png") is None
     assert not await outputs.delete("a.png")
+    await put(outputs, "a.png", SMALL)
+    assert await outputs.delete("a.png")
+    assert await outputs.read("a.png") is None
 
 
 @pytest.mark.parametrize(

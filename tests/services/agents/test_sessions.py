@@ -13,6 +13,7 @@ from fleet.v1 import node_pb2 as pb
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.job import JobState
+from fleet_server.services.hello_bucket import HelloBucket
 from fleet_server.store import Store
 from tests.services.agents.agent import wait_until
 from tests.services.agents.bench import QUICK, Bench, bench_on
@@ -75,18 +76,24 @@ async def test_an_agent_that_says_nothing_is_not_waited_for(store: Store, short_
 
 
 async def test_hellos_are_admitted_at_a_bounded_rate(store: Store, short_path: Path) -> None:
-    async with bench_on(store, short_path, settings=replace(QUICK, hellos_per_second=2)) as bench:
-        outcomes = []
-        for number in range(6):
-            try:
+    async with bench_on(store, short_path, settings=replace(QUICK, hellos_per_second=0.001)) as bench:
+        await bench.agent("first").dial()
+        for number in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await bench.agent(f"n{number}").dial()
-                outcomes.append("in")
-            except grpc.aio.AioRpcError as error:
-                assert error.code() is grpc.StatusCode.UNAVAILABLE
-                outcomes.append("later")
-        assert outcomes[:2] == ["in", "in"]
-        assert outcomes.count("later") >= 2
-        assert bench.sessions.counters.refused_hellos == outcomes.count("later")
+            assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert bench.sessions.counters.refused_hellos == 3
+
+
+def test_the_bucket_of_hellos_fills_again() -> None:
+    now = 100.0
+    bucket = HelloBucket(10, clock=lambda: now)
+    assert [bucket.wait_seconds() for _ in range(10)] == [0] * 10
+    assert bucket.wait_seconds() >= 1
+    now += 0.25
+    assert [bucket.wait_seconds() > 0 for _ in range(3)] == [False, False, True]
+    now += 60
+    assert [bucket.wait_seconds() > 0 for _ in range(11)] == [False] * 10 + [True]
 
 
 async def test_messages_of_another_session_are_ignored(bench: Bench) -> None:
