@@ -1,7 +1,7 @@
 """The one error of the server: a gRPC code, a stable reason and a sentence for people.
 
-`FleetError` is raised everywhere; rpc/ turns it into `google.rpc.Status`, bridge/ into an HTTP reply. The reasons and their
-codes are those of the REST contract.
+`FleetError` is raised everywhere; rpc/ turns it into `google.rpc.Status`, bridge/ into an HTTP reply. The reasons and
+their codes are those of the REST contract.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ class Code(enum.Enum):
 
 
 _REASONS: dict[Code, str] = {
-    Code.INVALID_ARGUMENT: "INVALID_FIELD UNKNOWN_FIELD MALFORMED_JSON INVALID_PATH INVALID_PAGE_TOKEN CALLBACK_FORBIDDEN "
-    "METHOD_NOT_ALLOWED UNSUPPORTED_MEDIA_TYPE",
+    Code.INVALID_ARGUMENT: "INVALID_FIELD UNKNOWN_FIELD MALFORMED_JSON INVALID_PATH INVALID_PAGE_TOKEN "
+    "CALLBACK_FORBIDDEN METHOD_NOT_ALLOWED UNSUPPORTED_MEDIA_TYPE",
     Code.UNAUTHENTICATED: "API_KEY_MISSING API_KEY_INVALID",
     Code.PERMISSION_DENIED: "SCOPE_MISSING HOST_FORBIDDEN ORIGIN_FORBIDDEN MOUNT_FORBIDDEN PRIVILEGE_FORBIDDEN",
-    Code.NOT_FOUND: "ROUTE_NOT_FOUND JOB_NOT_FOUND NODE_NOT_FOUND CONTAINER_NOT_FOUND IMAGE_NOT_FOUND SERVICE_NOT_FOUND "
-    "OUTPUT_NOT_FOUND INPUT_NOT_FOUND MODEL_NOT_FOUND LORA_NOT_FOUND DELIVERY_NOT_FOUND PAUSE_NOT_FOUND",
-    Code.FAILED_PRECONDITION: "JOB_ENDED JOB_NOT_FAILED IDEMPOTENCY_KEY_REUSED NAME_IN_USE PORT_IN_USE CONTAINER_NOT_RUNNING "
-    "NODE_ONLINE SERVICE_NOT_REPLICATED NO_PREVIOUS_SPEC NO_RECORD",
+    Code.NOT_FOUND: "ROUTE_NOT_FOUND JOB_NOT_FOUND NODE_NOT_FOUND CONTAINER_NOT_FOUND IMAGE_NOT_FOUND "
+    "SERVICE_NOT_FOUND OUTPUT_NOT_FOUND INPUT_NOT_FOUND MODEL_NOT_FOUND LORA_NOT_FOUND DELIVERY_NOT_FOUND "
+    "PAUSE_NOT_FOUND",
+    Code.FAILED_PRECONDITION: "JOB_ENDED JOB_NOT_FAILED IDEMPOTENCY_KEY_REUSED NAME_IN_USE PORT_IN_USE "
+    "CONTAINER_NOT_RUNNING NODE_ONLINE SERVICE_NOT_REPLICATED NO_PREVIOUS_SPEC NO_RECORD",
     Code.RESOURCE_EXHAUSTED: "HEADERS_TOO_LARGE BODY_TOO_LARGE RATE_LIMITED TOO_MANY_CONNECTIONS",
     Code.OUT_OF_RANGE: "RANGE_NOT_SATISFIABLE",
     Code.INTERNAL: "INTERNAL ENGINE_FAILED OUT_OF_MEMORY",
@@ -74,7 +75,7 @@ RETRY_AFTER_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One bad field: its path as written by the caller (`jobs[3].payload.steps`) and what it must be."""
+    """One bad field: its path as the caller writes it (`jobs[3].payload.steps`) and what it must be."""
 
     field: str
     description: str
@@ -84,7 +85,8 @@ class FleetError(Exception):
     """A refusal with a stable reason.
 
     `detail` begins with the field's path where one is at fault and says what to do next. `code` follows from the reason
-    unless given (an unknown reason needs one). `retry_after_seconds` is set on every UNAVAILABLE and RATE_LIMITED error.
+    unless given (an unknown reason needs one). `retry_after_seconds` is set on every UNAVAILABLE and RATE_LIMITED
+    error.
     """
 
     def __init__(

@@ -50,8 +50,8 @@ class WaitReason(enum.StrEnum):
 class Lane:
     """What jobs must share to wait in one line: the same nodes can run all of them equally well.
 
-    `lane_id` is derived from the other fields (services.lanes), stable over restarts and replicas. `model` is the resolved
-    model's name or "". `labels` are sorted (name, value) pairs.
+    `lane_id` is derived from the other fields (services.lanes), stable over restarts and replicas. `model` is the
+    resolved model's name or "". `labels` are sorted (name, value) pairs.
     """
 
     lane_id: str
@@ -84,8 +84,8 @@ class NewJob:
 class JobRecord:
     """One job as the store holds it at one `version`. Times are Unix milliseconds, None where not yet.
 
-    `result` and `error` are encoded fleet.v1.JobResult and fleet.v1.JobError, `attempts` encoded fleet.v1.JobAttempt, the
-    latest 20. They are read with the job itself, not in events' snapshots, except `error`.
+    `result` and `error` are encoded fleet.v1.JobResult and fleet.v1.JobError, `attempts` encoded fleet.v1.JobAttempt,
+    the latest 20. They are read with the job itself, not in events' snapshots, except `error`.
     """
 
     job_id: str
