@@ -88,7 +88,8 @@ async def test_killed_in_mid_run_nothing_stays_and_the_next_one_starts_clean(
 ) -> None:
     settings = settings_of(tmp_path, server.address)
     async with AgentProcess(settings) as agent:
-        talk, children = await busy(server, agent, "stubborn")
+        # It cannot hear that its pipe is gone: the kernel must end it.
+        talk, children = await busy(server, agent, "hold")
         agent.signal(signal.SIGKILL)
         await agent.wait()
         await wait_until(lambda: not any(alive(pid) for pid in children))

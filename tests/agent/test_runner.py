@@ -83,6 +83,29 @@ async def test_a_cancelled_engine_that_does_not_stop_is_killed(server: ScriptedS
         await talk.about("complete", "t2")
 
 
+async def test_an_attempt_cancelled_before_it_began_does_not_begin(server: ScriptedServer, tmp_path: Path) -> None:
+    async with agent_running(settings_of(tmp_path, server.address, cancel_grace_seconds=20)) as agent:
+        talk = await server.conversation()
+        await talk.first("heartbeat")
+        agent.runner.assign(assign_of("t1", "stubborn"))
+        agent.runner.cancel("job-t1", "t1")
+        await talk.about("stopped", "t1")
+        assert talk.kinds("heartbeat") == ["accepted", "stopped"]
+
+
+async def test_what_comes_after_the_release_is_refused(server: ScriptedServer, tmp_path: Path) -> None:
+    async with agent_running(settings_of(tmp_path, server.address, slots=2)) as agent:
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1", "wait"))
+        await talk.about("tick", "t1")
+        release = asyncio.create_task(agent.runner.release())
+        await talk.about("released", "t1")
+        await release
+        talk.say(assign=assign_of("t2"))
+        assert (await talk.about("rejected", "t2")).reason == "DRAINING"
+        assert agent.runner.slots_free == 2
+
+
 async def test_a_result_that_came_after_its_cancel_is_thrown_away(server: ScriptedServer, tmp_path: Path) -> None:
     async with agent_running(settings_of(tmp_path, server.address, cancel_grace_seconds=20)):
         talk = await server.conversation()

@@ -355,8 +355,11 @@ async def test_a_file_that_cannot_be_read_back_makes_the_end_a_failure(server: S
         assert (complete.error.reason, complete.retryable) == ("ENGINE_FAILED", True)
 
 
-async def test_the_api_key_goes_with_the_stream_and_the_uploads(server: ScriptedServer, tmp_path: Path) -> None:
-    async with agent_running(settings_of(tmp_path, server.address, api_key="fc_secret")):
+async def test_the_api_key_goes_with_the_stream_and_the_uploads_and_to_no_engine(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_API_KEY", "fc_secret")
+    async with agent_running(settings_of(tmp_path, server.address)):
         talk = await server.conversation()
         assert talk.metadata["x-api-key"] == "fc_secret"
         talk.say(assign=assign_of("t1", "secrets"))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -245,11 +248,21 @@ async def test_an_engine_that_cannot_tell_what_it_has_loaded_still_gives_its_res
     assert (last["event"], last["loaded"]) == ("done", [])
 
 
+def waiting_bytes(fd: int) -> int:
+    """Bytes in a pipe that nobody has read yet."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0])
+
+
 async def test_an_engine_that_talks_without_end_does_not_hold_the_loop(slot: SlotProcess, tmp_path: Path) -> None:
     """Between two of its frames every other task gets its turn."""
     events: Events = []
     work = asyncio.create_task(run(slot, task_of(tmp_path, "chatter"), events))
     await wait_until(lambda: len(events) > 100)
+    assert slot._process is not None
+    pipe = slot._process._transport.get_pipe_transport(1).get_extra_info("pipe")  # type: ignore[attr-defined]
+    while waiting_bytes(pipe.fileno()) < 30_000:
+        # The loop stands still, the engine talks on.
+        pass
     most = 0
     for _ in range(50):
         before = len(events)

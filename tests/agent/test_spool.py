@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from fleet.v1 import node_pb2
 
@@ -133,6 +134,15 @@ def damage_nothing_there(folder: Path) -> None:
     folder.mkdir()
 
 
+def damage_to_words(folder: Path) -> None:
+    """Whole by its hash, and no JobComplete."""
+    words = b"\xff\xff\xff"
+    (folder / "complete.pb").write_bytes(words)
+    manifest = orjson.loads((folder / "files.json").read_bytes())
+    manifest["complete"] = hashlib.sha256(words).hexdigest()
+    (folder / "files.json").write_bytes(orjson.dumps(manifest))
+
+
 def damage_to_a_file(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_bytes(b"a file")
@@ -144,6 +154,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty end": lambda folder: (folder / "complete.pb").write_bytes(b""),
     "end cut short": lambda folder: os.truncate(folder / "complete.pb", 5),
     "no protobuf": lambda folder: (folder / "complete.pb").write_bytes(b"\xff\xff\xff"),
+    "another language": damage_to_words,
     "no manifest": lambda folder: (folder / "files.json").unlink(),
     "manifest cut short": lambda folder: os.truncate(folder / "files.json", 20),
     "manifest of another kind": lambda folder: (folder / "files.json").write_bytes(b"[]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -89,6 +90,12 @@ class ProbeEngine:
         report.progress(1, 4)
         while True:
             time.sleep(60)
+
+    def _hold(self, task: Task, report: Reporter) -> EngineResult:
+        """Never lets another thread of its process run, as a library's native code may."""
+        report.progress(1, 4)
+        re.match("(a+)+$", "a" * 64 + "b")
+        raise AssertionError("no regular expression is that fast")
 
     def _late(self, task: Task, report: Reporter) -> EngineResult:
         """Ignores that it is told to stop, and finishes."""
