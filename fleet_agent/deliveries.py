@@ -120,11 +120,12 @@ class Deliveries:
 
     async def _upload(self, entry: SpoolEntry, index: int, link: Link) -> node_pb2.OutputReceipt:
         """One file, tried until it is taken. Raises UnwantedError, OSError, or AioRpcError where no try will help."""
-        pause = _FIRST_PAUSE
+        pause, patient = _FIRST_PAUSE, False
         while True:
             try:
-                return await link.uploader.upload(entry, index)
+                return await link.uploader.upload(entry, index, patient=patient)
             except grpc.aio.AioRpcError as error:
+                patient = error.code() is grpc.StatusCode.INTERNAL
                 if error.code() in _UNWANTED:
                     raise UnwantedError(error.details()) from error
                 if error.code() in _HOPELESS:

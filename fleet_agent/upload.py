@@ -11,6 +11,7 @@ from fleet.v1 import node_pb2, node_pb2_grpc
 from fleet_agent.spool import SpoolEntry
 
 _CHUNK_BYTES = 1 << 20
+_PATIENCE_SECONDS = 0.5
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -23,10 +24,12 @@ class Uploader:
         self._timeout = timeout_seconds
         self._slots = asyncio.Semaphore(limit)
 
-    async def upload(self, entry: SpoolEntry, index: int) -> node_pb2.OutputReceipt:
+    async def upload(self, entry: SpoolEntry, index: int, *, patient: bool = False) -> node_pb2.OutputReceipt:
         """Sends the file of that place.
 
-        Raises grpc.aio.AioRpcError where the server does not take it, OSError where it cannot be read.
+        Raises grpc.aio.AioRpcError where the server does not take it, OSError where it cannot be read. A call that is
+        refused while a chunk is being written may fail as INTERNAL, its true status lost in grpc.aio; `patient` waits
+        a moment after the header, so that a refusal is heard as what it is.
         """
         file = entry.files[index]
         header = node_pb2.UploadHeader(
@@ -44,6 +47,8 @@ class Uploader:
             try:
                 try:
                     await call.write(node_pb2.UploadOutputRequest(header=header))
+                    if patient:
+                        await _refused(call)
                     while chunk := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
                         await call.write(node_pb2.UploadOutputRequest(chunk=chunk))
                     await call.done_writing()
@@ -55,3 +60,12 @@ class Uploader:
                 call.cancel()
                 stream.close()
         return reply.receipt
+
+
+async def _refused(call: Any) -> None:
+    """Waits a moment for the call's end."""
+    code = asyncio.ensure_future(call.code())
+    try:
+        await asyncio.wait({code}, timeout=_PATIENCE_SECONDS)
+    finally:
+        code.cancel()

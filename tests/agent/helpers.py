@@ -90,6 +90,7 @@ class ScriptedServer:
     conversations: list[Conversation] = field(default_factory=list)
     uploads: list[Upload] = field(default_factory=list)
     upload_refusals: list[grpc.StatusCode] = field(default_factory=list)
+    upload_ban: grpc.StatusCode | None = None
     upload_metadata: list[Mapping[str, str]] = field(default_factory=list)
     upload_gate: asyncio.Event = field(default_factory=asyncio.Event)
     first_message: Reply | None = None
@@ -160,6 +161,8 @@ class ScriptedServer:
         self.upload_metadata.append(_metadata(context))
         header = (await anext(aiter(requests))).header
         await self.upload_gate.wait()
+        if self.upload_ban is not None:
+            await context.abort(self.upload_ban, "refused by the script")
         if self.upload_refusals:
             await context.abort(self.upload_refusals.pop(0), "refused by the script")
         data = b"".join([part.chunk async for part in requests])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -12,6 +13,8 @@ from fleet.v1 import node_pb2, types_pb2
 from fleet_agent import PROTOCOL_VERSION
 from fleet_agent.metrics.reader import MetricsReader, Readings
 from fleet_agent.session import SessionEndedError, _cause
+from fleet_agent.spool import SpoolEntry
+from fleet_agent.upload import Uploader
 from tests.agent.helpers import (
     Agent,
     Conversation,
@@ -301,11 +304,11 @@ async def test_previews_only_of_what_somebody_looks_at(server: ScriptedServer, t
 async def test_an_upload_that_is_not_wanted_ends_the_spool_entry(
     server: ScriptedServer, tmp_path: Path, code: grpc.StatusCode
 ) -> None:
-    server.upload_refusals = [code]
+    server.upload_ban = code
     async with agent_running(settings_of(tmp_path, server.address)):
         talk = await server.conversation()
         talk.say(assign=assign_of("t1", "paint 3000000"))
-        await wait_until(lambda: not server.upload_refusals)
+        await wait_until(lambda: server.upload_metadata)
         await talk.first("heartbeat", lambda beat: beat.slots_free == 1 and not beat.held and beat.sequence > 1)
         await wait_until(lambda: not spool_folders(tmp_path))
         assert not talk.all("complete")
@@ -328,13 +331,38 @@ async def test_an_upload_that_fails_for_now_is_tried_again(
         assert not server.upload_refusals
 
 
+async def test_after_an_internal_error_the_next_try_waits_for_a_refusal_before_its_chunks(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server refuses while a chunk is being written may come out of grpc.aio as INTERNAL."""
+    server.upload_refusals = [grpc.StatusCode.INTERNAL]
+    asked: list[tuple[bool, grpc.StatusCode | None]] = []
+    upload = Uploader.upload
+
+    async def noted(self: Uploader, entry: SpoolEntry, index: int, *, patient: bool = False) -> Any:
+        try:
+            return await upload(self, entry, index, patient=patient)
+        except grpc.aio.AioRpcError as error:
+            asked.append((patient, error.code()))
+            server.upload_ban = grpc.StatusCode.FAILED_PRECONDITION
+            raise
+
+    monkeypatch.setattr(Uploader, "upload", noted)
+    async with agent_running(settings_of(tmp_path, server.address)):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1", "paint 3000000"))
+        await wait_until(lambda: len(asked) == 2)
+        assert asked == [(False, grpc.StatusCode.INTERNAL), (True, grpc.StatusCode.FAILED_PRECONDITION)]
+        await wait_until(lambda: not spool_folders(tmp_path))
+
+
 async def test_a_file_that_the_server_will_never_take_makes_the_end_a_failure(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    server.upload_refusals = [grpc.StatusCode.INVALID_ARGUMENT]
+    server.upload_ban = grpc.StatusCode.INVALID_ARGUMENT
     async with agent_running(settings_of(tmp_path, server.address)):
         talk = await server.conversation()
-        talk.say(assign=assign_of("t1"))
+        talk.say(assign=assign_of("t1", "paint 3000000"))
         complete = await talk.first("complete")
         assert (complete.error.reason, complete.retryable) == ("ENGINE_FAILED", True)
         assert "refused by the script" in complete.error.detail
