@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def wait_until(condition: Callable[[], T | Awaitable[T]], *, seconds: float = 20.0) -> T:
+@overload
+async def wait_until(condition: Callable[[], Awaitable[T | None]], *, seconds: float = 20.0) -> T: ...
+@overload
+async def wait_until(condition: Callable[[], T | None], *, seconds: float = 20.0) -> T: ...
+async def wait_until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
     """Returns the first true value of `condition`, plain or awaitable; AssertionError after that many seconds."""
-    value: T | None = None
+    value: Any = None
     try:
         async with asyncio.timeout(seconds):
             while True:

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,14 @@ from tests.waiting import wait_until
 
 def make(folder: Path, **options: int) -> EmbeddedValkey:
     return EmbeddedValkey(folder, free_floor_bytes=options.get("floor", 0), ballast_bytes=options.get("ballast", 4096))
+
+
+def _has(accepted: Sized, wanted: int) -> bool:
+    return len(accepted) >= wanted
+
+
+def _another(valkey: EmbeddedValkey, pid: int) -> bool:
+    return valkey.pid not in {pid, None}
 
 
 @pytest.fixture
@@ -53,11 +62,11 @@ async def test_a_killed_server_comes_back_with_all_that_was_accepted(valkey: Emb
 
         async def killer() -> None:
             for wanted in (40, 110):
-                await wait_until(lambda wanted=wanted: len(accepted) >= wanted)  # type: ignore[misc]
+                await wait_until(partial(_has, accepted, wanted))
                 pid = valkey.pid
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-                await wait_until(lambda pid=pid: valkey.pid not in {pid, None})  # type: ignore[misc]
+                await wait_until(partial(_another, valkey, pid))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(8):
@@ -145,6 +154,7 @@ def open_files(pid: int) -> set[str]:
 
 OWNER = """
 import asyncio, fcntl, os, sys
+from functools import partial
 from pathlib import Path
 from fleet_server.store.valkey import EmbeddedValkey
 async def main():
