@@ -108,6 +108,13 @@ def test_bad_arguments(words: list[str]) -> None:
     assert result.stderr.strip()
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    result = run([reply(RECEIPT)], "generate", "x", "-o", str(tmp_path / "missing" / "x.png"))
+    assert result.exit_code == 2
+    assert f"there is no folder {tmp_path / 'missing'}" in result.stderr
+    assert result.asked == []  # type: ignore[attr-defined]
+
+
 def test_a_list_is_one_line_each_however_long_the_names() -> None:
     name = "n" * 300
     result = run([reply({"jobs": [job(node_id=name)], "next_page_token": ""})], "jobs", "list")

@@ -18,9 +18,10 @@ WIRE = (
     b":\n\n"
     b'data: {"text":\ndata:  "two lines"}\n\n'
     b'data:{"text": "no space"}\r\n\r\n'
+    b'data: {"text":\r\ndata: "two again"}\r\n\r\n'
     b'retry: 100\ndata: {"text": "carriage returns"}\r\r'
 )
-TEXTS = ["first", "two lines", "no space", "carriage returns"]
+TEXTS = ["first", "two lines", "no space", "two again", "carriage returns"]
 
 
 def read(*chunks: bytes) -> list[dict[str, Any]]:
@@ -57,3 +58,7 @@ def test_an_error_event_is_raised(code: str, status: int) -> None:
 
 def test_the_kind_of_an_event_ends_with_it() -> None:
     assert read(b'event: error\n\ndata: {"text": "no error"}\n\n') == [{"text": "no error"}]
+
+
+def test_a_carriage_return_at_the_end_of_a_chunk_may_be_half_of_a_line_end() -> None:
+    assert read(b'data: {"text":\r', b"\ndata: 1}\r", b"\n\r", b"\n") == [{"text": 1}]
