@@ -36,6 +36,9 @@ class _Lane:
         self._waiting.pop(token, None)
         self._sent_at.pop(token, None)
 
+    def withdraw(self, token: str) -> None:
+        self._waiting.pop(token, None)
+
     def take(self, now: float) -> tuple[node_pb2.AgentMessage | None, float | None]:
         """A message whose time has come, or the seconds until one is; None and None where nothing waits."""
         soonest: float | None = None
@@ -79,6 +82,10 @@ class Outbox:
         """Replaces the waiting preview of its attempt."""
         self._previews.put(message.preview.token, message)
         self._changed.set()
+
+    def withdraw_preview(self, token: str) -> None:
+        """Drops a waiting preview that nobody looks at any more."""
+        self._previews.withdraw(token)
 
     def forget(self, token: str) -> None:
         """Drops what waits of an attempt that has ended: no tick goes out after the end."""

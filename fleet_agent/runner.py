@@ -169,6 +169,8 @@ class Runner:
         wanted = set(tokens)
         for token, attempt in self._running.items():
             attempt.previews = token in wanted
+            if not attempt.previews and self._link is not None:
+                self._link.outbox.withdraw_preview(token)
 
     def _plan(self, assign: node_pb2.Assign) -> Attempt:
         if self._draining:

@@ -151,6 +151,20 @@ async def test_an_attempt_that_has_ended_is_forgotten(clock: Clock) -> None:
     assert [token for _, token, _ in told(await taken(outbox))] == ["b"]
 
 
+async def test_a_preview_that_nobody_looks_at_any_more_is_withdrawn_and_its_rate_stays(clock: Clock) -> None:
+    outbox = Outbox()
+    outbox.preview(preview("a", 1))
+    assert told(await taken(outbox)) == [("preview", "a", 1)]
+    outbox.preview(preview("a", 2))
+    outbox.withdraw_preview("a")
+    outbox.withdraw_preview("never there")
+    clock.now += 0.3
+    outbox.preview(preview("a", 3))
+    assert told(await taken(outbox)) == []
+    clock.now += 0.3
+    assert told(await taken(outbox)) == [("preview", "a", 3)]
+
+
 async def test_drained_waits_for_the_message_that_is_being_written() -> None:
     outbox = Outbox()
     await outbox.drained()
