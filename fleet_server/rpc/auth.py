@@ -7,8 +7,11 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fleet_server.domain.errors import FleetError
+
+V = TypeVar("V")
 
 FAILURES_A_MINUTE = 10
 _REMEMBERED_PEERS = 10_000
@@ -42,6 +45,7 @@ class KeyRing:
         self._keys = tuple(keys)
         self._clock = clock
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
+        self._welcome: OrderedDict[str, None] = OrderedDict()
 
     @property
     def required(self) -> bool:
@@ -50,34 +54,44 @@ class KeyRing:
     def owner(self, key: str | None, peer: str) -> str:
         """The owner's name, "" without keys.
 
-        Raises API_KEY_MISSING, API_KEY_INVALID, or RATE_LIMITED after ten wrong keys of one peer within a minute.
+        Raises API_KEY_MISSING, API_KEY_INVALID, or RATE_LIMITED after ten wrong keys of one address within a minute.
+        An address that has brought a right key before is not locked out by somebody else's wrong ones there.
         """
         if not self._keys:
             return ""
         if key is None:
             raise FleetError("API_KEY_MISSING", "an API key is required: send it as X-API-Key or Authorization: Bearer")
         address = peer.rsplit(":", 1)[0]
+        found = self._find(key)
         recent = self._recent(address) if self._failures else []
-        if len(recent) >= FAILURES_A_MINUTE:
+        if len(recent) >= FAILURES_A_MINUTE and not (found and address in self._welcome):
             raise FleetError(
                 "RATE_LIMITED",
                 "too many wrong API keys from this address: try again in a minute",
                 retry_after_seconds=60,
             )
+        if found:
+            _remember(self._welcome, address, None)
+            return found
+        _remember(self._failures, address, [*recent, self._clock()])
+        raise FleetError("API_KEY_INVALID", "the API key is not one of this server's: check FLEET_API_KEY")
+
+    def _find(self, key: str) -> str:
         digest = hashlib.sha256(key.encode()).digest()
         found = ""
         for known in self._keys:
             if hmac.compare_digest(known.digest, digest):
                 found = known.name
-        if not found:
-            recent.append(self._clock())
-            self._failures[address] = recent
-            self._failures.move_to_end(address)
-            while len(self._failures) > _REMEMBERED_PEERS:
-                self._failures.popitem(last=False)
-            raise FleetError("API_KEY_INVALID", "the API key is not one of this server's: check FLEET_API_KEY")
         return found
 
     def _recent(self, address: str) -> list[float]:
         now = self._clock()
         return [at for at in self._failures.get(address, ()) if now - at < 60]
+
+
+def _remember(addresses: OrderedDict[str, V], address: str, value: V) -> None:
+    """Keeps the newest addresses alone."""
+    addresses[address] = value
+    addresses.move_to_end(address)
+    while len(addresses) > _REMEMBERED_PEERS:
+        addresses.popitem(last=False)

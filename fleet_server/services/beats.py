@@ -54,7 +54,19 @@ class Beats:
         self._some.set()
 
     async def run(self) -> None:
-        """Writes beats down until cancelled."""
+        """Writes beats down until cancelled, and tells the agent at once when somebody begins to look at previews."""
+        end = self._parts.hub.subscribe_audience(self._tell_audience)
+        try:
+            await self._write_down()
+        finally:
+            end()
+
+    def _tell_audience(self) -> None:
+        sequence = self._latest.sequence if self._latest is not None else 0
+        wanted = [one.token for one in self._book if self._parts.hub.previews_wanted(one.job_id)]
+        self._answer(pb.HeartbeatAck(sequence=sequence, preview_tokens=wanted))
+
+    async def _write_down(self) -> None:
         while True:
             await self._some.wait()
             self._some.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 from fleet.v1.types_pb2 import JobProgress
@@ -27,6 +27,7 @@ class ProgressHub:
         self._listeners: set[_Listener] = set()
         self._previewers: dict[str, int] = {}
         self._preview_all = 0
+        self._audience: list[Callable[[], None]] = []
 
     def latest(self, job_id: str) -> JobProgress | None:
         """The last tick of a job, without preview; None before the first and after `forget`. Not to be changed."""
@@ -71,16 +72,27 @@ class ProgressHub:
             if previews:
                 self._count_previews(listener.job_ids, -1)
 
+    def subscribe_audience(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls `listener()` when somebody begins to look at previews, or the last one stops; it must not wait.
+
+        Returns how to end it.
+        """
+        self._audience.append(listener)
+        return lambda: self._audience.remove(listener)
+
     def _count_previews(self, job_ids: frozenset[str] | None, change: int) -> None:
+        before = bool(self._preview_all), len(self._previewers)
         if job_ids is None:
             self._preview_all += change
-            return
-        for job_id in job_ids:
+        for job_id in job_ids or ():
             count = self._previewers.get(job_id, 0) + change
             if count:
                 self._previewers[job_id] = count
             else:
                 self._previewers.pop(job_id, None)
+        if before != (bool(self._preview_all), len(self._previewers)):
+            for listener in tuple(self._audience):
+                listener()
 
 
 class _Listener:

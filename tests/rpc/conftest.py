@@ -90,21 +90,14 @@ def grpc_stub_cls() -> type[queue_pb2_grpc.QueueStub]:
 
 
 @pytest.fixture(scope="module")
-def clock() -> list[float]:
-    return [0.0]
-
-
-@pytest.fixture(scope="module")
-def grpc_server(
-    grpc_servicer: EchoQueue, registry: CollectorRegistry, clock: list[float], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def grpc_server(grpc_servicer: EchoQueue, registry: CollectorRegistry) -> Iterator[str]:
     """Our server in a thread; gives the address."""
     service = queue_pb2.DESCRIPTOR.services_by_name["Queue"]
     methods = [
         replace(method, timeout_seconds=0.2) if method.path.endswith("/GetJob") else method
         for method in methods_of(service, grpc_servicer, public=["GetStats"])
     ]
-    keys = KeyRing([ApiKey.of("ann", KEY)], clock=lambda: clock[0])
+    keys = KeyRing([ApiKey.of("ann", KEY)], clock=lambda: 0.0)
     invoker = Invoker(methods, keys=keys, metrics=RpcMetrics(registry, methods))
     address: list[str] = []
     ready = threading.Event()

@@ -14,6 +14,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from fleet_server.domain.errors import FleetError
+from fleet_server.rpc.auth import ApiKey, KeyRing
 from tests.rpc.conftest import KEY, EchoQueue
 
 WITH_KEY = (("x-api-key", KEY),)
@@ -100,16 +102,33 @@ def test_a_public_method_needs_none(grpc_stub: Any) -> None:
     assert grpc_stub.GetStats(queue_pb2.GetStatsRequest()).window_seconds == 7
 
 
-def test_wrong_keys_are_rate_limited_for_a_minute(grpc_stub: Any, clock: list[float]) -> None:
-    wrong = (("x-api-key", "wrong"),)
-    reasons = [
-        details(refused(lambda: grpc_stub.CreateJob(job(), metadata=wrong)))["ErrorInfo"].reason for _ in range(11)
-    ]
-    assert reasons == ["API_KEY_INVALID"] * 10 + ["RATE_LIMITED"]
-    clock[0] += 61
-    error = refused(lambda: grpc_stub.CreateJob(job(), metadata=wrong))
-    assert details(error)["ErrorInfo"].reason == "API_KEY_INVALID"
-    clock[0] += 61
+def test_wrong_keys_are_rate_limited_for_a_minute() -> None:
+    now = [0.0]
+    ring = KeyRing([ApiKey.of("ann", KEY)], clock=lambda: now[0])
+
+    def reason(key: str, peer: str) -> str:
+        try:
+            return ring.owner(key, peer)
+        except FleetError as error:
+            return error.reason
+
+    guesses = [reason(f"guess {n}", f"ipv4:127.0.0.9:{n}") for n in range(11)]
+    assert guesses == ["API_KEY_INVALID"] * 10 + ["RATE_LIMITED"]
+    assert reason(KEY, "ipv4:127.0.0.9:99") == "RATE_LIMITED"
+    assert reason(KEY, "ipv4:127.0.0.8:1") == "ann"
+    now[0] += 61
+    assert reason(KEY, "ipv4:127.0.0.9:99") == "ann"
+
+
+def test_who_has_brought_the_right_key_is_not_locked_out_by_a_guesser_at_the_same_address() -> None:
+    ring = KeyRing([ApiKey.of("ann", KEY)], clock=lambda: 0.0)
+    assert ring.owner(KEY, "ipv4:127.0.0.1:1") == "ann"
+    for n in range(20):
+        with pytest.raises(FleetError):
+            ring.owner(f"guess {n}", f"ipv4:127.0.0.1:{n}")
+    assert ring.owner(KEY, "ipv4:127.0.0.1:1") == "ann"
+    with pytest.raises(FleetError, match="too many"):
+        ring.owner("guess", "ipv4:127.0.0.1:2")
 
 
 def test_an_error_says_when_to_try_again(grpc_stub: Any) -> None:

@@ -76,6 +76,8 @@ async def test_previews_are_asked_for_while_somebody_looks(bench: Bench) -> None
     assert not assign.previews
     assert list((await agent.beat(held, slots=2)).preview_tokens) == []
     async with bench.hub.subscribe(None, previews=True) as ticks:
+        # The agent is told at once, not at its next beat.
+        assert list((await agent.next("heartbeat_ack")).heartbeat_ack.preview_tokens) == [assign.token]
         assert list((await agent.beat(held, slots=2)).preview_tokens) == [assign.token]
         await bench.submit()
         assert (await agent.start()).previews
@@ -87,6 +89,7 @@ async def test_previews_are_asked_for_while_somebody_looks(bench: Bench) -> None
         await agent.send(tick=pb.JobTick(job_id=first, token=assign.token, progress=70))
         tick = await anext(ticks)
         assert (tick.progress, tick.HasField("preview")) == (70, False)
+    assert list((await agent.next("heartbeat_ack")).heartbeat_ack.preview_tokens) == []
     assert list((await agent.beat(held, slots=2)).preview_tokens) == []
 
 
