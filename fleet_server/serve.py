@@ -16,7 +16,7 @@ from fleet_server.app import Readiness, Server, StartError
 from fleet_server.domain.errors import FleetError
 from fleet_server.embedded.agent import EmbeddedAgent
 from fleet_server.embedded.lock import FolderInUseError, FolderLock
-from fleet_server.http import HttpServer, PortTakenError, bind
+from fleet_server.http import HttpServer, PortTakenError, bind, settle_memory
 from fleet_server.settings import Settings
 from fleet_server.store import Store, open_store
 from fleet_server.store.valkey import EmbeddedValkey
@@ -109,6 +109,7 @@ async def _run(
             http = HttpServer(app, sockets, settings.stop_grace_seconds)
             serving = tasks.create_task(http.run(), name="http")
             await http.started()
+            settle_memory()
             if agent is None or await _until_online(server, stopping):
                 _say_ready(origin, grpc_port)
             await stopping.wait()

@@ -20,7 +20,7 @@ from bench.peers.sample import API_KEY, JOB_ID
 from fleet_server.bridge import Bridge
 from fleet_server.bridge.guard import HostOriginGuard
 from fleet_server.domain.errors import FleetError
-from fleet_server.http import HttpServer, bind
+from fleet_server.http import HttpServer, bind, settle_memory
 from fleet_server.rpc.auth import ApiKey, KeyRing
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import methods_of
@@ -53,6 +53,7 @@ async def main() -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(server.run())
         await server.started()
+        settle_memory()
         sys.stdout.write(f"{server.port}\n")
         sys.stdout.flush()
 
