@@ -1777,6 +1777,8 @@ class Assign(_message.Message):
     TARGET_MODEL_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     PREVIEWS_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     token: _builtins.str
@@ -1797,9 +1799,15 @@ class Assign(_message.Message):
     """Longest run."""
     previews: _builtins.bool
     """Somebody looks at pictures in the making."""
+    exclusive: _builtins.bool
+    """Stop it before its lease can end: attempts must never overlap."""
     @_builtins.property
     def payload(self) -> _types_pb2.Payload:
         """What to do, defaults filled in."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___AssignedInput]:
+        """The files that references of the payload stand for, to be read by Vision.GetOutput."""
 
     def __init__(
         self,
@@ -1815,14 +1823,54 @@ class Assign(_message.Message):
         target_model: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
         previews: _builtins.bool = ...,
+        exclusive: _builtins.bool = ...,
+        inputs: _abc.Iterable[Global___AssignedInput] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "generation", b"generation", "job_id", b"job_id", "job_type", b"job_type", "model", b"model", "model_sha256", b"model_sha256", "payload", b"payload", "previews", b"previews", "target_model", b"target_model", "timeout_seconds", b"timeout_seconds", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exclusive", b"exclusive", "generation", b"generation", "inputs", b"inputs", "job_id", b"job_id", "job_type", b"job_type", "model", b"model", "model_sha256", b"model_sha256", "payload", b"payload", "previews", b"previews", "target_model", b"target_model", "timeout_seconds", b"timeout_seconds", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assign: _TypeAlias = Assign  # noqa: Y015
+
+@_typing.final
+class AssignedInput(_message.Message):
+    """A file that an attempt reads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """As it stands in the payload."""
+    filename: _builtins.str
+    """The output's name."""
+    content_type: _builtins.str
+    """Media type."""
+    size_bytes: _builtins.int
+    """Size."""
+    sha256: _builtins.str
+    """Its hash, in hex."""
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        filename: _builtins.str = ...,
+        content_type: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "filename", b"filename", "reference", b"reference", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignedInput: _TypeAlias = AssignedInput  # noqa: Y015
 
 @_typing.final
 class CancelAttempt(_message.Message):

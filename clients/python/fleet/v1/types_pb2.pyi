@@ -996,6 +996,10 @@ class JobSpec(_message.Message):
     TARGET_LABELS_FIELD_NUMBER: _builtins.int
     CALLBACK_URL_FIELD_NUMBER: _builtins.int
     DIRECT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    GROUP_JOB_ID_FIELD_NUMBER: _builtins.int
+    CHILD_JOB_IDS_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
     job_type: Global___JobType.ValueType
     """The kind of work."""
     priority: Global___JobPriority.ValueType
@@ -1012,6 +1016,10 @@ class JobSpec(_message.Message):
     """Where to report the end."""
     direct: _builtins.bool
     """A caller of POST /api/fleet/generate waits for it."""
+    group_job_id: _builtins.str
+    """The group that it is an image of."""
+    exclusive: _builtins.bool
+    """Attempts never overlap, even across a lost node."""
     @_builtins.property
     def payload(self) -> Global___Payload:
         """Its payload, defaults filled in and seed drawn."""
@@ -1019,6 +1027,14 @@ class JobSpec(_message.Message):
     @_builtins.property
     def target_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only on nodes with all these labels."""
+
+    @_builtins.property
+    def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Waits until all these have succeeded."""
+
+    @_builtins.property
+    def child_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The images of this group, in order; a group itself is never given to a node."""
 
     def __init__(
         self,
@@ -1033,13 +1049,19 @@ class JobSpec(_message.Message):
         target_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         callback_url: _builtins.str | None = ...,
         direct: _builtins.bool = ...,
+        after: _abc.Iterable[_builtins.str] | None = ...,
+        group_job_id: _builtins.str | None = ...,
+        child_job_ids: _abc.Iterable[_builtins.str] | None = ...,
+        exclusive: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_resolved_model", b"_resolved_model", "_target_model", b"_target_model", "_target_node_id", b"_target_node_id", "callback_url", b"callback_url", "payload", b"payload", "resolved_model", b"resolved_model", "target_model", b"target_model", "target_node_id", b"target_node_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_group_job_id", b"_group_job_id", "_resolved_model", b"_resolved_model", "_target_model", b"_target_model", "_target_node_id", b"_target_node_id", "callback_url", b"callback_url", "group_job_id", b"group_job_id", "payload", b"payload", "resolved_model", b"resolved_model", "target_model", b"target_model", "target_node_id", b"target_node_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_resolved_model", b"_resolved_model", "_target_model", b"_target_model", "_target_node_id", b"_target_node_id", "callback_url", b"callback_url", "direct", b"direct", "job_type", b"job_type", "payload", b"payload", "priority", b"priority", "resolved_model", b"resolved_model", "target_cluster", b"target_cluster", "target_labels", b"target_labels", "target_model", b"target_model", "target_node_id", b"target_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_group_job_id", b"_group_job_id", "_resolved_model", b"_resolved_model", "_target_model", b"_target_model", "_target_node_id", b"_target_node_id", "after", b"after", "callback_url", b"callback_url", "child_job_ids", b"child_job_ids", "direct", b"direct", "exclusive", b"exclusive", "group_job_id", b"group_job_id", "job_type", b"job_type", "payload", b"payload", "priority", b"priority", "resolved_model", b"resolved_model", "target_cluster", b"target_cluster", "target_labels", b"target_labels", "target_model", b"target_model", "target_node_id", b"target_node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__callback_url: _TypeAlias = _typing.Literal["callback_url"]  # noqa: Y015
     _WhichOneofArgType__callback_url: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url"]  # noqa: Y015
+    _WhichOneofReturnType__group_job_id: _TypeAlias = _typing.Literal["group_job_id"]  # noqa: Y015
+    _WhichOneofArgType__group_job_id: _TypeAlias = _typing.Literal["_group_job_id", b"_group_job_id"]  # noqa: Y015
     _WhichOneofReturnType__resolved_model: _TypeAlias = _typing.Literal["resolved_model"]  # noqa: Y015
     _WhichOneofArgType__resolved_model: _TypeAlias = _typing.Literal["_resolved_model", b"_resolved_model"]  # noqa: Y015
     _WhichOneofReturnType__target_model: _TypeAlias = _typing.Literal["target_model"]  # noqa: Y015
@@ -1048,6 +1070,8 @@ class JobSpec(_message.Message):
     _WhichOneofArgType__target_node_id: _TypeAlias = _typing.Literal["_target_node_id", b"_target_node_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__callback_url) -> _WhichOneofReturnType__callback_url | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_job_id) -> _WhichOneofReturnType__group_job_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resolved_model) -> _WhichOneofReturnType__resolved_model | None: ...
     @_typing.overload
