@@ -21,6 +21,7 @@ from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.transcoder import Bridge
 from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
 from fleet_server.domain.errors import REASON_CODES, FleetError
+from fleet_server.keyfile import KeyFile, KeyFileError
 from fleet_server.protojson import JsonCodec
 from fleet_server.rpc.auth import ApiKey, KeyRing
 from fleet_server.rpc.fleet import FleetServicer
@@ -51,7 +52,7 @@ from fleet_server.services.sessions import Sessions
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.services.uploads import Uploads
 from fleet_server.services.views import JobViews
-from fleet_server.settings import Settings
+from fleet_server.settings import PUBLISHED_KEYS, Settings
 from fleet_server.special import front_page, guarded, metrics
 from fleet_server.storage.outputs import LocalOutputs
 from fleet_server.storage.thumbnails import Thumbnails
@@ -175,6 +176,7 @@ class Server:
             refusal=self._readiness.refusal,
         )
         self._keys = KeyRing(_keys(settings), clock=time.monotonic)
+        self.agent_key, self.key_file = self._open_keys()
         gallery = Gallery(store.outputs, self._outputs, self._thumbnails)
         servicers = (
             FleetServicer(board, self._generation, self._hub, self._check_key),
@@ -188,6 +190,22 @@ class Server:
         self._invoker = Invoker(methods, keys=self._keys, metrics=RpcMetrics(self.registry, methods))
         self._grpc = GrpcServer(self._invoker)
 
+    def _open_keys(self) -> tuple[str | None, KeyFile | None]:
+        """The key of the agent beside us, and the file of keys. Raises StartError where the file cannot be used."""
+        settings = self._settings
+        given = None if settings.api_key is None else settings.api_key.get_secret_value()
+        if settings.api_keys_file is None:
+            return given, None
+        own = given or secrets.token_hex(32)
+        others = _keys(settings) or [ApiKey.of("fleet-agent", own)]
+        published = frozenset() if settings.loopback else PUBLISHED_KEYS
+        file = KeyFile(settings.api_keys_file, others, self._keys.replace, published=published)
+        try:
+            file.load()
+        except KeyFileError as error:
+            raise StartError(str(error)) from None
+        return own, file
+
     def _check_key(self, key: str | None, context: object) -> None:
         self._keys.owner(key, context.peer())  # type: ignore[attr-defined]
 
@@ -196,7 +214,7 @@ class Server:
         settings = self._settings
         ports = (settings.port, settings.grpc_port, settings.comfy_port, settings.s3_port)
         return CallbackRules(
-            loopback=settings.loopback and settings.api_key is None,
+            loopback=settings.loopback and not settings.keyed,
             own_ports=frozenset(port for port in ports if port),
         )
 
@@ -238,7 +256,9 @@ class Server:
     async def start(self, tasks: asyncio.TaskGroup) -> tuple[int, list[asyncio.Task[None]]]:
         """Opens the files, starts the loops and the gRPC door; its port and the loops, which run for ever."""
         await self._outputs.open()
-        loops = (self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run)
+        loops = [self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run]
+        if self.key_file is not None:
+            loops.append(self.key_file.run)
         running = [tasks.create_task(loop(), name=loop.__qualname__) for loop in loops]
         try:
             port = await self._grpc.start(f"127.0.0.1:{self._settings.grpc_port}")

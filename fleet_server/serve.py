@@ -43,7 +43,10 @@ async def serve(settings: Settings) -> None:
         with _bound(settings) as sockets:
             async with _opened_store(settings, lock) as store:
                 readiness = Readiness(settings)
-                await _run(settings, Server(settings, store, readiness), readiness, sockets, lock, stopping)
+                server = Server(settings, store, readiness)
+                if server.key_file is not None:
+                    loop.add_signal_handler(signal.SIGHUP, server.key_file.reload)
+                await _run(settings, server, readiness, sockets, lock, stopping)
     finally:
         lock.release()
 
@@ -101,7 +104,7 @@ async def _run(
     try:
         async with asyncio.TaskGroup() as tasks:
             grpc_port, loops = await server.start(tasks)
-            agent = _agent(settings, grpc_port, lock)
+            agent = _agent(settings, server.agent_key, grpc_port, lock)
             keeper = tasks.create_task(agent.run(), name="agent") if agent is not None else None
             # The agent's process starts while we are busy with the documents of the API.
             await asyncio.sleep(0)
@@ -133,7 +136,7 @@ async def _run(
         await server.close_files()
 
 
-def _agent(settings: Settings, grpc_port: int, lock: FolderLock) -> EmbeddedAgent | None:
+def _agent(settings: Settings, key: str | None, grpc_port: int, lock: FolderLock) -> EmbeddedAgent | None:
     """The agent beside the server; what it is told beats its own variables."""
     if not settings.agent:
         return None
@@ -147,8 +150,8 @@ def _agent(settings: Settings, grpc_port: int, lock: FolderLock) -> EmbeddedAgen
         # It is the only one, and near: a herd is not to be feared.
         "FLEET_AGENT_RECONNECT_SECONDS": "0.5",
     }
-    if settings.api_key is not None:
-        environment["FLEET_API_KEY"] = settings.api_key.get_secret_value()
+    if key is not None:
+        environment["FLEET_API_KEY"] = key
     return EmbeddedAgent(environment, lock_fd=lock.fileno(), stop_seconds=settings.stop_grace_seconds + 5)
 
 

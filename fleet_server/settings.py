@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path("~/.fleet")
     redis_url: str | None = None
     api_key: SecretStr | None = None
+    api_keys_file: Path | None = None
+    """Lines `name:key` or `name:key:admin`; read again when it changes or at SIGHUP."""
     allowed_hosts: Names = ()
     allowed_origins: Names = ()
     default_model: str | None = None
@@ -70,10 +72,10 @@ class Settings(BaseSettings):
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 512 << 20
     """Below this much free disk no job is accepted."""
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "api_keys_file")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("allowed_hosts", "allowed_origins", "engines", mode="before")
     @classmethod
@@ -92,17 +94,22 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         if not is_loopback(self.host):
-            if self.api_key is None:
+            if not self.keyed:
                 raise ValueError(
                     f"FLEET_HOST={self.host} is reachable by others, so a key is required: "
-                    "set FLEET_API_KEY, or bind 127.0.0.1"
+                    "set FLEET_API_KEY (or FLEET_API_KEYS_FILE), or bind 127.0.0.1"
                 )
-            if self.api_key.get_secret_value() in PUBLISHED_KEYS:
+            if self.api_key is not None and self.api_key.get_secret_value() in PUBLISHED_KEYS:
                 raise ValueError(
                     "FLEET_API_KEY is a published example: choose one of your own, "
                     "for instance from `openssl rand -hex 32`"
                 )
         return self
+
+    @property
+    def keyed(self) -> bool:
+        """Whether callers need a key."""
+        return self.api_key is not None or self.api_keys_file is not None
 
     @property
     def loopback(self) -> bool:

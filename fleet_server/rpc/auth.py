@@ -19,14 +19,18 @@ _REMEMBERED_PEERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key by its owner's name and SHA-256 (256 bits of randomness make a slow hash needless)."""
+    """A key by its owner's name and SHA-256 (256 bits of randomness make a slow hash needless).
+
+    One that is no `admin` reads, submits, cancels and minds outputs.
+    """
 
     name: str
     digest: bytes
+    admin: bool = True
 
     @classmethod
-    def of(cls, name: str, key: str) -> ApiKey:
-        return cls(name, hashlib.sha256(key.encode()).digest())
+    def of(cls, name: str, key: str, *, admin: bool = True) -> ApiKey:
+        return cls(name, hashlib.sha256(key.encode()).digest(), admin)
 
 
 def key_in(metadata: Mapping[str, str]) -> str | None:
@@ -42,7 +46,9 @@ class KeyRing:
     """The keys of this server; with none, every call is allowed and has no owner."""
 
     def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float]) -> None:
-        self._keys = tuple(keys)
+        self._keys: tuple[ApiKey, ...] = ()
+        self._admins: frozenset[str] = frozenset()
+        self.replace(keys)
         self._clock = clock
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
         self._welcome: OrderedDict[str, None] = OrderedDict()
@@ -50,6 +56,15 @@ class KeyRing:
     @property
     def required(self) -> bool:
         return bool(self._keys)
+
+    def replace(self, keys: Sequence[ApiKey]) -> None:
+        """From now on these are the keys."""
+        self._keys = tuple(keys)
+        self._admins = frozenset(key.name for key in keys if key.admin)
+
+    def is_admin(self, owner: str) -> bool:
+        """Whether the owner of a key may everything; without keys everybody may."""
+        return not self._keys or owner in self._admins
 
     def owner(self, key: str | None, peer: str) -> str:
         """The owner's name, "" without keys.

@@ -19,13 +19,15 @@ _KEY = re.compile(r"[!-~]{1,128}\Z")
 class Caller(NamedTuple):
     """The caller of the call under way.
 
-    `owner` is the name of its key, "" without keys; names in `metadata` are lower-case.
+    `owner` is the name of its key, "" without keys; names in `metadata` are lower-case. Who is no `admin` has an
+    ordinary key.
     """
 
     owner: str = ""
     request_id: str = ""
     transport: str = "grpc"
     metadata: Mapping[str, str] = _EMPTY
+    admin: bool = True
 
 
 NOBODY = Caller()

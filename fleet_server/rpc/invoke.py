@@ -20,6 +20,7 @@ from fleet_server.rpc.caller import NOBODY, Caller, read_metadata, set_caller
 from fleet_server.rpc.deadline import Deadline
 from fleet_server.rpc.methods import Method
 from fleet_server.rpc.metrics import RpcMetrics
+from fleet_server.rpc.scopes import scope_missing
 from fleet_server.rpc.validation import validate
 
 _log = structlog.get_logger("fleet.rpc")
@@ -103,8 +104,11 @@ class Invoker:
         owner = ""
         if self._keys.required and not method.public:
             owner = self._keys.owner(key_in(metadata), context.peer())
+        admin = self._keys.is_admin(owner)
+        if method.admin and not admin:
+            raise scope_missing(method.scope)
         request_id = metadata.get("x-request-id") or str(uuid_utils.uuid7())
-        caller = Caller(owner, request_id, metadata.get("fleet-transport", "grpc"), metadata)
+        caller = Caller(owner, request_id, metadata.get("fleet-transport", "grpc"), metadata, admin)
         set_caller(caller)
         return caller
 

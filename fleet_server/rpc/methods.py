@@ -11,6 +11,8 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
+from fleet_server.rpc.scopes import ORDINARY, Scope, scope_of
+
 DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_MAX_BYTES = 1 << 20
 
@@ -26,6 +28,9 @@ class Method:
     timeout_seconds: float | None
     max_request_bytes: int
     public: bool
+    scope: Scope = Scope.READ
+    admin: bool = False
+    """Ordinary keys may not call it."""
 
     @property
     def client_streaming(self) -> bool:
@@ -47,6 +52,7 @@ def _method(descriptor: MethodDescriptor, servicer: object, public: bool) -> Met
     if rules.HasField("timeout"):
         timeout = rules.timeout.seconds + rules.timeout.nanos / 1e9 or None
     service = descriptor.containing_service
+    scope = scope_of(descriptor)
     return Method(
         path=f"/{service.full_name}/{descriptor.name}",
         descriptor=descriptor,
@@ -55,4 +61,6 @@ def _method(descriptor: MethodDescriptor, servicer: object, public: bool) -> Met
         timeout_seconds=timeout,
         max_request_bytes=rules.max_body_bytes or DEFAULT_MAX_BYTES,
         public=public,
+        scope=scope,
+        admin=scope not in ORDINARY,
     )

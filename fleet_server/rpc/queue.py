@@ -11,6 +11,7 @@ from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
+from fleet_server.rpc.scopes import check_job_type
 from fleet_server.services.events import EventHub
 from fleet_server.services.queue import JobQueue
 from fleet_server.services.status import StatusBoard
@@ -28,15 +29,18 @@ class QueueServicer:
         self._board = board
 
     async def CreateJob(self, request: queue_pb2.CreateJobRequest, context: Context) -> queue_pb2.CreateJobResponse:
-        key = idempotency_key(context, request)
-        receipt = await self._queue.create(request, owner=caller_of(context).owner, key=key)
+        caller, key = caller_of(context), idempotency_key(context, request)
+        check_job_type(request.job_type, admin=caller.admin, field="job_type")
+        receipt = await self._queue.create(request, owner=caller.owner, key=key)
         return queue_pb2.CreateJobResponse(receipt=receipt)
 
     async def BatchCreateJobs(
         self, request: queue_pb2.BatchCreateJobsRequest, context: Context
     ) -> queue_pb2.BatchCreateJobsResponse:
-        key = idempotency_key(context, request)
-        receipts = await self._queue.create_many(request, owner=caller_of(context).owner, key=key)
+        caller, key = caller_of(context), idempotency_key(context, request)
+        for index, job in enumerate(request.jobs):
+            check_job_type(job.job_type, admin=caller.admin, field=f"jobs[{index}].job_type")
+        receipts = await self._queue.create_many(request, owner=caller.owner, key=key)
         return queue_pb2.BatchCreateJobsResponse(jobs=receipts)
 
     async def ListJobs(self, request: queue_pb2.ListJobsRequest, context: Context) -> queue_pb2.ListJobsResponse:

@@ -25,6 +25,7 @@ from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.server import GrpcServer
 
 KEY = "a-key-for-tests"
+ORDINARY_KEY = "a-key-of-no-admin"
 
 
 class EchoQueue:
@@ -97,7 +98,7 @@ def grpc_server(grpc_servicer: EchoQueue, registry: CollectorRegistry) -> Iterat
         replace(method, timeout_seconds=0.2) if method.path.endswith("/GetJob") else method
         for method in methods_of(service, grpc_servicer, public=["GetStats"])
     ]
-    keys = KeyRing([ApiKey.of("ann", KEY)], clock=lambda: 0.0)
+    keys = KeyRing([ApiKey.of("ann", KEY), ApiKey.of("bob", ORDINARY_KEY, admin=False)], clock=lambda: 0.0)
     invoker = Invoker(methods, keys=keys, metrics=RpcMetrics(registry, methods))
     address: list[str] = []
     ready = threading.Event()

@@ -1,0 +1,100 @@
+"""A fleet with a file of keys: owners are names, admins may more, and a change of the file is a change of who may."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.fleet_process import FleetProcess
+from tests.waiting import wait_until
+
+ANN, BOB, EVE = (secrets.token_hex(16) for _ in range(3))
+JOB: dict[str, Any] = {"job_type": "image_gen", "payload": {"prompt": "a", "width": 64, "height": 64, "steps": 1}}
+
+
+def write_keys(path: Path, *lines: str) -> None:
+    """The file, changed at once."""
+    fresh = path.with_name("fresh")
+    fresh.write_text("\n".join(lines))
+    fresh.chmod(0o600)
+    fresh.replace(path)
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        path = Path(folder) / "keys"
+        write_keys(path, f"ann:{ANN}:admin", f"bob:{BOB}")
+        yield path
+
+
+@pytest.fixture(scope="module")
+def keyed(keys: Path) -> Iterator[FleetProcess]:
+    """The agent beside the server needs no key of the file."""
+    settings = {"FLEET_API_KEYS_FILE": str(keys)}
+    with FleetProcess(keys.parent / "data", environment=settings) as process:
+        yield process
+
+
+def call(fleet: FleetProcess, key: str, method: str, path: str, **options: Any) -> httpx.Response:
+    return httpx.request(method, fleet.url + path, headers={"X-API-Key": key}, timeout=30, **options)
+
+
+def refused(response: httpx.Response, status: int, reason: str) -> str:
+    body = response.json()
+    assert (response.status_code, body["reason"]) == (status, reason), body
+    detail: str = body["detail"]
+    return detail
+
+
+def test_a_job_belongs_to_the_name_of_its_key_and_lists_can_be_read_by_all(keyed: FleetProcess) -> None:
+    job_id = call(keyed, BOB, "POST", "/api/queue/jobs", json=JOB).json()["job_id"]
+    assert call(keyed, ANN, "GET", f"/api/queue/jobs/{job_id}").json()["owner"] == "bob"
+    listed = call(keyed, ANN, "GET", "/api/queue/jobs", params={"owner": "bob"}).json()["jobs"]
+    assert job_id in [job["job_id"] for job in listed]
+    assert call(keyed, BOB, "GET", "/api/queue/jobs", params={"owner": "ann"}).json()["jobs"] == []
+
+
+def test_what_an_ordinary_key_may_not_do_is_refused_with_the_scope_that_it_lacks(keyed: FleetProcess) -> None:
+    for path in ("/api/queue/pause", "/api/queue/resume", "/api/nodes/tokens", "/api/fleet/exec/n1"):
+        body = {"command": "true"} if "exec" in path else None
+        assert "scope" in refused(call(keyed, BOB, "POST", path, json=body), 403, "SCOPE_MISSING")
+    custom = {"job_type": "custom", "payload": {"engine": "container"}}
+    refused(call(keyed, BOB, "POST", "/api/queue/jobs", json=custom), 403, "SCOPE_MISSING")
+    detail = refused(
+        call(keyed, BOB, "POST", "/api/queue/jobs/batch", json={"jobs": [JOB, custom]}), 403, "SCOPE_MISSING"
+    )
+    assert detail.startswith("jobs[1].job_type: ")
+    assert call(keyed, ANN, "POST", "/api/queue/jobs", json=custom).status_code == 200
+
+
+def test_a_change_of_the_file_counts_at_once_and_a_spoiled_file_changes_nothing(
+    keyed: FleetProcess, keys: Path
+) -> None:
+    refused(call(keyed, EVE, "GET", "/api/nodes"), 401, "API_KEY_INVALID")
+    write_keys(keys, f"ann:{ANN}:admin", f"eve:{EVE}")
+    os.kill(keyed.pid, signal.SIGHUP)
+    wait_until_now(lambda: call(keyed, EVE, "GET", "/api/nodes").status_code == 200)
+    refused(call(keyed, BOB, "GET", "/api/nodes"), 401, "API_KEY_INVALID")
+    # The agent's own key is not of the file, so it is still there.
+    assert call(keyed, ANN, "GET", "/api/nodes").json()["nodes"][0]["status"] == "online"
+    write_keys(keys, "nonsense")
+    os.kill(keyed.pid, signal.SIGHUP)
+    wait_until_now(lambda: f"{keys}:1" in keyed.log.read_text())
+    assert call(keyed, EVE, "GET", "/api/nodes").status_code == 200
+    assert not {ANN, BOB, EVE} & set(keyed.log.read_text().split())
+
+
+def wait_until_now(check: Any) -> None:
+    """As `wait_until`, from a test that is no coroutine."""
+    import asyncio
+
+    asyncio.run(wait_until(check))
