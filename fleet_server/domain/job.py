@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -65,8 +66,48 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseKey:
+    """Which queued jobs are held back: those that match every field that is set; None matches any."""
+
+    cluster: str | None = None
+    job_type: str | None = None
+    priority: Priority | None = None
+
+    def holds(self, cluster: str, job_type: str, priority: Priority) -> bool:
+        """Whether a job of these may not start."""
+        return (
+            self.cluster in {None, cluster}
+            and self.job_type in {None, job_type}
+            and (self.priority is None or self.priority is priority)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause in force since `created_ms` (Unix ms)."""
+
+    key: PauseKey
+    created_ms: int
+
+
+def paused(pauses: Iterable[Pause], cluster: str, job_type: str, priority: Priority) -> bool:
+    """Whether any of the pauses holds back jobs of this cluster, type and priority."""
+    return any(pause.key.holds(cluster, job_type, priority) for pause in pauses)
+
+
+def pauses_lane(pauses: Iterable[Pause], cluster: str, job_type: str) -> frozenset[Priority]:
+    """The priorities of a lane that are held back. A mixed lane has no type (""): only pauses of any type hold it."""
+    held = list(pauses)
+    return frozenset(priority for priority in Priority if paused(held, cluster, job_type, priority))
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
-    """A validated job on its way into the store. `spec` is an encoded fleet.v1.JobSpec, immutable from here on."""
+    """A validated job on its way into the store. `spec` is an encoded fleet.v1.JobSpec, immutable from here on.
+
+    One with `child_job_ids` is a group: never in line, never leased. Its children come in the same submit and name it
+    in `group_job_id`; they also wait for what the group waits for (`after`, `schedule_ms`).
+    """
 
     job_id: str
     spec: bytes
@@ -78,6 +119,12 @@ class NewJob:
     queue_ttl_ms: int
     schedule_ms: int | None = None
     """Not before this time (Unix ms); None: now."""
+    after: tuple[str, ...] = ()
+    """Jobs that must succeed first, at most 64; one that failed or was cancelled cancels this one."""
+    group_job_id: str = ""
+    child_job_ids: tuple[str, ...] = ()
+    exclusive: bool = False
+    """Attempts never overlap: a lost one is given back only when its lease has surely ended on its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +132,11 @@ class JobRecord:
     """One job as the store holds it at one `version`. Times are Unix milliseconds, None where not yet.
 
     `result` and `error` are encoded fleet.v1.JobResult and fleet.v1.JobError, `attempts` encoded fleet.v1.JobAttempt,
-    the latest 20. They are read with the job itself, not in events' snapshots, except `error`.
+    the latest 20. They are read with the job itself, not in events' snapshots, except `error`. `reason` is the error's
+    reason, short. `waits` counts the jobs of `after` that have not succeeded yet (wait_reason DEPENDENCY while any).
+    `avoid_node` failed or lost the job and is better not given it before `avoid_until_ms`.
+
+    A group has `children` > 0: queued until the first of them starts, running until the last one ends.
     """
 
     job_id: str
@@ -121,6 +172,13 @@ class JobRecord:
     run_ms: int | None = None
     upload_ms: int | None = None
     error: bytes = b""
+    reason: str = ""
+    group_job_id: str = ""
+    children: int = 0
+    exclusive: bool = False
+    waits: int = 0
+    avoid_node: str = ""
+    avoid_until_ms: int = 0
     spec: bytes = b""
     result: bytes = b""
     attempts: tuple[bytes, ...] = field(default=())

@@ -4,11 +4,12 @@ Each change of more than one key is one Lua script, checked before its first wri
 arguments.
 """
 
-from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Priority, WaitReason
+from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Pause, PauseKey, Priority, WaitReason
 from fleet_server.store.events import EventStore
 from fleet_server.store.jobs import JobStore
 from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
+from fleet_server.store.pauses import PauseStore
 from fleet_server.store.records import (
     AttemptRow,
     ClaimRequest,
@@ -23,6 +24,7 @@ from fleet_server.store.records import (
     PageKey,
     ReapErrors,
     ReapResult,
+    Report,
     StoredEvent,
     Submitted,
     decode_job,
@@ -51,9 +53,13 @@ __all__ = [
     "OutputRow",
     "OutputStore",
     "PageKey",
+    "Pause",
+    "PauseKey",
+    "PauseStore",
     "Priority",
     "ReapErrors",
     "ReapResult",
+    "Report",
     "Store",
     "StoredEvent",
     "Submitted",

@@ -84,8 +84,11 @@ class JobReader:
         limit: int = 100,
         created_after_ms: int | None = None,
         created_before_ms: int | None = None,
+        group: str | None = None,
     ) -> Page:
         """Jobs of the states (none given: all), newest created first, whole records; both bounds are exclusive.
+
+        The children of groups are left out; with `group` they alone are listed, the last one first.
 
         The key of the next page is None at the end; a page may be shorter than `limit` and still have one. A job
         that changed its state between two pages shows at its one place, once at most.
@@ -101,8 +104,22 @@ class JobReader:
         records = await self._records(rows)
         return [record for record in records if record.state in wanted], following
 
-    async def list_dead(self, *, before: PageKey | None = None, limit: int = 100) -> Page:
-        """Jobs failed for good, newest end first; at most the newest 10,000 are kept here."""
+    async def list_dead(
+        self,
+        *,
+        job_type: str | None = None,
+        cluster: str | None = None,
+        model: str | None = None,
+        reason: str | None = None,
+        before: PageKey | None = None,
+        limit: int = 100,
+        examine: int = 1000,
+    ) -> Page:
+        """Jobs failed for good that match each filter given, newest end first; the newest 10,000 are kept here.
+
+        `model` is the resolved one, `reason` the error's. A page examines at most `examine` jobs, so that it may be
+        short, or empty, and still have a next one. A group stands here for its children.
+        """
         rows, following = await self._room.page([self._room.keys.dead], before, limit)
         records = await self._records(rows)
         return [record for record in records if record.state is JobState.FAILED], following

@@ -22,15 +22,21 @@ from fleet_server.store.records import (
     OutputRow,
     ReapErrors,
     ReapResult,
+    Report,
     decode_job,
     pairs,
 )
 
 WEEK_MS = 604_800_000
+AVOID_MS = 30_000
+"""How long a node that failed or lost a job is passed by for it, where another could run it."""
 
 Tokens = list[str]
 Claims = list[Claim | None]
 Records = list[JobRecord]
+MaybeRecords = list[JobRecord | None]
+Completions = list[Completion]
+Retried = list[JobRecord | FleetError]
 
 
 def _optional(value: int | None) -> Argument:
@@ -89,6 +95,10 @@ class JobStore(JobSubmitter, JobReader):
         reply = await self._move("started", job_id, token)
         return None if reply is None else short(reply)
 
+    async def started_many(self, attempts: Sequence[tuple[str, str]]) -> MaybeRecords:
+        """As `started`, for (job_id, token) pairs, in order."""
+        return [await self.started(job_id, token) for job_id, token in attempts]
+
     async def renew(self, held: Sequence[Held], lease_ms: int) -> Tokens:
         """Prolongs leases and keeps the last progress (no event, no new version).
 
@@ -123,6 +133,21 @@ class JobStore(JobSubmitter, JobReader):
         for row in outputs:
             rest += [row.filename, row.created_ms, row.size_bytes, row.record]
         return _completion(await self._move("complete", job_id, token, *rest))
+
+    async def complete_many(self, reports: Sequence[Report]) -> Completions:
+        """As `complete`, for many attempts in as few steps of the store as can be, in order; each stands alone."""
+        return [
+            await self.complete(
+                one.job_id,
+                one.token,
+                result=one.result,
+                outputs=one.outputs,
+                load_ms=one.load_ms,
+                run_ms=one.run_ms,
+                upload_ms=one.upload_ms,
+            )
+            for one in reports
+        ]
 
     async def fail(
         self,
@@ -178,6 +203,19 @@ class JobStore(JobSubmitter, JobReader):
                 "JOB_NOT_FAILED", f"job_id: job {job_id} is {record.state}; only a failed one can be retried"
             )
         return record
+
+    async def retry_many(self, job_ids: Sequence[str], *, operation: str) -> Retried:
+        """Redrive: as `retry` for each, in one pipeline; in order, a refusal in the place of its record.
+
+        The same `operation` (1-128 characters) again retries none a second time.
+        """
+        retried: Retried = []
+        for job_id in job_ids:
+            try:
+                retried.append(await self.retry(job_id))
+            except FleetError as refused:
+                retried.append(refused)
+        return retried
 
     async def lose_session(
         self,

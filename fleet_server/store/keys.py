@@ -26,6 +26,8 @@
 | leases        | leases                    | zset   | -      | jobs       | running jobs by lease end |
 | deadlines     | deadlines                 | zset   | -      | jobs       | started jobs by start + timeout |
 | held          | held:<node>               | hash   | -      | jobs       | attempt token -> job, of a node |
+| pauses        | pauses                    | hash   | -      | pause      | "<cluster>\\0<type>\\0<priority>" -> since when (ms) |
+| resumed       | resumed                   | string | 60 s   | pause      | operation id of the last resume |
 | hooks         | hooks                     | zset   | -      | jobs       | "<job>.<generation>" due a webhook |
 | idempotency   | i:<hash>                  | string | 24 h   | jobs       | fingerprint and job ids of a keyed call |
 | events        | events                    | stream | capped | all        | state changes, about the newest 100,000 |
@@ -74,6 +76,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "leases": "leases",
         "deadlines": "deadlines",
         "held": "held:",
+        "pauses": "pauses",
+        "resumed": "resumed",
         "hooks": "hooks",
         "idempotency": "i:",
         "events": "events",
@@ -86,7 +90,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
-TTL_NAMES = frozenset({"idempotency", "staged"})
+TTL_NAMES = frozenset({"idempotency", "staged", "resumed"})
 """Keys that always expire; a spec does while its batch is staged."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -117,6 +121,8 @@ class Keys:
         self.events = self.prefix + NAMES["events"]
         self.dead = self.prefix + NAMES["dead"]
         self.priorities = self.prefix + NAMES["priorities"]
+        self.pauses = self.prefix + NAMES["pauses"]
+        self.resumed = self.prefix + NAMES["resumed"]
         self.outputs = self.prefix + NAMES["outputs"]
         self.nodes = self.prefix + NAMES["nodes"]
         self._job = self.prefix + NAMES["job"]

@@ -28,6 +28,7 @@ __all__ = [
     "PageKey",
     "ReapErrors",
     "ReapResult",
+    "Report",
     "StoredEvent",
     "Submitted",
     "decode_job",
@@ -75,6 +76,11 @@ class LaneView:
     `head_*` are None where nothing waits (lanes with running jobs alone, listed only on request). A mixed lane has
     `lane.mixed_cluster()` style id ("mixed:<cluster>") and no job type: look at its jobs with `JobStore.peek` and
     claim by id. `first_deferred_ms` is the hint kept by `JobStore.defer`, forgotten at the next claim of the lane.
+
+    What is paused does not count for `head_*` while something else may go; `paused`: nothing of the lane may go now (of
+    a mixed lane only pauses without a type are judged). `head_owner` is whose turn it is at the head's priority and
+    `head_owner_lag` how many jobs more than the least served owner in line in the cluster they were given, see
+    `JobStore.claim`; 0 where nobody else waits.
     """
 
     lane: Lane
@@ -84,6 +90,9 @@ class LaneView:
     head_effective_ms: int | None
     oldest_enqueued_ms: int | None
     first_deferred_ms: int | None
+    paused: bool = False
+    head_owner: str = ""
+    head_owner_lag: float = 0.0
 
     @property
     def mixed(self) -> bool:
@@ -99,7 +108,8 @@ MIXED_PREFIX = "mixed:"
 class ClaimRequest:
     """One wish for work. `token` is 128 random bits in hex, minted by the caller: the same token gives the same claim.
 
-    `job_id` picks that very job of the lane (for mixed lanes); "" takes the lane's next.
+    `job_id` picks that very job of the lane (for mixed lanes); "" takes the lane's next. `avoid` passes by, among the
+    first 8 in line, jobs that this node failed or lost less than 30 s ago: for when another node could run them.
     """
 
     lane_id: str
@@ -108,6 +118,7 @@ class ClaimRequest:
     token: str
     lease_ms: int
     job_id: str = ""
+    avoid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,19 @@ class Held:
     progress: int | None = None
     step: int | None = None
     steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Success of one attempt, see `JobStore.complete`. `result` is an encoded fleet.v1.JobResult."""
+
+    job_id: str
+    token: str
+    result: bytes
+    outputs: Sequence[OutputRow] = ()
+    load_ms: int | None = None
+    run_ms: int | None = None
+    upload_ms: int | None = None
 
 
 class Outcome(enum.StrEnum):
@@ -265,6 +289,13 @@ FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     "rm": ("run_ms", int),
     "um": ("upload_ms", int),
     "er": ("error", bytes),
+    "rs": ("reason", _text),
+    "gj": ("group_job_id", _text),
+    "kn": ("children", int),
+    "xc": ("exclusive", lambda v: v == b"1"),
+    "wa": ("waits", int),
+    "av": ("avoid_node", _text),
+    "au": ("avoid_until_ms", int),
 }
 """Hash field -> JobRecord attribute and how it is read. `ki` and `li` hold what hardly ever changes, see `_fixed`.
 Further fields, of the scripts alone, are in lib/jobs.lua.

@@ -15,6 +15,7 @@ from fleet_server.store.lua import Script, load_scripts
 from fleet_server.store.memory import MemoryGuard, parse_info
 from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
+from fleet_server.store.pauses import PauseStore
 from fleet_server.store.records import AttemptEncoder, Durability
 
 WANTED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -37,6 +38,7 @@ class Store:
         room = Room(Keys(namespace), self._dispatch, self._bulk, clock, attempt_encoder)
         self._memory = MemoryGuard(self._bulk)
         self.jobs = JobStore(room, self._memory)
+        self.pauses = PauseStore(room)
         self.nodes = NodeStore(room)
         self.events = EventStore(room, url)
         self.outputs = OutputStore(room)
