@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
-import secrets
 import stat as stat_module
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -17,12 +15,13 @@ from typing import ParamSpec, TypeVar
 
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.storage.names import is_output_name
+from fleet_server.storage.part import PART_PREFIX, Part
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20
-_PART_PREFIX = ".part-"
+_PIECE_BYTES = 256 << 10
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -80,25 +79,24 @@ class LocalOutputs:
         do not have the hash `sha256` (lower-case hex).
         """
         _judge(filename)
+        small = size <= self._limits.cached_file_bytes
         async with self._uploads:
-            if await self._in_thread(self.free_bytes) < size + self._limits.reserve_bytes:
-                raise _disk_full()
-            part = f"{_PART_PREFIX}{secrets.token_hex(8)}"
+            part = Part(self._folder)
             try:
-                whole = await self._receive(part, chunks, size, sha256)
-                await self._in_thread(self._publish, part, filename)
+                came, rest = await self._receive(part, chunks, size, keep=small)
+                await self._in_thread(self._publish, part, filename, sha256, rest)
             except OSError as error:
-                await self._in_thread(self._remove, part)
+                await self._in_thread(part.discard)
                 if error.errno in _FULL:
                     raise _disk_full() from error
                 raise
             except BaseException:
                 # A cancelled upload too: the part must not stay.
-                await asyncio.shield(self._in_thread(self._remove, part))
+                await asyncio.shield(self._in_thread(part.discard))
                 raise
         self._drop_cached(filename)
-        if whole is not None:
-            self._keep_cached(filename, whole)
+        if small:
+            self._keep_cached(filename, came[0] if len(came) == 1 else b"".join(came))
 
     async def read(self, filename: str) -> bytes | None:
         """The whole file, None if there is none."""
@@ -162,27 +160,37 @@ class LocalOutputs:
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
-    async def _receive(self, part: str, chunks: AsyncIterator[bytes], size: int, sha256: str) -> bytes | None:
-        """Receives into `part`; the whole where it is small enough to keep. Small files cost one step on the disk."""
-        digest = hashlib.sha256()
-        waiting = bytearray()
-        received = 0
-        small = size <= self._limits.cached_file_bytes
+    async def _receive(
+        self, part: Part, chunks: AsyncIterator[bytes], size: int, *, keep: bool
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Everything (where it is to be kept), and the end of it, which is not in `part` yet.
+
+        A large file is hashed and written while more of it comes; of a small one `_publish` does all in one go.
+        """
+        whole: list[bytes] = []
+        waiting: list[bytes] = []
+        received = written = 0
+        writing: asyncio.Future[None] | None = None
         async for chunk in chunks:
             received += len(chunk)
             if received > size:
                 raise invalid_field("chunk", f"more bytes came than the {size} that size_bytes says")
-            waiting += chunk
-            if not small and len(waiting) >= CHUNK_BYTES:
-                await self._in_thread(self._append, part, bytes(waiting), digest.update)
-                waiting.clear()
+            waiting.append(chunk)
+            if keep:
+                whole.append(chunk)
+            if received - written >= _PIECE_BYTES:
+                if writing is None:
+                    await self._in_thread(self._check_room, size)
+                else:
+                    await writing
+                writing = asyncio.ensure_future(self._in_thread(part.append, waiting))
+                writing.add_done_callback(_seen)
+                waiting, written = [], received
+        if writing is not None:
+            await writing
         if received < size:
             raise invalid_field("chunk", f"fewer bytes came than the {size} that size_bytes says", received)
-        rest = bytes(waiting)
-        await self._in_thread(self._append, part, rest, digest.update)
-        if digest.hexdigest() != sha256:
-            raise invalid_field("sha256", "the bytes that came have another hash: send the file again")
-        return rest if small else None
+        return whole, waiting
 
     def _keep_cached(self, filename: str, data: bytes) -> None:
         if len(data) > min(self._limits.cached_file_bytes, self._limits.cache_bytes):
@@ -202,29 +210,17 @@ class LocalOutputs:
     def _prepare(self) -> int:
         self._root.mkdir(parents=True, exist_ok=True)
         folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for left in self._root.glob(f"{_PART_PREFIX}*"):
+        for left in self._root.glob(f"{PART_PREFIX}*"):
             left.unlink(missing_ok=True)
         return folder
 
-    def _append(self, part: str, data: bytes, hashed: Callable[[bytes], None]) -> None:
-        hashed(data)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(part, flags, 0o644, dir_fd=self._folder)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(file, view) :]
-        finally:
-            os.close(file)
+    def _check_room(self, size: int) -> None:
+        if self.free_bytes() < size + self._limits.reserve_bytes:
+            raise _disk_full()
 
-    def _publish(self, part: str, filename: str) -> None:
-        file = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.rename(part, filename, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        os.fsync(self._folder)
+    def _publish(self, part: Part, filename: str, sha256: str, rest: list[bytes]) -> None:
+        self._check_room(sum(map(len, rest)))
+        part.publish(filename, sha256, rest)
 
     def _remove(self, name: str) -> bool:
         try:
@@ -263,6 +259,12 @@ class LocalOutputs:
         finally:
             os.close(file)
         return OutputStat(filename, seen.st_size, seen.st_mtime_ns // 1_000_000)
+
+
+def _seen(writing: asyncio.Future[None]) -> None:
+    """A write that fails after the upload has failed is nobody's to hear of."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 def _judge(filename: str) -> None:

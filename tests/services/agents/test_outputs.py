@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fleet_server.domain.errors import FleetError
 from fleet_server.storage.names import is_output_name
 from fleet_server.storage.outputs import CHUNK_BYTES, LocalOutputs, OutputLimits
+from tests.waiting import wait_until
 
 SMALL = random.Random(1).randbytes(5_000)
 LARGE = random.Random(2).randbytes(3 * CHUNK_BYTES + 17)
@@ -124,7 +125,7 @@ async def test_an_upload_cut_half_way_leaves_nothing(outputs: LocalOutputs, tmp_
 
     task = asyncio.create_task(outputs.write("a.png", slow(), size=len(LARGE), sha256=digest(LARGE)))
     await reached.wait()
-    assert len(names(tmp_path / "outputs")) == 1
+    await wait_until(lambda: len(names(tmp_path / "outputs")) == 1)
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
