@@ -1,0 +1,199 @@
+"""The fleet that the faults happen to: a server with its store, agents apart from it behind lines of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from tests.chaos.proxies import Errs, Line, Post
+from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.test_crashes import free_ports
+from tests.waiting import wait_until
+
+PLUGINS = Path(__file__).parent / "plugins"
+START_SECONDS = 50.0
+DURATIONS = {
+    "FLEET_AGENT_RESEND_SECONDS": "1",
+    "FLEET_AGENT_WRITE_SECONDS": "3",
+    "FLEET_AGENT_WELCOME_SECONDS": "3",
+    "FLEET_AGENT_UPLOAD_RETRY_SECONDS": "0.5",
+    "FLEET_ACCEPT_SECONDS": "1.5",
+}
+LEASE_SECONDS = 3.0
+"""As in tests.e2e.fleet_process.FAST."""
+
+
+class World:
+    """`agents` agents of one slot, a server and its store, all processes of their own. `done` counts the faults.
+
+    `code` is put before everything on the server's path: a mutated copy of its package.
+    """
+
+    def __init__(self, folder: Path, *, agents: int = 3, seed: int = 0, code: Path | None = None) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.runs.touch()
+        self.done: Counter[str] = Counter()
+        self.errs = Errs(seed)
+        self._stack = AsyncExitStack()
+        environment = {**DURATIONS, "CHAOS_RUNS": str(self.runs)}
+        port, grpc_port = free_ports(2)
+        command = ("up", "--no-agent", "--port", str(port), "--grpc-port", str(grpc_port))
+        server_environment = {**environment, "PYTHONPATH": _path(code)}
+        self.server = FleetProcess(folder / "server", command=command, environment=server_environment)
+        self.post = Post(grpc_port, self.errs)
+        self.lines: dict[str, Line] = {}
+        self.agents: dict[str, FleetProcess] = {}
+        self._agent_environment = environment
+        self._names = [f"node{n}" for n in range(agents)]
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.server.start)
+        self._stack.push_async_callback(self._end)
+        await self._stack.enter_async_context(self.post)
+        for name in self._names:
+            line = self.lines[name] = await self._stack.enter_async_context(Line(self.post.port))
+            self.agents[name] = self._agent(name, line, self._agent_environment)
+            self.agents[name].spawn()
+        await wait_until(lambda: self.post.seen["hello"] >= len(self.agents), seconds=START_SECONDS)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _agent(self, name: str, line: Line, environment: Mapping[str, str]) -> FleetProcess:
+        command = ("agent", "--server", f"127.0.0.1:{line.port}", "--node-id", name, "--engines", "chaos")
+        return FleetProcess(
+            self.folder / name, command=command, environment={**environment, "PYTHONPATH": _path(PLUGINS)}
+        )
+
+    # What may be done to it. Each returns whether there was something to do it to.
+
+    def kill_server(self) -> bool:
+        """SIGKILL; the store dies with it."""
+        if not _alive(self.server):
+            return False
+        self.server.kill()
+        return self._count("kill server")
+
+    def kill_store(self) -> bool:
+        return self._kill(self.server.pids("valkey-server"), "kill store")
+
+    def kill_agent(self, name: str) -> bool:
+        """SIGKILL of the agent, its engines end with it; it comes again."""
+        if not _alive(self.agents[name]):
+            return False
+        self.agents[name].kill()
+        return self._count("kill agent")
+
+    def kill_engine(self, name: str) -> bool:
+        return self._kill(self.agents[name].pids("fleet_agent.slot"), "kill engine")
+
+    def stop_agent(self, name: str) -> bool:
+        """SIGSTOP: it says nothing, its line stands, its engine works on."""
+        return self._signal(self.agents[name], signal.SIGSTOP, "stop agent")
+
+    def continue_agent(self, name: str) -> bool:
+        return self._signal(self.agents[name], signal.SIGCONT, "continue agent")
+
+    def stop_server(self) -> bool:
+        return self._signal(self.server, signal.SIGSTOP, "stop server")
+
+    def continue_server(self) -> bool:
+        return self._signal(self.server, signal.SIGCONT, "continue server")
+
+    def cut(self, name: str) -> bool:
+        self.lines[name].cut()
+        return self._count("cut")
+
+    def stall(self, name: str) -> bool:
+        self.lines[name].stall()
+        return self._count("stall")
+
+    def resume(self, name: str) -> bool:
+        self.lines[name].resume()
+        return True
+
+    # Its healing.
+
+    async def keep(self) -> None:
+        """Starts again whatever is dead, until cancelled."""
+        while True:
+            await self.revive()
+            await asyncio.sleep(0.05)
+
+    async def revive(self) -> None:
+        """Starts again whatever is dead now."""
+        if not _alive(self.server):
+            await asyncio.to_thread(self.server.start)
+        for agent in self.agents.values():
+            if not _alive(agent):
+                _close_pipe(agent)
+                agent.spawn()
+
+    def heal(self) -> None:
+        """Ends what holds or errs; does not start the dead again."""
+        self.errs.rate = 0.0
+        for name, line in self.lines.items():
+            line.resume()
+            if _alive(self.agents[name]):
+                self.continue_agent(name)
+        if _alive(self.server):
+            self.continue_server()
+
+    def leftovers(self) -> list[str]:
+        """Processes of engines whose agent is gone."""
+        orphans = []
+        for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
+            words = process.info["cmdline"] or []
+            if "fleet_agent.slot" in words and any(str(self.folder) in word for word in words):
+                parents = {agent.pid for agent in self.agents.values() if agent.process is not None}
+                if process.info["ppid"] not in parents:
+                    orphans.append(" ".join(words))
+        return orphans
+
+    def _kill(self, pids: list[int], what: str) -> bool:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return self._count(what) if pids else False
+
+    def _signal(self, process: FleetProcess, number: signal.Signals, what: str) -> bool:
+        if not _alive(process):
+            return False
+        os.kill(process.pid, number)
+        return self._count(what)
+
+    def _count(self, what: str) -> bool:
+        self.done[what] += 1
+        return True
+
+    async def _end(self) -> None:
+        self.heal()
+        for process in (*self.agents.values(), self.server):
+            if _alive(process):
+                await asyncio.to_thread(process.stop)
+            _close_pipe(process)
+
+
+def _alive(process: FleetProcess) -> bool:
+    return process.process is not None and process.process.poll() is None
+
+
+def _close_pipe(process: FleetProcess) -> None:
+    if process.process is not None and process.process.stdout is not None:
+        process.process.stdout.close()
+
+
+def _path(first: Path | None) -> str:
+    """Where Python looks: there first, then where it does anyway."""
+    return os.pathsep.join(filter(None, [str(first or ""), os.environ.get("PYTHONPATH")]))
