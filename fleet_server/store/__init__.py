@@ -31,6 +31,7 @@ from fleet_server.store.records import (
     decode_node,
 )
 from fleet_server.store.store import Store, open_store
+from fleet_server.store.webhooks import HookClaims, HookRow, WebhookStore, ends_with_callback
 
 __all__ = [
     "AttemptRow",
@@ -40,6 +41,8 @@ __all__ = [
     "Durability",
     "EventStore",
     "Held",
+    "HookClaims",
+    "HookRow",
     "Idempotency",
     "JobRecord",
     "JobState",
@@ -64,7 +67,9 @@ __all__ = [
     "StoredEvent",
     "Submitted",
     "WaitReason",
+    "WebhookStore",
     "decode_job",
     "decode_node",
+    "ends_with_callback",
     "open_store",
 ]

@@ -29,6 +29,8 @@
 | pauses        | pauses                    | hash   | -      | pause      | "<cluster>\\0<type>\\0<priority>" -> since when (ms) |
 | resumed       | resumed                   | string | 60 s   | pause      | operation id of the last resume |
 | hooks         | hooks                     | zset   | -      | jobs       | "<job>.<generation>" due a webhook |
+| hook          | hk:<job>.<generation>     | hash   | -      | hooks      | a callback, see lib/hooks.lua |
+| hook_claim    | hc:<sender>               | list   | claim  | hooks      | a sender's last claim |
 | idempotency   | i:<hash>                  | string | 24 h   | jobs       | fingerprint and job ids of a keyed call |
 | events        | events                    | stream | capped | all        | state changes, about the newest 100,000 |
 | output        | o:<filename>              | hash   | -      | outputs    | one row of the outputs' index |
@@ -38,8 +40,9 @@
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
 
 `<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
-scripts that move jobs, `nodes` node_*.lua, `outputs` complete and output_*.lua. "staged": with a TTL until the
-batch is committed. Scripts name keys as `K.<name>`; the loader puts the prefix and the text of `NAMES` in its place.
+scripts that move jobs, `hooks` hook_*.lua, `nodes` node_*.lua, `outputs` complete and output_*.lua. "staged": with a
+TTL until the batch is committed; "claim": as long as a claim lasts. Scripts name keys as `K.<name>`; the loader puts
+the prefix and the text of `NAMES` in its place.
 """
 
 from __future__ import annotations
@@ -79,6 +82,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "pauses": "pauses",
         "resumed": "resumed",
         "hooks": "hooks",
+        "hook": "hk:",
+        "hook_claim": "hc:",
         "idempotency": "i:",
         "events": "events",
         "output": "o:",
@@ -90,7 +95,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
-TTL_NAMES = frozenset({"idempotency", "staged", "resumed"})
+TTL_NAMES = frozenset({"hook_claim", "idempotency", "staged", "resumed"})
 """Keys that always expire; a spec does while its batch is staged."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -125,6 +130,7 @@ class Keys:
         self.resumed = self.prefix + NAMES["resumed"]
         self.outputs = self.prefix + NAMES["outputs"]
         self.nodes = self.prefix + NAMES["nodes"]
+        self.hooks = self.prefix + NAMES["hooks"]
         self._job = self.prefix + NAMES["job"]
         self._spec = self.prefix + NAMES["spec"]
         self._result = self.prefix + NAMES["result"]
@@ -157,6 +163,9 @@ class Keys:
 
     def job_outputs(self, job_id: str) -> str:
         return self.prefix + NAMES["job_outputs"] + job_id
+
+    def hook_claim(self, sender: str) -> str:
+        return self.prefix + NAMES["hook_claim"] + sender
 
     def node(self, node_id: str) -> str:
         return self.prefix + NAMES["node"] + node_id

@@ -56,6 +56,10 @@ class Book:
         return _text(self.client.hgetall(self.prefix + rest))
 
 
+def _keys(client: Any, pattern: str) -> list[str]:
+    return [key.decode() for key in client.scan_iter(match=pattern)]
+
+
 def _counted(values: Counter[str]) -> dict[str, str]:
     return {name: str(count) for name, count in values.items() if count}
 
@@ -98,6 +102,8 @@ def audit(client: Any, namespace: str) -> None:
     for job_id, job in jobs.items():
         _audit_record(job_id, job)
         assert client.pttl(f"{book.prefix}s:{job_id}") == -1, f"the spec of {job_id} is missing or would expire"
+    for member in {*book.zset("hooks"), *(key.split(":hk:", 1)[1] for key in _keys(client, f"{book.prefix}hk:*"))}:
+        assert member.rpartition(".")[0] in jobs, f"the callback {member} outlived its job"
     for key in client.scan_iter(match=f"{book.prefix}[ra]:*"):
         assert key.decode().removeprefix(book.prefix)[2:] in jobs, f"{key} outlived its job"
 

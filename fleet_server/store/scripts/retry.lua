@@ -26,6 +26,9 @@ end
 redis.call('ZREM', K.state .. 'failed', id)
 redis.call('ZREM', K.ended, id)
 redis.call('ZREM', K.dead, id)
+if j.cb == '1' then
+  keep_end(id, j, flat_of(id, j))
+end
 redis.call('DEL', KEYS[2])
 local definition = j.ld
 local wanted = cjson.decode(definition).lane_id or j.ln

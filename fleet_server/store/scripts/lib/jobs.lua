@@ -1,4 +1,5 @@
 -- include: lanes
+-- include: hooks
 
 -- What hardly ever changes is two fields, joined by NUL (see records.py): fewer fields make hashes and
 -- events half as dear, and two stay below 64 bytes, beyond which a server's defaults give up the compact form.
@@ -138,7 +139,8 @@ local function purge(limit, keep_ms, keep_count, keep_dead)
     if known[1] then
       redis.call('ZREM', K.state .. known[1], id)
       for generation = 1, tonumber(known[2]) do
-        redis.call('ZREM', K.hooks, id .. '.' .. int(generation))
+        -- The row of its callback, and the callback's own record.
+        forget_hook(id .. '.' .. int(generation))
       end
     end
   end
