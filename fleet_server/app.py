@@ -36,6 +36,7 @@ from fleet_server.rpc.vision import VisionServicer
 from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.completion import Completions
 from fleet_server.services.dispatch import Dispatcher
+from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.gallery import Gallery
@@ -113,11 +114,12 @@ class Server:
         self._thumbnails = Thumbnails(settings.data_dir / "thumbnails")
         self.fleet = FleetView()
         self._ticks = ProgressHub()
+        endings = Endings()
         self._sessions = Sessions(
             store,
             self.fleet,
             self._ticks,
-            Completions(store, self._outputs),
+            Completions(store, self._outputs, endings=endings),
             settings=SessionSettings(
                 heartbeat_seconds=settings.heartbeat_seconds,
                 lease_seconds=settings.lease_seconds,
@@ -136,7 +138,9 @@ class Server:
         )
         rates = Rates(now_ms)
         views = JobViews(store.jobs, self.fleet, self._ticks, self._codec)
-        self._hub = EventHub(store.jobs, store.events, views, self.fleet, self._ticks, rates, clock=now_ms)
+        self._hub = EventHub(
+            store.jobs, store.events, views, self.fleet, self._ticks, rates, clock=now_ms, endings=endings
+        )
         aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
         default = settings.default_model or next(iter(aliases), None)
         catalog = ModelCatalog(self.fleet, CatalogSettings(aliases=aliases, default_model=default))

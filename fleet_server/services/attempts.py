@@ -15,11 +15,13 @@ MISSING_BEATS = 2
 class Attempt:
     """An attempt on a node. `accept_by` (loop time) is set until the agent has taken it.
 
-    `cancelled`: it is not the job's attempt any more, but it fills its slot until the agent says that it has stopped.
+    `spec` is the job's, where this server gave the attempt out. `cancelled`: it is not the job's attempt any more, but
+    it fills its slot until the agent says that it has stopped.
     """
 
     job_id: str
     token: str
+    spec: bytes = b""
     lane_id: str = ""
     generation: int = 0
     attempt: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 from fleet.v1.node_pb2 import CompleteOutcome, JobComplete, UploadedOutput
@@ -12,6 +13,7 @@ from fleet.v1.types_pb2 import JobAttempt, JobError, JobResult, JobSpec, Output,
 from fleet_server.domain.errors import JOB_REASON_CODES, REASON_CODES, Code
 from fleet_server.domain.job import JobRecord
 from fleet_server.domain.retry import backoff_ms
+from fleet_server.services.endings import Endings
 from fleet_server.services.nodes import now_ms, set_time
 from fleet_server.services.uploads import accepts_output, output_stem
 from fleet_server.storage.outputs import LocalOutputs
@@ -38,30 +40,42 @@ def job_error(reason: str, detail: str) -> JobError:
 class Completions:
     """Settles reports of agents. Each report may come any number of times; it takes effect once."""
 
-    def __init__(self, store: Store, outputs: LocalOutputs, *, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outputs: LocalOutputs,
+        *,
+        draw: Callable[[], float] = random.random,
+        endings: Endings | None = None,
+    ) -> None:
         self._store = store
         self._outputs = outputs
+        self._endings = endings or Endings()
         self._draw = draw
 
-    async def settle(self, node_id: str, complete: JobComplete) -> CompleteOutcome.ValueType:
-        """What became of the report. Raises STORE_UNAVAILABLE: nothing is known yet, ask again."""
-        record = await self._store.jobs.get(complete.job_id)
+    async def settle(self, node_id: str, complete: JobComplete, spec: bytes = b"") -> CompleteOutcome.ValueType:
+        """What became of the report. Raises STORE_UNAVAILABLE: nothing is known yet, ask again.
+
+        `spec` is the job's where the caller holds the attempt to be current: a success need not be looked up then.
+        """
         error = complete.error if complete.HasField("error") else None
         retryable = complete.retryable
-        if error is None and accepts_output(record, complete.token):
+        record = await self._store.jobs.get(complete.job_id) if error is not None or not spec else None
+        if error is None and (spec or accepts_output(record, complete.token)):
             wrong = await self._wrong_output(complete)
             if wrong:
                 error, retryable = job_error("OUTPUT_NOT_FOUND", wrong), True
+                record = record or await self._store.jobs.get(complete.job_id)
         if error is None:
-            completion = await self._succeed(node_id, complete, record)
+            completion = await self._succeed(node_id, complete, spec or (record.spec if record is not None else b""))
         else:
             completion = await self._fail(node_id, complete, error, retryable, record)
         if completion.outcome is not Outcome.OK or error is not None:
             await self._discard(complete)
         return _OUTCOMES[completion.outcome]
 
-    async def _succeed(self, node_id: str, complete: JobComplete, record: JobRecord | None) -> Completion:
-        spec = JobSpec.FromString(record.spec if record is not None else b"")
+    async def _succeed(self, node_id: str, complete: JobComplete, raw_spec: bytes) -> Completion:
+        spec = JobSpec.FromString(raw_spec)
         at = now_ms()
         outputs = [_output(one, complete, spec, node_id, at) for one in complete.outputs]
         rows = [
@@ -71,15 +85,20 @@ class Completions:
         for output in outputs:
             result.outputs.add().CopyFrom(output)
             result.outputs[-1].ClearField("metadata")
-        return await self._store.jobs.complete(
+        raw_result = result.SerializeToString()
+        completion = await self._store.jobs.complete(
             complete.job_id,
             complete.token,
-            result=result.SerializeToString(),
+            result=raw_result,
             outputs=rows,
             load_ms=_ms(complete.load_seconds),
             run_ms=_ms(complete.run_seconds),
             upload_ms=_ms(complete.upload_seconds),
         )
+        if completion.outcome is Outcome.OK and completion.record is not None:
+            ended = replace(completion.record, spec=raw_spec, result=raw_result)
+            self._endings.tell(complete.job_id, ended)
+        return completion
 
     async def _fail(
         self, node_id: str, complete: JobComplete, error: JobError, retryable: bool, record: JobRecord | None
@@ -109,8 +128,7 @@ class Completions:
             receipt = output.receipt
             if receipt.filename.partition(".")[0] != output_stem(complete.token, index):
                 return f"outputs[{index}]: its receipt is not one of this attempt"
-            seen = await self._outputs.stat(receipt.filename)
-            if seen is None or seen.size_bytes != receipt.size_bytes:
+            if await self._outputs.size(receipt.filename) != receipt.size_bytes:
                 return f"outputs[{index}]: the file is not on the server's disk any more"
         return ""
 

@@ -1,4 +1,4 @@
-"""Who waits for the end of which job."""
+"""Who waits on this replica for the end of which job."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fleet_server.domain.job import JobRecord
+
 
 class Ending:
-    """Tells when a job may have ended: look then. Also told where events were lost."""
+    """Tells when a job may have ended: look then. Also told where events were lost.
+
+    `record` is how it ended, spec and result included, where the end was written down by this very process.
+    """
 
     def __init__(self) -> None:
+        self.record: JobRecord | None = None
         self._some = asyncio.Event()
 
-    def tell(self) -> None:
+    def tell(self, record: JobRecord | None = None) -> None:
+        self.record = record or self.record
         self._some.set()
 
     async def wait(self, seconds: float) -> None:
@@ -43,10 +50,10 @@ class Endings:
             if not left:
                 del self._waiting[job_id]
 
-    def tell(self, job_id: str) -> None:
-        """The job has ended."""
+    def tell(self, job_id: str, record: JobRecord | None = None) -> None:
+        """The job has ended; `record`, whole, if that is known to be on the store's disk."""
         for ending in self._waiting.get(job_id, ()):
-            ending.tell()
+            ending.tell(record)
 
     def tell_all(self) -> None:
         """Any of them may have ended."""

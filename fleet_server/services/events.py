@@ -56,6 +56,7 @@ class EventHub:
         *,
         clock: Callable[[], int],
         settings: EventSettings | None = None,
+        endings: Endings | None = None,
     ) -> None:
         self._jobs = jobs
         self._events = events
@@ -67,7 +68,7 @@ class EventHub:
         self._settings = settings or EventSettings()
         self._maker = EventMaker(jobs, views, nodes)
         self._boxes: set[Mailbox] = set()
-        self._endings = Endings()
+        self._endings = endings or Endings()
         self._entries: asyncio.Queue[StoredEvent] = asyncio.Queue(1_024)
         self._last = ""
         self._began = (0, 0)

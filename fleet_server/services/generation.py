@@ -15,6 +15,7 @@ from fleet.v1 import fleet_pb2, types_pb2
 from fleet_server.domain.errors import REASON_CODES, FleetError
 from fleet_server.domain.job import JobRecord, JobState, Priority
 from fleet_server.domain.placement import feasible
+from fleet_server.services.endings import Ending
 from fleet_server.services.events import EventHub
 from fleet_server.services.intake import Admitted, Intake, JobDefaults, idempotency
 from fleet_server.services.lanes import lane_of
@@ -100,9 +101,13 @@ class Generation:
         )
         self._check_nodes(admitted.spec)
         once = idempotency(request, method="Fleet/Generate", owner=owner, key=key)
-        job_id = await self._submitted(admitted, once)
-        async with self._caller(job_id):
-            return await self._picture(await self._ended(job_id))
+        own_id = admitted.job.job_id
+        # Looked out for before it is submitted: no end is missed.
+        with self._hub.expect_end(own_id) as ending:
+            job_id = await self._submitted(admitted, once)
+            async with self._caller(job_id):
+                ended = await (self._ended(own_id, ending) if job_id == own_id else self._joined(job_id))
+                return await self._picture(ended)
 
     def waiting(self, job_id: str) -> int:
         """How many callers of this replica wait for the job."""
@@ -200,15 +205,20 @@ class Generation:
             once = replace(once, key=f"{once.key.partition(chr(10))[0]}\n{job_id}")
         raise FleetError("IDEMPOTENCY_KEY_REUSED", "request_id: too many tries with this key failed; use another")
 
-    async def _ended(self, job_id: str) -> JobRecord:
+    async def _joined(self, job_id: str) -> JobRecord:
+        """The end of a job that an earlier call began, and that may be over."""
         with self._hub.expect_end(job_id) as ending:
-            while True:
-                record = await self._jobs.get(job_id)
-                if record is None:
-                    raise FleetError("INTERNAL", f"the job {job_id} was deleted while its caller waited")
-                if record.state.ended:
-                    return record
-                await ending.wait(self._settings.poll_seconds)
+            ending.tell()
+            return await self._ended(job_id, ending)
+
+    async def _ended(self, job_id: str, ending: Ending) -> JobRecord:
+        while True:
+            await ending.wait(self._settings.poll_seconds)
+            record = ending.record or await self._jobs.get(job_id)
+            if record is None:
+                raise FleetError("INTERNAL", f"the job {job_id} was deleted while its caller waited")
+            if record.state.ended:
+                return record
 
     async def _leave(self, job_id: str) -> None:
         """Cancels a job whose caller has gone; bounded, and finished even if this is cancelled too."""

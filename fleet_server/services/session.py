@@ -100,6 +100,7 @@ class Session:
             Attempt(
                 job_id=record.job_id,
                 token=claim.token,
+                spec=record.spec,
                 lane_id=record.lane_id,
                 generation=record.generation,
                 attempt=record.attempt,
@@ -327,11 +328,12 @@ class Session:
         if complete.token in self._settling:
             return
         self._settling[complete.token] = complete.job_id
-        self._book.end(complete.token)
+        attempt = self._book.end(complete.token)
+        spec = attempt.spec if attempt is not None and not attempt.cancelled else b""
         self._slots_changed()
 
         async def step() -> None:
-            outcome = await self._parts.completions.settle(self.node_id, complete)
+            outcome = await self._parts.completions.settle(self.node_id, complete, spec)
             self._settling.pop(complete.token, None)
             self._spooled.discard(complete.token)
             if not self._spooled:

@@ -111,6 +111,14 @@ class LocalOutputs:
             self._keep_cached(filename, data)
         return data
 
+    async def size(self, filename: str) -> int | None:
+        """How many bytes a file has, None if there is none."""
+        cached = self._cache.get(filename)
+        if cached is not None:
+            return len(cached)
+        seen = await self.stat(filename)
+        return None if seen is None else seen.size_bytes
+
     async def stat(self, filename: str) -> OutputStat | None:
         """What is known of a file, None if there is none."""
         if not is_output_name(filename):

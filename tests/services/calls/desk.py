@@ -25,6 +25,7 @@ from fleet_server.domain.placement import feasible
 from fleet_server.protojson import JsonCodec, apply_defaults
 from fleet_server.rpc.validation import validate
 from fleet_server.services.callbacks import CallbackRules
+from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub, EventSettings
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.gallery import Gallery, GallerySettings
@@ -99,6 +100,7 @@ class Desk:
     thumbnails: Thumbnails
     gallery: Gallery
     board: StatusBoard
+    endings: Endings
     sessions: dict[str, str] = field(default_factory=dict)
 
     async def add_node(
@@ -265,7 +267,8 @@ async def desk_on(
     views = JobViews(store.jobs, nodes, ticks, CODEC)
     payloads = PayloadReader(CODEC, validate, random.Random(7).randrange)
     intake = Intake(payloads, models, nodes, store.outputs, lambda: str(uuid7()), now_ms, callbacks or CallbackRules())
-    hub = EventHub(store.jobs, store.events, views, nodes, ticks, rates, clock=now_ms, settings=events)
+    endings = Endings()
+    hub = EventHub(store.jobs, store.events, views, nodes, ticks, rates, clock=now_ms, settings=events, endings=endings)
     jobs = JobQueue(store.jobs, intake, views, bell, bell, queue)
     files = LocalOutputs(folder / "outputs", OutputLimits(reserve_bytes=0))
     thumbnails = Thumbnails(folder / "thumbnails")
@@ -274,7 +277,7 @@ async def desk_on(
         store, nodes, ticks, bell, models, views, rates, hub, jobs,
         Generation(store.jobs, intake, views, hub, nodes, files, bell, bell, rates, generation),
         files, thumbnails, Gallery(store.outputs, files, thumbnails, gallery),
-        StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), clock=now_ms),
+        StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), clock=now_ms), endings,
     )  # fmt: skip
     running = asyncio.create_task(hub.run())
     try:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet.v1 import fleet_pb2, types_pb2
+from fleet.v1 import fleet_pb2, node_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.domain.job import JobState, Priority
+from fleet_server.domain.job import JobRecord, JobState, Priority
+from fleet_server.services import completion
+from fleet_server.services.completion import Completions
+from fleet_server.services.events import EventHub
 from fleet_server.services.generation import Generated, GenerationSettings
-from fleet_server.store import Claim, Store
+from fleet_server.store import Claim, Store, StoredEvent
 from tests.services.calls.desk import ALIAS, Desk, asked, desk_on, picture
 from tests.waiting import wait_until
 
@@ -49,6 +52,38 @@ async def test_the_picture_comes_back_with_what_made_it(desk: Desk) -> None:
     made = await asyncio.wait_for(task, 20)
     assert made == Generated(data, "image/png", row.filename, 7, record.job_id, "sketch")
     assert not (await desk.generation.status()).jobs
+
+
+async def test_an_end_that_this_process_wrote_down_needs_neither_an_event_nor_a_second_look(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk_on(store, tmp_path, generation=GenerationSettings(poll_seconds=3600)) as desk:
+        await desk.add_node()
+        task = begin(desk, seed=7)
+        claim = await claimed(desk)
+        row = await desk.save_output(claim, picture())
+
+        async def unheard(self: EventHub, entry: StoredEvent) -> None: ...
+
+        monkeypatch.setattr(EventHub, "_take", unheard)
+        report = node_pb2.JobComplete(job_id=claim.job.job_id, token=claim.token)
+        output = report.outputs.add(content_type="image/png", seed=7)
+        output.receipt.MergeFrom(node_pb2.OutputReceipt(filename=row.filename, size_bytes=row.size_bytes))
+        monkeypatch.setattr(completion, "output_stem", lambda token, index: row.filename.partition(".")[0])
+        completions = Completions(store, desk.files, endings=desk.endings)
+        looked: list[list[str]] = []
+        get_many = store.jobs.get_many
+
+        async def noted(job_ids: list[str]) -> list[JobRecord | None]:
+            looked.append(job_ids)
+            return await get_many(job_ids)
+
+        monkeypatch.setattr(store.jobs, "get_many", noted)
+        await completions.settle("agx0", report, claim.job.spec)
+        made = await asyncio.wait_for(task, 20)
+        assert made == Generated(picture(), "image/png", row.filename, 7, claim.job.job_id, "sketch")
+        assert looked == []
+        assert (await desk.record(claim.job.job_id)).state is JobState.SUCCEEDED
 
 
 async def test_a_real_name_is_no_alias(desk: Desk) -> None:
