@@ -32,7 +32,7 @@ check%: export PYTHONPATH := $(CURDIR):$(CURDIR)/clients/python
 
 CHECKS := check-lint check-format check-types check-imports check-drift check-proto check-breaking
 
-.PHONY: help up test check $(CHECKS) bench generate baseline lock format venv venv-dev
+.PHONY: help up test check $(CHECKS) bench chaos soak generate baseline lock format venv venv-dev
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -73,6 +73,15 @@ check-breaking: $(DEV)
 
 bench: $(DEV) ## Run the benchmarks (ARGS=codec: one of bench/)
 	@$(PY) -m bench $(ARGS)
+
+chaos: $(DEV) ## Kill, cut and stop parts of a fleet in 20 trials, mutants and 50 power cuts (ARGS="--seeds 3": see --help)
+	@$(PY) -m tests.chaos $(ARGS)
+	@FLEET_POWER_CUTS=50 $(PY) -m pytest tests/chaos/test_power.py -q
+
+soak: $(DEV) ## The long forms of tests that `make test` runs short: state machine, webhooks, codec
+	@FLEET_STATE_STEPS=100000 FLEET_WEBHOOK_COUNT=20000 FLEET_CODEC_MESSAGES=50000 \
+	$(PY) -m pytest tests/store/test_machine.py tests/services/webhooks tests/protojson/test_differential.py \
+	-n $(WORKERS) --timeout 0 --durations 15 $(PYTEST_ARGS)
 
 generate: $(DEV) ## Make the Python stubs from the protos again
 	@$(PY) proto/generate.py
