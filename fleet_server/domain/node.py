@@ -59,7 +59,8 @@ class NodeView:
     """A node at one moment. `slots_free` is what dispatch may fill: work on its way to the node counts as taken.
 
     `engines` are the names of the ready ones, `job_types` what those run. `gpu_memory_bytes` is the largest GPU's, None
-    where none was reported. `quarantined` are models that this node gets no work for.
+    where none was reported. `quarantined` are models that this node gets no work for. `free_at_ms` is when
+    each taken slot is expected to be free (Unix ms), the soonest first, as far as known.
     """
 
     node_id: str
@@ -77,6 +78,7 @@ class NodeView:
     session: str = ""
     gpu_memory_bytes: int | None = None
     quarantined: frozenset[str] = frozenset()
+    free_at_ms: tuple[int, ...] = ()
 
     @property
     def online(self) -> bool:

@@ -1,20 +1,40 @@
-"""Which node may run what, and what a free slot should take next. Pure.
+"""What a free slot should take next. Pure.
 
-The dispatcher, the dry run and the explanation of a waiting job ask the same functions.
+The dispatcher, the explanation of a waiting job, the dry run, the simulator and the day in virtual time ask the same
+functions. Scores are seconds of urgency; their parts are bounded below what lies between two priorities (600 s), so
+urgent means next on any node, and no lane is passed by for longer than that by lanes of owners who have had no more.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-from fleet_server.domain.job import Lane
+from fleet_server.domain.feasibility import GIB, Feasibility, Refusal, Refused, feasible
+from fleet_server.domain.job import BOOST_MS, Lane, Priority
 from fleet_server.domain.node import NodeView
+from fleet_server.domain.speeds import NoTiming, Timing
 
-GIB = 1 << 30
+__all__ = [
+    "GIB",
+    "Deferral",
+    "Demand",
+    "Feasibility",
+    "Placed",
+    "Plan",
+    "Ranked",
+    "Refusal",
+    "Refused",
+    "Situation",
+    "cold_seconds",
+    "feasible",
+    "load_seconds",
+    "place",
+    "rank",
+]
 
 PRESSURE_PER_JOB_SECONDS = 10.0
 """What each waiting job adds to the urgency of its lane, in seconds of waiting."""
@@ -23,40 +43,37 @@ PRESSURE_LIMIT_SECONDS = 120.0
 """The most that the number of waiting jobs adds: a long line must not starve a short one."""
 
 SWAP_WEIGHT = 3.0
-"""How many times its cold-load seconds a lane must be more urgent before a node swaps models for it."""
+"""How many times its load seconds a lane must be more urgent before a node swaps models for it."""
 
-COLD_LOAD_LIMIT_SECONDS = 60.0
+KEEP_SECONDS = 60.0
+"""For so long after its last use a model that no other node has in memory is worth its load seconds."""
+
+SLOW_LIMIT_SECONDS = 30.0
+"""The most that a node's speed, compared with the fleet's, adds or takes."""
+
+FREE_LAG_JOBS = 1.0
+"""An owner may be so many served jobs ahead of another before the other's lanes go first for it."""
+
+LAG_SECONDS = 30.0
+"""What each further job takes off."""
+
+LOAD_LIMIT_SECONDS = 60.0
+"""No load counts for more, however large the file."""
+
 LORA_LOAD_SECONDS = 1.0
 UNKNOWN_LOAD_SECONDS = 10.0
 LOAD_BYTES_PER_SECOND = 400e6
-"""How fast a model is read into memory, until speeds are measured."""
+"""How fast a model is read into memory, until it is measured."""
 
-
-class Refused(enum.StrEnum):
-    """Why a node cannot run a lane; the words of the API's Explanation."""
-
-    OFFLINE = "OFFLINE"
-    CORDONED = "CORDONED"
-    DRAINING = "DRAINING"
-    PINNED_ELSEWHERE = "PINNED_ELSEWHERE"
-    LABELS_DIFFER = "LABELS_DIFFER"
-    CAPABILITY_MISSING = "CAPABILITY_MISSING"
-    MODEL_MISSING = "MODEL_MISSING"
-    LORA_MISSING = "LORA_MISSING"
-    VRAM_TOO_SMALL = "VRAM_TOO_SMALL"
-    QUARANTINED = "QUARANTINED"
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A node's no: the reason and a sentence for people."""
-
-    reason: Refused
-    detail: str
+_NO_TIMING = NoTiming()
 
 
 class Demand(Protocol):
-    """A lane with what waits in it; store.LaneView is one. `head_effective_ms` is the head's time after its boost."""
+    """A lane with what waits in it.
+
+    `head_effective_ms` is the head's enqueue time less the boost of `head_priority`. `high_waiting`: a `high` job is in
+    line, head or not. `head_owner_lag`: served jobs by which the head's owner is ahead of the owner who had least.
+    """
 
     @property
     def lane(self) -> Lane: ...
@@ -64,184 +81,317 @@ class Demand(Protocol):
     def waiting(self) -> int: ...
     @property
     def head_effective_ms(self) -> int | None: ...
+    @property
+    def head_priority(self) -> Priority | None: ...
+    @property
+    def oldest_enqueued_ms(self) -> int | None: ...
+    @property
+    def high_waiting(self) -> bool: ...
+    @property
+    def head_owner_lag(self) -> float: ...
+    @property
+    def paused(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a round looks at. `nodes` are all online ones: the busy ones are what a cold one may wait for.
+
+    Pairs of `avoided` (node_id, lane_id) do not come together. `after_urgent` are nodes whose last job went before its
+    turn because it was `high`: now the turns hold for them.
+    """
+
+    nodes: Sequence[NodeView]
+    demands: Sequence[Demand]
+    now_ms: int
+    avoided: Collection[tuple[str, str]] = ()
+    after_urgent: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A lane that a node can run.
-
-    `score` is urgency in seconds less what a swap costs. `load_seconds` 0: all is in memory.
-    """
+    """A lane that a node can run. `load_seconds` 0: all is in memory. `run_seconds` 0: not known."""
 
     demand: Demand
     score: float
     load_seconds: float
+    run_seconds: float
+    urgent: bool
 
     @property
     def warm(self) -> bool:
         return self.load_seconds == 0
 
-
-def _offline(node: NodeView, lane: Lane) -> Refusal | None:
-    if node.online:
-        return None
-    return Refusal(Refused.OFFLINE, f"its agent is {node.status.value}")
-
-
-def _cordoned(node: NodeView, lane: Lane) -> Refusal | None:
-    return Refusal(Refused.CORDONED, "it is cordoned: uncordon it to give it work") if node.cordoned else None
+    @property
+    def finish_seconds(self) -> float:
+        """From now to the end of a job that begins at once."""
+        return self.load_seconds + self.run_seconds
 
 
-def _draining(node: NodeView, lane: Lane) -> Refusal | None:
-    return Refusal(Refused.DRAINING, "it is being emptied or shut down") if node.draining else None
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One claim: a job of the lane for the node. `alone`: no other online node could run it."""
+
+    node_id: str
+    lane_id: str
+    urgent: bool = False
+    alone: bool = False
 
 
-def _pinned(node: NodeView, lane: Lane) -> Refusal | None:
-    if not lane.node_id or lane.node_id == node.node_id:
-        return None
-    return Refusal(Refused.PINNED_ELSEWHERE, f"the job runs on {lane.node_id} only")
+@dataclass(frozen=True, slots=True)
+class Deferral:
+    """A free node leaves a lane's head to one that will finish it sooner, until `until_ms` at most."""
+
+    node_id: str
+    lane_id: str
+    until_ms: int
 
 
-def _labels(node: NodeView, lane: Lane) -> Refusal | None:
-    missing = [f"{name}={value}" for name, value in lane.labels if node.labels.get(name) != value]
-    return Refusal(Refused.LABELS_DIFFER, f"it lacks the label {missing[0]}") if missing else None
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a round does, in order."""
+
+    placed: tuple[Placed, ...] = ()
+    deferred: tuple[Deferral, ...] = ()
+
+    @property
+    def look_again_ms(self) -> int | None:
+        """When the first deferral ends."""
+        return min((one.until_ms for one in self.deferred), default=None)
 
 
-def _capability(node: NodeView, lane: Lane) -> Refusal | None:
-    if lane.job_type not in node.job_types:
-        return Refusal(Refused.CAPABILITY_MISSING, f"no ready engine of it runs {lane.job_type}")
-    if lane.cluster not in node.clusters:
-        return Refusal(Refused.CAPABILITY_MISSING, f"it does not serve the cluster {lane.cluster}")
-    return None
-
-
-def _model(node: NodeView, lane: Lane) -> Refusal | None:
-    if not lane.model:
-        return None
-    model = node.models.get(lane.model)
-    if model is None or model.kind != "checkpoint":
-        return Refusal(Refused.MODEL_MISSING, f"it does not have the model {lane.model}")
-    if model.engine and model.engine not in node.engines:
-        return Refusal(Refused.CAPABILITY_MISSING, f"its engine {model.engine}, which runs {lane.model}, is not ready")
-    if model.job_types and lane.job_type not in model.job_types:
-        return Refusal(Refused.CAPABILITY_MISSING, f"its model {lane.model} is not for {lane.job_type}")
-    return None
-
-
-def _loras(node: NodeView, lane: Lane) -> Refusal | None:
-    for name in lane.loras:
-        lora = node.models.get(name)
-        if lora is None or lora.kind != "lora":
-            return Refusal(Refused.LORA_MISSING, f"it does not have the LoRA {name}")
-    return None
-
-
-def _memory(node: NodeView, lane: Lane) -> Refusal | None:
-    needed = lane.vram_class * GIB
-    if not needed:
-        return None
-    has = node.gpu_memory_bytes or 0
-    if has >= needed:
-        return None
-    return Refusal(Refused.VRAM_TOO_SMALL, f"needs {needed / GIB:.1f} GiB of GPU memory, has {has / GIB:.1f} GiB")
-
-
-def _quarantine(node: NodeView, lane: Lane) -> Refusal | None:
-    if not lane.model or lane.model not in node.quarantined:
-        return None
-    return Refusal(Refused.QUARANTINED, f"the model {lane.model} has failed on it again and again")
-
-
-_FILTERS: tuple[Callable[[NodeView, Lane], Refusal | None], ...] = (
-    _offline,
-    _cordoned,
-    _draining,
-    _pinned,
-    _labels,
-    _capability,
-    _model,
-    _loras,
-    _memory,
-    _quarantine,
-)
-
-
-def feasible(node: NodeView, lane: Lane) -> Refusal | None:
-    """None if the node may run jobs of the lane, else the first reason why not. Free slots do not matter here."""
-    for judge in _FILTERS:
-        refusal = judge(node, lane)
-        if refusal is not None:
-            return refusal
-    return None
-
-
-def load_seconds(node: NodeView, lane: Lane) -> float:
-    """What must be read into memory before the lane's jobs run there, in seconds; 0: nothing."""
+def cold_seconds(node: NodeView, lane: Lane, timing: Timing = _NO_TIMING) -> float:
+    """What the lane's model and LoRAs take to load with nothing in memory: measured, else by the file's size."""
     if not lane.model:
         return 0.0
-    loaded = node.loaded_model(lane.model)
-    if loaded is not None:
-        missing = sum(1 for name in lane.loras if name not in loaded.loras)
-        return missing * LORA_LOAD_SECONDS
-    model = node.models.get(lane.model)
-    size = model.size_bytes if model is not None else 0
-    seconds = size / LOAD_BYTES_PER_SECOND if size else UNKNOWN_LOAD_SECONDS
-    return min(seconds + len(lane.loras) * LORA_LOAD_SECONDS, COLD_LOAD_LIMIT_SECONDS)
+    measured = timing.cold_seconds(node, lane.model)
+    if measured is None:
+        model = node.models.get(lane.model)
+        size = model.size_bytes if model is not None else 0
+        measured = size / LOAD_BYTES_PER_SECOND if size else UNKNOWN_LOAD_SECONDS
+    return min(measured + len(lane.loras) * LORA_LOAD_SECONDS, LOAD_LIMIT_SECONDS)
 
 
-def score(node: NodeView, demand: Demand, now_ms: int) -> Ranked:
-    """How much the node should want the lane.
+def load_seconds(node: NodeView, lane: Lane, timing: Timing = _NO_TIMING) -> float:
+    """What must be read into memory before the lane's jobs run there, in seconds; 0: nothing."""
+    loaded = node.loaded_model(lane.model) if lane.model else None
+    if loaded is None:
+        return cold_seconds(node, lane, timing)
+    if not lane.loras:
+        return 0.0
+    return sum(1 for name in lane.loras if name not in loaded.loras) * LORA_LOAD_SECONDS
 
-    Urgency is the head's age in seconds after its boost plus the pressure of the line behind it; a swap takes off
-    three times its load seconds. Bonus and malus together stay below the 600 s between two priorities, so urgent
-    means next on any node, and no lane is passed by for longer than that.
-    """
+
+def urgency(demand: Demand, now_ms: int) -> float:
+    """The head's age in seconds after its boost plus the pressure of the line behind it."""
     head = demand.head_effective_ms
     age = (now_ms - head) / 1000 if head is not None else 0.0
-    pressure = min(demand.waiting * PRESSURE_PER_JOB_SECONDS, PRESSURE_LIMIT_SECONDS)
-    load = load_seconds(node, demand.lane)
-    return Ranked(demand, age + pressure - SWAP_WEIGHT * load, load)
+    return age + min(demand.waiting * PRESSURE_PER_JOB_SECONDS, PRESSURE_LIMIT_SECONDS)
 
 
-def rank(node: NodeView, lanes: Iterable[Demand], now_ms: int) -> list[Ranked]:
-    """The lanes with waiting jobs that the node can run, the best first; ties by lane id: all replicas agree."""
-    able = [demand for demand in lanes if demand.waiting > 0 and feasible(node, demand.lane) is None]
-    ranked = [score(node, demand, now_ms) for demand in able]
-    ranked.sort(key=lambda one: (-one.score, one.demand.lane.lane_id))
+def rank(
+    node: NodeView,
+    demands: Iterable[Demand],
+    now_ms: int,
+    *,
+    timing: Timing = _NO_TIMING,
+    verdicts: Feasibility | None = None,
+    copies: Counter[str] | None = None,
+    turns: bool = True,
+) -> list[Ranked]:
+    """The lanes with waiting jobs that the node can run, the best first; ties by lane id: all replicas agree.
+
+    `copies` counts the online nodes that have a model in memory. Without `turns` a lane with a `high` job goes before
+    all others.
+    """
+    judge = verdicts.refusal if verdicts is not None else feasible
+    able = [one for one in demands if one.waiting > 0 and not one.paused and judge(node, one.lane) is None]
+    late = _lateness(able, now_ms)
+    ranked = []
+    for demand in able:
+        load = load_seconds(node, demand.lane, timing)
+        run = timing.run_seconds(node, demand.lane)
+        usual = timing.usual_seconds(demand.lane) if run is not None else None
+        slower = 0.0 if run is None or usual is None else run - usual
+        worth = (
+            urgency(demand, now_ms)
+            - late.get(demand.lane.lane_id, 0.0)
+            - SWAP_WEIGHT * load
+            - max(-SLOW_LIMIT_SECONDS, min(slower, SLOW_LIMIT_SECONDS))
+        )
+        if load > 0 and copies is not None and node.loaded_model(demand.lane.model) is None:
+            worth -= _kept_worth(node, copies, now_ms, timing)
+        urgent = not turns and demand.high_waiting
+        ranked.append(Ranked(demand, worth, load, run or 0.0, urgent))
+    ranked.sort(key=lambda one: (not one.urgent, -one.score, one.demand.lane.lane_id))
     return ranked
 
 
-def share_out(
-    nodes: Iterable[NodeView], lanes: Iterable[Demand], now_ms: int, *, avoided: Collection[tuple[str, str]] = ()
-) -> list[tuple[str, str]]:
-    """Fills free slots: (node_id, lane_id) for each claim, never more than a node's free slots or a lane's jobs.
+def _lateness(able: Sequence[Demand], now_ms: int) -> dict[str, float]:
+    """Seconds to take off the lanes whose heads' owners have had more than others who wait for this node.
+
+    Such a lane counts as no older than the oldest of those whose turn it is, so that a long backlog buys nothing.
+    """
+    if all(demand.head_owner_lag == 0 for demand in able):
+        return {}
+    least: dict[str, float] = {}
+    for demand in able:
+        cluster = demand.lane.cluster
+        least[cluster] = min(least.get(cluster, demand.head_owner_lag), demand.head_owner_lag)
+
+    def ahead(demand: Demand) -> float:
+        return demand.head_owner_lag - least[demand.lane.cluster] - FREE_LAG_JOBS
+
+    oldest = max((_age(demand, now_ms) for demand in able if ahead(demand) <= 0), default=0.0)
+    return {
+        demand.lane.lane_id: max(0.0, _age(demand, now_ms) - oldest) + LAG_SECONDS * ahead(demand)
+        for demand in able
+        if ahead(demand) > 0
+    }
+
+
+def _age(demand: Demand, now_ms: int) -> float:
+    """The head's age without its boost."""
+    if demand.head_effective_ms is None or demand.head_priority is None:
+        return 0.0
+    return (now_ms - demand.head_effective_ms - BOOST_MS[demand.head_priority]) / 1000
+
+
+def _kept_worth(node: NodeView, copies: Counter[str], now_ms: int, timing: Timing) -> float:
+    """What is lost with the models that a swap puts out of the node's memory: those of few nodes, used just now."""
+    worth = 0.0
+    for loaded in node.loaded:
+        recent = 1 - (now_ms - loaded.used_ms) / 1000 / KEEP_SECONDS
+        if recent > 0:
+            cost = timing.cold_seconds(node, loaded.name)
+            worth = max(worth, (UNKNOWN_LOAD_SECONDS if cost is None else cost) * recent / max(1, copies[loaded.name]))
+    return min(worth, LOAD_LIMIT_SECONDS)
+
+
+@dataclass(slots=True)
+class _Round:
+    """What a round has done so far."""
+
+    situation: Situation
+    timing: Timing
+    verdicts: Feasibility
+    online: list[NodeView]
+    room: dict[str, int]
+    left: dict[str, int]
+    busy: dict[str, float] = field(default_factory=dict)
+    """Seconds of work that this round has put on nodes or counts on them for, divided by their slots."""
+    deferred: list[Deferral] = field(default_factory=list)
+    least_deferred: dict[str, float] = field(default_factory=dict)
+
+    def take(self, node: NodeView, ranked: Ranked) -> None:
+        self.room[node.node_id] -= 1
+        self.left[ranked.demand.lane.lane_id] -= 1
+        seconds = ranked.finish_seconds / max(1, node.slots)
+        self.busy[node.node_id] = self.busy.get(node.node_id, 0.0) + seconds
+
+    def defers(self, node: NodeView, ranked: Ranked) -> bool:
+        """Whether others finish all that waits in the lane before this node would finish one job of it.
+
+        Only a head that has not waited for the node's cold-load time yet is left to others, so that no GPU idles while
+        a job that it can run waits longer than that.
+        """
+        lane = ranked.demand.lane
+        oldest = ranked.demand.oldest_enqueued_ms
+        if oldest is None:
+            return False
+        until = oldest + int(cold_seconds(node, lane, self.timing) * 1000)
+        own = ranked.finish_seconds
+        if self.situation.now_ms >= until or own <= 0:
+            return False
+        known = self.least_deferred.get(lane.lane_id)
+        if (known is None or own < known) and not self._others_finish(node, lane, own):
+            return False
+        self.least_deferred[lane.lane_id] = own if known is None else min(own, known)
+        self.deferred.append(Deferral(node.node_id, lane.lane_id, until))
+        return True
+
+    def _others_finish(self, node: NodeView, lane: Lane, own: float) -> bool:
+        left = self.left[lane.lane_id]
+        for other in self.online:
+            if other is node or self.verdicts.refusal(other, lane) is not None:
+                continue
+            if (other.node_id, lane.lane_id) in self.situation.avoided:
+                continue
+            run = self.timing.run_seconds(other, lane) or 0.0
+            start = self._free_in(other)
+            if start is None:
+                continue
+            first = start + load_seconds(other, lane, self.timing) + run
+            if first < own:
+                # Where a run's length is not known one job is all that is counted on.
+                left -= 1 + int((own - first) / run) if run > 0 else 1
+                if left <= 0:
+                    return True
+        return False
+
+    def _free_in(self, node: NodeView) -> float | None:
+        """Seconds until the node could begin another job; None: not known."""
+        busy = self.busy.get(node.node_id, 0.0)
+        if self.room.get(node.node_id, 0) > 0:
+            return 0.0
+        if node.free_at_ms:
+            return max(0, node.free_at_ms[0] - self.situation.now_ms) / 1000 + busy
+        return busy or None
+
+
+def place(situation: Situation, *, timing: Timing = _NO_TIMING, verdicts: Feasibility | None = None) -> Plan:
+    """Fills free slots, never more than a node's free slots or a lane's jobs.
 
     The most wanted pair of all goes first, so a warm node takes a lane before a cold one does; nodes that want a lane
-    alike share its jobs evenly, the emptiest first. Pairs of `avoided` (node_id, lane_id) do not come together.
+    alike share its jobs evenly, the emptiest first. A node that others would be quicker than leaves a young head alone.
     """
-    demands = list(lanes)
-    open_nodes = nodes_with_room(nodes)
-    room = {node.node_id: node.slots_free for node in open_nodes}
-    left = {demand.lane.lane_id: demand.waiting for demand in demands}
-    pairs = [(one, node.node_id) for node in open_nodes for one in rank(node, demands, now_ms)]
-    pairs.sort(key=lambda pair: (*_want(pair), -room[pair[1]], pair[1]))
-    chosen: list[tuple[str, str]] = []
-    for (_, _, lane_id), alike in groupby(pairs, key=_want):
-        takers = [node_id for _, node_id in alike if room[node_id] > 0 and (node_id, lane_id) not in avoided]
-        while takers and left[lane_id] > 0:
-            for node_id in takers[: left[lane_id]]:
-                chosen.append((node_id, lane_id))
-                room[node_id] -= 1
-                left[lane_id] -= 1
-            takers = [node_id for node_id in takers if room[node_id] > 0]
-    return chosen
+    verdicts = verdicts if verdicts is not None else Feasibility()
+    online = [node for node in situation.nodes if node.online]
+    open_nodes = {node.node_id: node for node in online if node.slots_free > 0}
+    demands = [one for one in situation.demands if one.waiting > 0 and not one.paused]
+    if not open_nodes or not demands:
+        return Plan()
+    now_ms = situation.now_ms
+    copies = Counter(loaded.name for node in online for loaded in node.loaded)
+    at = _Round(
+        situation,
+        timing,
+        verdicts,
+        online,
+        {node_id: node.slots_free for node_id, node in open_nodes.items()},
+        {one.lane.lane_id: one.waiting for one in demands},
+    )
+    pairs: list[tuple[Ranked, str]] = []
+    for node_id, node in open_nodes.items():
+        turns = node_id in situation.after_urgent
+        ranked = rank(node, demands, now_ms, timing=timing, verdicts=verdicts, copies=copies, turns=turns)
+        pairs += [(one, node_id) for one in ranked if (node_id, one.demand.lane.lane_id) not in situation.avoided]
+    pairs.sort(key=lambda pair: (*_want(pair), -at.room[pair[1]], pair[1]))
+    placed: list[Placed] = []
+    for (_, _, _, lane_id), alike in groupby(pairs, key=_want):
+        takers = list(alike)
+        while takers and at.left[lane_id] > 0:
+            still = []
+            for ranked_one, node_id in takers:
+                node = open_nodes[node_id]
+                if at.left[lane_id] <= 0 or at.room[node_id] <= 0 or at.defers(node, ranked_one):
+                    continue
+                at.take(node, ranked_one)
+                placed.append(Placed(node_id, lane_id, ranked_one.urgent))
+                still.append((ranked_one, node_id))
+            takers = still
+    whole = [_with_company(one, at) for one in placed]
+    return Plan(tuple(whole), tuple(at.deferred))
 
 
-def _want(pair: tuple[Ranked, str]) -> tuple[float, float, str]:
+def _with_company(placed: Placed, at: _Round) -> Placed:
+    lane = next(one.lane for one in at.situation.demands if one.lane.lane_id == placed.lane_id)
+    for other in at.online:
+        if other.node_id != placed.node_id and at.verdicts.refusal(other, lane) is None:
+            return placed
+    return Placed(placed.node_id, placed.lane_id, placed.urgent, alone=True)
+
+
+def _want(pair: tuple[Ranked, str]) -> tuple[bool, float, float, str]:
     ranked = pair[0]
-    return -ranked.score, ranked.load_seconds, ranked.demand.lane.lane_id
-
-
-def nodes_with_room(nodes: Iterable[NodeView]) -> list[NodeView]:
-    """Those that could take a job now."""
-    return [node for node in nodes if node.online and node.slots_free > 0]
+    return not ranked.urgent, -ranked.score, ranked.finish_seconds, ranked.demand.lane.lane_id

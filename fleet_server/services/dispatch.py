@@ -11,13 +11,14 @@ import structlog
 from fleet.v1.types_pb2 import JobSpec
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.domain.job import Claim, Lane
-from fleet_server.domain.node import NodeView
-from fleet_server.domain.placement import Demand, share_out
+from fleet_server.domain.job import BOOST_MS, Claim, Lane, Priority
+from fleet_server.domain.placement import Feasibility, Placed, Plan, Situation, place
+from fleet_server.domain.recorded import RecordedTiming
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.nodes import now_ms
 from fleet_server.services.sessions import Sessions
+from fleet_server.services.speeds import Speeds
 from fleet_server.store import ClaimRequest, LaneView, Store
 
 _log = structlog.get_logger("fleet.dispatch")
@@ -34,14 +35,31 @@ class DispatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class Wanted:
     """What may be claimed: a whole lane, or one job of a mixed lane (`job_id`), which then is its own demand."""
 
     lane: Lane
     waiting: int
     head_effective_ms: int | None
+    head_priority: Priority | None
+    oldest_enqueued_ms: int | None
     source: str
     job_id: str = ""
+    head_owner_lag: float = 0.0
+    paused: bool = False
+
+    @property
+    def high_waiting(self) -> bool:
+        return self.head_priority is Priority.HIGH
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One round for the record: `place(situation, timing=timing)` gives `plan` again, anywhere and at any time."""
+
+    situation: Situation
+    timing: RecordedTiming
+    plan: Plan
 
 
 class Dispatcher:
@@ -49,6 +67,7 @@ class Dispatcher:
 
     `wake()` is cheap and may be called from anywhere in the loop's thread; `run()` is one task. Each claim is for one
     free slot, so a node never has more on its way than it can run; what cannot be sent is given back at once.
+    `on_decision` hears of each round that placed or deferred anything, for logs and replays; it must not wait.
     """
 
     def __init__(
@@ -57,14 +76,21 @@ class Dispatcher:
         fleet: FleetView,
         sessions: Sessions,
         *,
+        speeds: Speeds | None = None,
         settings: DispatchSettings | None = None,
         clock: Callable[[], int] = now_ms,
+        on_decision: Callable[[Decision], None] | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
         self._sessions = sessions
+        self._speeds = speeds or Speeds(clock=clock)
         self._settings = settings or DispatchSettings()
         self._clock = clock
+        self._on_decision = on_decision
+        self._verdicts = Feasibility()
+        self._after_urgent: set[str] = set()
+        self._look_again_ms: int | None = None
         self._some = asyncio.Event()
         self._unsettled: list[ClaimRequest] = []
         fleet.subscribe_changes(lambda _: self.wake())
@@ -85,67 +111,102 @@ class Dispatcher:
                 await asyncio.sleep(self._settings.repeat_seconds)
                 continue
             try:
-                async with asyncio.timeout(self._settings.poll_seconds):
+                async with asyncio.timeout(self._patience()):
                     await self._some.wait()
             except TimeoutError:
                 continue
 
+    def _patience(self) -> float:
+        """Seconds until the next round comes by itself: at the latest when a deferral ends."""
+        poll = self._settings.poll_seconds
+        if self._look_again_ms is None:
+            return poll
+        return min(poll, max(0.0, (self._look_again_ms - self._clock()) / 1000))
+
     async def round(self) -> int:
         """One look at lanes and slots, one batch of claims; how many jobs were sent out. Raises STORE_UNAVAILABLE."""
+        self._look_again_ms = None
         if self._unsettled:
             # The outcome of these is unknown: the same tokens again.
             return await self._claim(self._unsettled)
-        nodes = self._open_nodes()
-        if not nodes:
+        if not any(self._sessions.slots_free(node.node_id) for node in self._fleet.online()):
             return 0
         wanted = await self._wanted()
         if not wanted:
             return 0
-        requests = [self._request(node, one) for node, one in self._choose(nodes, wanted)]
+        plan = self._plan(wanted)
+        self._look_again_ms = plan.look_again_ms
+        by_lane = {one.lane.lane_id: one for one in wanted}
+        requests = [self._request(one, by_lane[one.lane_id]) for one in plan.placed]
         return await self._claim(requests) if requests else 0
 
-    def _open_nodes(self) -> list[NodeView]:
-        return [
-            replace(node, slots_free=free)
+    def situation(self, wanted: Sequence[Wanted]) -> Situation:
+        """What is known now; nodes with streams elsewhere are there, with no slot that this replica may fill."""
+        nodes = [
+            self._speeds.seen(node, self._fleet.running(node.node_id), self._sessions.slots_free(node.node_id))
             for node in self._fleet.online()
-            if (free := self._sessions.slots_free(node.node_id)) > 0
         ]
+        return Situation(nodes, wanted, self._clock(), self._fleet.avoided(), frozenset(self._after_urgent))
 
-    async def _wanted(self) -> list[_Wanted]:
-        wanted: list[_Wanted] = []
+    def _plan(self, wanted: Sequence[Wanted]) -> Plan:
+        situation = self.situation(wanted)
+        if self._on_decision is None:
+            plan = place(situation, timing=self._speeds.book, verdicts=self._verdicts)
+        else:
+            timing = RecordedTiming.of(self._speeds.book)
+            plan = place(situation, timing=timing, verdicts=self._verdicts)
+            if plan.placed or plan.deferred:
+                self._on_decision(Decision(situation, timing.sealed(), plan))
+        for one in plan.placed:
+            self._note_turn(one)
+        return plan
+
+    def _note_turn(self, placed: Placed) -> None:
+        if placed.urgent:
+            self._after_urgent.add(placed.node_id)
+        else:
+            self._after_urgent.discard(placed.node_id)
+
+    async def _wanted(self) -> list[Wanted]:
+        wanted: list[Wanted] = []
         for view in await self._store.jobs.lanes():
             if view.mixed:
                 wanted.extend(await self._mixed(view))
             else:
-                lane = view.lane
-                wanted.append(_Wanted(lane, view.waiting, view.head_effective_ms, lane.lane_id))
+                wanted.append(wanted_of(view))
         return wanted
 
-    async def _mixed(self, view: LaneView) -> list[_Wanted]:
+    async def _mixed(self, view: LaneView) -> list[Wanted]:
         """The next jobs of an overflow lane, each with what it needs."""
         wanted = []
         for record in await self._store.jobs.peek(view.lane.lane_id, self._settings.mixed_jobs):
             # Its own id: avoidance and counting are by job here.
             lane = replace(lane_of(JobSpec.FromString(record.spec)), lane_id=record.job_id)
-            wanted.append(_Wanted(lane, 1, record.enqueued_ms, view.lane.lane_id, record.job_id))
+            effective = record.enqueued_ms - BOOST_MS[record.priority]
+            wanted.append(
+                Wanted(
+                    lane,
+                    1,
+                    effective,
+                    record.priority,
+                    record.enqueued_ms,
+                    view.lane.lane_id,
+                    record.job_id,
+                    paused=view.paused,
+                )
+            )
         return wanted
 
-    def _choose(self, nodes: list[NodeView], wanted: list[_Wanted]) -> list[tuple[NodeView, _Wanted]]:
-        by_node = {node.node_id: node for node in nodes}
-        by_lane = {one.lane.lane_id: one for one in wanted}
-        avoided = self._fleet.avoided()
-        demands: Sequence[Demand] = wanted
-        pairs = share_out(nodes, demands, self._clock(), avoided=avoided)
-        return [(by_node[node_id], by_lane[lane_id]) for node_id, lane_id in pairs]
-
-    def _request(self, node: NodeView, wanted: _Wanted) -> ClaimRequest:
+    def _request(self, placed: Placed, wanted: Wanted) -> ClaimRequest:
+        node = self._fleet.node(placed.node_id)
         return ClaimRequest(
             lane_id=wanted.source,
-            node_id=node.node_id,
-            session=node.session,
+            node_id=placed.node_id,
+            session=node.session if node is not None else "",
             token=secrets.token_hex(16),
             lease_ms=self._sessions.settings.lease_ms,
             job_id=wanted.job_id,
+            avoid=not placed.alone,
         )
 
     async def _claim(self, requests: list[ClaimRequest]) -> int:
@@ -159,7 +220,24 @@ class Dispatcher:
         return sent
 
     async def _send(self, claim: Claim) -> bool:
+        node = self._fleet.node(claim.job.node_id)
         if self._sessions.assign(claim):
+            if node is not None:
+                self._speeds.sent(claim, node)
             return True
         await self._store.jobs.release(claim.job.job_id, claim.token)
         return False
+
+
+def wanted_of(view: LaneView) -> Wanted:
+    """A lane of the store as placement sees it."""
+    return Wanted(
+        view.lane,
+        view.waiting,
+        view.head_effective_ms,
+        view.head_priority,
+        view.oldest_enqueued_ms,
+        view.lane.lane_id,
+        head_owner_lag=view.head_owner_lag,
+        paused=view.paused,
+    )

@@ -86,6 +86,11 @@ class FleetView:
         node = self._nodes.get(node_id)
         return None if node is None else node.hello
 
+    def running(self, node_id: str) -> tuple[str, ...]:
+        """The jobs that fill slots of the node."""
+        node = self._nodes.get(node_id)
+        return () if node is None else node.running
+
     def avoided(self) -> set[tuple[str, str]]:
         """Pairs (node_id, lane_id) that do not go together for a moment: the node has just refused one of the lane."""
         now = time.monotonic()
