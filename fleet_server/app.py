@@ -50,6 +50,7 @@ from fleet_server.services.rates import Rates
 from fleet_server.services.reaper import Reaper, ReaperSettings
 from fleet_server.services.session import SessionSettings
 from fleet_server.services.sessions import Sessions
+from fleet_server.services.speeds import Speeds
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.services.uploads import Uploads
 from fleet_server.services.views import JobViews
@@ -115,11 +116,12 @@ class Server:
         self.fleet = FleetView()
         self._ticks = ProgressHub()
         endings = Endings()
+        self._speeds = Speeds(clock=now_ms)
         self._sessions = Sessions(
             store,
             self.fleet,
             self._ticks,
-            Completions(store, self._outputs, endings=endings),
+            Completions(store, self._outputs, endings=endings, taken=self._speeds.taken),
             settings=SessionSettings(
                 heartbeat_seconds=settings.heartbeat_seconds,
                 lease_seconds=settings.lease_seconds,
@@ -127,7 +129,7 @@ class Server:
             ),
             version=__version__,
         )
-        self._dispatcher = Dispatcher(store, self.fleet, self._sessions)
+        self._dispatcher = Dispatcher(store, self.fleet, self._sessions, speeds=self._speeds)
         self._reaper = Reaper(
             store,
             self.fleet,
@@ -258,12 +260,13 @@ class Server:
         return guard, bridge
 
     async def start(self, tasks: asyncio.TaskGroup) -> tuple[int, list[asyncio.Task[None]]]:
-        """Opens the files, starts the loops and the gRPC door; its port and the loops, which run for ever."""
+        """Opens the files, starts the loops, then the gRPC door; its port and the loops, which run for ever."""
         await self._outputs.open()
         loops = [self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run]
         if self.key_file is not None:
             loops.append(self.key_file.run)
         running = [tasks.create_task(loop(), name=loop.__qualname__) for loop in loops]
+        await self._sessions.loaded()
         try:
             port = await self._grpc.start(f"127.0.0.1:{self._settings.grpc_port}")
         except OSError as error:

@@ -44,6 +44,7 @@ class Departures:
         self._none = asyncio.Event()
         self._none.set()
         self._down_at: dict[str, tuple[float, str]] = {}
+        self._loaded = asyncio.Event()
 
     def add(self, session: Session) -> None:
         """A stream is over. The node is not online from here on; what the store must hear follows."""
@@ -78,6 +79,10 @@ class Departures:
         elif known:
             self._fleet.touch(node_id)
 
+    async def loaded(self) -> None:
+        """Returns when the nodes that the store knows are known here."""
+        await self._loaded.wait()
+
     async def settled(self) -> None:
         """Returns when all departures are written down."""
         await self._none.wait()
@@ -85,6 +90,7 @@ class Departures:
     async def run(self) -> None:
         """Loads the nodes that the store knows, then does its work until cancelled."""
         await self._load()
+        self._loaded.set()
         while True:
             self._some.clear()
             for node_id in tuple(self._left):

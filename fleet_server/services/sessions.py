@@ -127,6 +127,10 @@ class Sessions:
         """Loads the nodes, then looks after those without a stream; until cancelled."""
         await self._departures.run()
 
+    async def loaded(self) -> None:
+        """Returns when the nodes that the store knows are known here; before, no job can be judged. Needs `run()`."""
+        await self._departures.loaded()
+
     async def shutdown(self, retry_after_seconds: float = 1.0) -> None:
         """Says goodbye to all agents, refuses new ones; returns when all streams have ended and are written down.
 
