@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -43,12 +44,18 @@ class Beats:
         self._settling = settling
         self._answer = answer
         self._replaced = replaced
+        self._described_at = _now()
+        self._described = hello
+        self._written_at = -math.inf
         self._latest: pb.AgentHeartbeat | None = None
         self._some = asyncio.Event()
 
     def take(self, beat: pb.AgentHeartbeat) -> None:
         """A heartbeat came: `hello` and the book are what it says, the rest follows. Never waits."""
-        self.hello = with_inventory(self.hello, beat)
+        now = _now()
+        changed = with_inventory(self.hello, beat, now - self._described_at)
+        if changed is not self.hello:
+            self.hello, self._described_at = changed, now
         self._book.report(beat.slots, beat.slots_free, beat.held)
         self._latest = beat
         self._some.set()
@@ -99,16 +106,23 @@ class Beats:
         return drops
 
     async def _describe(self) -> None:
-        """Keeps the last readings, and the description where it has changed."""
-        nodes, fleet, node_id = self._parts.store.nodes, self._parts.fleet, self.hello.node_id
-        described = description_of(self.hello)
-        if described != self.description:
-            await nodes.update_info(node_id, self._session_id, described)
-            self.description = described
-            fleet.described(node_id, described)
+        """Keeps the description where it has changed, and the last readings every few seconds: leases are the
+        authority, and readings are read from memory."""
+        nodes, fleet, node_id, hello = self._parts.store.nodes, self._parts.fleet, self.hello.node_id, self.hello
+        if hello is not self._described:
+            described = description_of(hello)
+            if described != self.description:
+                await nodes.update_info(node_id, self._session_id, described)
+                self.description = described
+                fleet.described(node_id, described)
+            self._described = hello
+        now = _now()
+        if now - self._written_at < self._parts.settings.persist_seconds:
+            return
         seen = fleet.heartbeat(node_id)
         if seen is not None and not await nodes.heartbeat(node_id, self._session_id, seen.SerializeToString()):
             self._replaced()
+        self._written_at = now
 
     def _held(self, one: pb.HeldAttempt) -> Held:
         attempt = self._book.get(one.token)
@@ -117,3 +131,7 @@ class Beats:
         step = one.step if one.HasField("step") else None
         steps = one.steps if one.HasField("steps") else None
         return Held(one.job_id, one.token, one.progress, step, steps)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

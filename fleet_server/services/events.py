@@ -79,7 +79,7 @@ class EventHub:
 
     async def run(self) -> None:
         """Follows the store until cancelled."""
-        stop = self._nodes.subscribe_changes(self._on_node)
+        stop = self._nodes.subscribe_beats(self._on_node)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow(), name="events-follow")

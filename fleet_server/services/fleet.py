@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from fleet.v1.node_pb2 import AgentHeartbeat, Hello
 from fleet.v1.types_pb2 import Heartbeat, NodeInfo
 
 from fleet_server.domain.node import NodeStatus, NodeView
-from fleet_server.services.nodes import heartbeat_of, info_of, now_ms, set_time, status_number, view_of
+from fleet_server.services.nodes import gpu_memory, heartbeat_of, info_of, now_ms, set_time, status_number, view_of
 from fleet_server.store import NodeRow, Store
 
 Listener = Callable[[str], None]
@@ -25,6 +26,7 @@ class _Node:
     running: tuple[str, ...] = ()
     address: str = ""
     skew_seconds: float | None = None
+    beat_ms: int = 0
 
 
 class FleetView:
@@ -35,18 +37,20 @@ class FleetView:
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
+        self._order: list[str] = []
         self._listeners: list[Listener] = []
+        self._beat_listeners: list[Listener] = []
         self._avoided: dict[tuple[str, str], float] = {}
 
     # Reading.
 
     def nodes(self) -> list[NodeView]:
         """All nodes, by node_id."""
-        return [self._nodes[node_id].view for node_id in sorted(self._nodes)]
+        return [self._nodes[node_id].view for node_id in self._order]
 
     def online(self) -> list[NodeView]:
         """The nodes whose agents are connected, by node_id."""
-        return [view for view in self.nodes() if view.online]
+        return [view for view in self.nodes() if view.status is NodeStatus.ONLINE]
 
     def node(self, node_id: str) -> NodeView | None:
         """One node, None if unknown."""
@@ -58,7 +62,13 @@ class FleetView:
         node = self._nodes.get(node_id)
         if node is None:
             return None
-        info = info_of(replace(node.row, status=node.view.status.value, heartbeat=node.beat.SerializeToString()))
+        row = replace(
+            node.row,
+            status=node.view.status.value,
+            heartbeat=node.beat.SerializeToString(),
+            heartbeat_ms=max(node.beat_ms, node.row.heartbeat_ms),
+        )
+        info = info_of(row)
         info.slots_free = node.view.slots_free
         info.ClearField("running_job_ids")
         info.running_job_ids.extend(node.running)
@@ -97,9 +107,15 @@ class FleetView:
         return {pair for pair, until in self._avoided.items() if until > now}
 
     def subscribe_changes(self, listener: Listener) -> Callable[[], None]:
-        """Calls `listener(node_id)` after each change, beats included; it must not wait. Returns how to end it."""
+        """Calls `listener(node_id)` after each change that matters to placement or to readers of states; it must not
+        wait. A beat that says nothing new is none. Returns how to end it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
+
+    def subscribe_beats(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener(node_id)` after each beat; it must not wait. Returns how to end it."""
+        self._beat_listeners.append(listener)
+        return lambda: self._beat_listeners.remove(listener)
 
     # Writing: services.sessions alone.
 
@@ -129,27 +145,40 @@ class FleetView:
         self.beat(row.node_id, hello, beat, slots_free=slots_free)
 
     def beat(self, node_id: str, hello: Hello, beat: AgentHeartbeat, *, slots_free: int) -> Heartbeat:
-        """A heartbeat came; `hello` is the description after it. Returns it as callers read it."""
-        node = self._nodes[node_id]
-        at = now_ms()
-        node.hello = hello
+        """A heartbeat came; `hello` is the description after it, the same object as before where it has not changed.
+
+        Returns the beat as callers read it.
+        """
+        node, at = self._nodes[node_id], now_ms()
+        before, memory = node.view, gpu_memory(beat.gpus)
         node.beat = heartbeat_of(node_id, beat, at_ms=at, slots_free=slots_free)
+        node.beat_ms = at
         if beat.HasField("now"):
             node.skew_seconds = round((beat.now.ToMilliseconds() - at) / 1000, 3)
-        node.row = replace(node.row, heartbeat_ms=at)
+        if hello is not node.hello:
+            node.hello = hello
+            self._describe(node, hello, beat, slots_free)
+        elif memory != before.gpu_memory_bytes or slots_free != before.slots_free:
+            node.view = replace(before, gpu_memory_bytes=memory, slots_free=slots_free)
+        if node.view is not before and _matter(node.view) != _matter(before):
+            self._changed(node_id)
+        for listener in tuple(self._beat_listeners):
+            listener(node_id)
+        return node.beat
+
+    def _describe(self, node: _Node, hello: Hello, beat: AgentHeartbeat, slots_free: int) -> None:
+        view = node.view
         node.view = replace(
             view_of(
                 hello,
-                status=node.view.status,
-                session=node.view.session,
-                cordoned=node.view.cordoned,
+                status=view.status,
+                session=view.session,
+                cordoned=view.cordoned,
                 slots_free=slots_free,
                 gpus=beat.gpus,
             ),
-            draining=node.view.draining,
+            draining=view.draining,
         )
-        self._changed(node_id)
-        return node.beat
 
     def described(self, node_id: str, info: bytes) -> None:
         """The store has taken a new description."""
@@ -186,6 +215,7 @@ class FleetView:
     def forget(self, node_id: str) -> None:
         """The node was deleted."""
         if self._nodes.pop(node_id, None) is not None:
+            self._order = sorted(self._nodes)
             self._changed(node_id)
 
     def _keep(self, row: NodeRow, hello: Hello, status: NodeStatus) -> _Node:
@@ -200,9 +230,26 @@ class FleetView:
             set_time(beat.heartbeat_time, row.heartbeat_ms)
         node = _Node(kept, replace(row, status=status.value), view, beat, address=before.address if before else "")
         self._nodes[row.node_id] = node
+        if before is None:
+            insort(self._order, row.node_id)
         self._changed(row.node_id)
         return node
 
     def _changed(self, node_id: str) -> None:
         for listener in tuple(self._listeners):
             listener(node_id)
+
+
+def _matter(view: NodeView) -> tuple[object, ...]:
+    """What of a beat placement looks at: all but when models were loaded and used."""
+    loaded = [(one.name, one.engine, one.loras) for one in view.loaded]
+    return (
+        view.slots,
+        view.slots_free,
+        view.models,
+        view.engines,
+        view.job_types,
+        view.clusters,
+        view.gpu_memory_bytes,
+        loaded,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 from fleet.v1.node_pb2 import AgentHeartbeat, Hello, LoadedFile, ModelFile
@@ -17,6 +17,9 @@ from fleet_server.store import NodeRow
 
 READY = "ready"
 """Status of an engine that takes work."""
+
+_SAME_SECONDS = 1.0
+"""Ages that differ by less are of the same moment: beats travel."""
 
 _NUMBERS = {
     NodeStatus.ONLINE: StatusNumber.NODE_STATUS_ONLINE,
@@ -48,8 +51,14 @@ def description_of(hello: Hello) -> bytes:
     return kept.SerializeToString(deterministic=True)
 
 
-def with_inventory(hello: Hello, beat: AgentHeartbeat) -> Hello:
-    """The description after a heartbeat: loaded models always, files and engines where the beat names them."""
+def with_inventory(hello: Hello, beat: AgentHeartbeat, elapsed: float) -> Hello:
+    """The description after a heartbeat: loaded models always, files and engines where the beat names them.
+
+    `hello` itself where nothing has changed, `elapsed` seconds being the time since it was made: most beats say nothing
+    new, and who sees the same object need not look.
+    """
+    if not beat.inventory and beat.slots == hello.slots and _same_loaded(hello.loaded_models, beat, elapsed):
+        return hello
     changed = Hello()
     changed.CopyFrom(hello)
     changed.slots = beat.slots
@@ -61,6 +70,21 @@ def with_inventory(hello: Hello, beat: AgentHeartbeat) -> Hello:
         changed.ClearField("engines")
         changed.engines.extend(beat.engines)
     return changed
+
+
+def _same_loaded(before: Sequence[LoadedFile], beat: AgentHeartbeat, elapsed: float) -> bool:
+    """Whether the same models are in memory and none was loaded or used since."""
+    now = beat.loaded_models
+    return len(before) == len(now) and all(
+        old.name == new.name
+        and old.engine == new.engine
+        and old.memory_bytes == new.memory_bytes
+        and old.gpu_index == new.gpu_index
+        and abs(new.used_seconds_ago - old.used_seconds_ago - elapsed) < _SAME_SECONDS
+        and abs(new.loaded_seconds_ago - old.loaded_seconds_ago - elapsed) < _SAME_SECONDS
+        and old.loras == new.loras
+        for old, new in zip(before, now, strict=True)
+    )
 
 
 def beat_of(hello: Hello) -> AgentHeartbeat:
@@ -96,7 +120,6 @@ def view_of(
 ) -> NodeView:
     """The node for placement."""
     job_types = job_types_of(hello)
-    memories = [gpu.memory_total_bytes for gpu in gpus if gpu.HasField("memory_total_bytes")]
     at = now_ms()
     return NodeView(
         node_id=hello.node_id,
@@ -111,8 +134,13 @@ def view_of(
         models={model.name: _model(model) for model in hello.models},
         loaded=tuple(_loaded(loaded, at) for loaded in hello.loaded_models),
         session=session,
-        gpu_memory_bytes=max(memories, default=None),
+        gpu_memory_bytes=gpu_memory(gpus),
     )
+
+
+def gpu_memory(gpus: Iterable[Gpu]) -> int | None:
+    """Memory of the largest GPU, None where none was reported."""
+    return max((gpu.memory_total_bytes for gpu in gpus if gpu.HasField("memory_total_bytes")), default=None)
 
 
 def info_of(row: NodeRow) -> NodeInfo:

@@ -37,7 +37,11 @@ class Nodes(Protocol):
         ...
 
     def subscribe_changes(self, listener: Callable[[str], None]) -> Callable[[], None]:
-        """Calls `listener(node_id)` after each change, beats included. Returns how to end it."""
+        """Calls `listener(node_id)` after each change; a beat that says nothing new is none. Returns how to end it."""
+        ...
+
+    def subscribe_beats(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Calls `listener(node_id)` after each beat. Returns how to end it."""
         ...
 
 

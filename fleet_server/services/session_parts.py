@@ -26,6 +26,8 @@ class SessionSettings:
     """How long a restarted agent's lost work waits for the results that it has brought along."""
     avoid_seconds: float = 5.0
     """How long a lane keeps away from a node that rejected one of its jobs or did not take it."""
+    persist_seconds: float = 14.0
+    """How often the store is given a node's last readings; with every third heartbeat."""
     repeat_seconds: float = 0.5
     watch_seconds: float = 1.0
     hellos_per_second: float = 100.0

@@ -237,7 +237,8 @@ class Sessions:
 
     def _elsewhere(self, row: NodeRow, hello: pb.Hello) -> bool:
         """Whether another replica holds a living stream of another agent of this name."""
-        fresh = now_ms() - row.heartbeat_ms < 2_000 * self.settings.heartbeat_seconds
+        settings = self.settings
+        fresh = now_ms() - row.heartbeat_ms < 1000 * (settings.persist_seconds + 2 * settings.heartbeat_seconds)
         other = row.replica != self._replica and row.instance_id != hello.instance_id
         return other and fresh and row.status == NodeStatus.ONLINE
 
