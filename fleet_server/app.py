@@ -51,6 +51,7 @@ from fleet_server.services.reaper import Reaper, ReaperSettings
 from fleet_server.services.session import SessionSettings
 from fleet_server.services.sessions import Sessions
 from fleet_server.services.speeds import Speeds
+from fleet_server.services.speeds import Speeds
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.services.uploads import Uploads
 from fleet_server.services.views import JobViews
@@ -116,6 +117,7 @@ class Server:
         self.fleet = FleetView()
         self._ticks = ProgressHub()
         endings = Endings()
+        self._speeds = Speeds(clock=now_ms)
         self._speeds = Speeds(clock=now_ms)
         self._sessions = Sessions(
             store,

@@ -38,7 +38,10 @@ def job_error(reason: str, detail: str) -> JobError:
 
 
 class Completions:
-    """Settles reports of agents. Each report may come any number of times; it takes effect once."""
+    """Settles reports of agents. Each report may come any number of times; it takes effect once.
+
+    `taken(node_id, complete)` is called for each that did, once, for what is learned from it; it must not wait.
+    """
 
     def __init__(
         self,
@@ -47,11 +50,13 @@ class Completions:
         *,
         draw: Callable[[], float] = random.random,
         endings: Endings | None = None,
+        taken: Callable[[str, JobComplete], None] = lambda node_id, complete: None,
     ) -> None:
         self._store = store
         self._outputs = outputs
         self._endings = endings or Endings()
         self._draw = draw
+        self._taken = taken
 
     async def settle(self, node_id: str, complete: JobComplete, spec: bytes = b"") -> CompleteOutcome.ValueType:
         """What became of the report. Raises STORE_UNAVAILABLE: nothing is known yet, ask again.
@@ -72,6 +77,8 @@ class Completions:
             completion = await self._fail(node_id, complete, error, retryable, record)
         if completion.outcome is not Outcome.OK or error is not None:
             await self._discard(complete)
+        if completion.outcome is Outcome.OK:
+            self._taken(node_id, complete)
         return _OUTCOMES[completion.outcome]
 
     async def _succeed(self, node_id: str, complete: JobComplete, raw_spec: bytes) -> Completion:
