@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from google.protobuf.message import Message
 from fleet_agent import frames
 from fleet_agent.engines.base import ModelFile, ModelKind
 from fleet_agent.inventory import Inventory, model_fields
+from fleet_agent.lease import Lease
 from fleet_agent.slot_process import SlotProcess
 
 
@@ -49,6 +51,10 @@ class Attempt:
     steps: int = 0
     previews: bool = False
     stop: Stop | None = None
+    lease: Lease | None = None
+    """Of exclusive work alone."""
+    preparing: asyncio.Task[None] | None = None
+    """What has to be done before the engine may begin."""
 
     @property
     def token(self) -> str:
@@ -95,6 +101,8 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
         "output_folder": str(folder),
         # Somebody may begin to look at any time; the agent sends what is looked at.
         "previews": True,
+        "inputs": {},
+        "lease_until": None,
     }
     metadata = _metadata(assign, payload, inventory, engine, model, loras)
     return Attempt(assign, slot, engine, task, metadata, previews=assign.previews)
@@ -168,6 +176,7 @@ _CODES = {
     "OUT_OF_MEMORY": "RESOURCE_EXHAUSTED",
     "MODEL_NOT_FOUND": "NOT_FOUND",
     "LORA_NOT_FOUND": "NOT_FOUND",
+    "INPUT_NOT_FOUND": "NOT_FOUND",
     "INVALID_FIELD": "INVALID_ARGUMENT",
     "DISK_FULL": "UNAVAILABLE",
     "TIMEOUT": "DEADLINE_EXCEEDED",

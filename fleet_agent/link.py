@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from fleet.v1 import node_pb2
 
+from fleet_agent.inputs import Downloader
 from fleet_agent.outbox import Outbox
 from fleet_agent.upload import Uploader
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One session: its id, its outbox, its uploads."""
+    """One session: its id, its outbox, its uploads and downloads."""
 
     session: str
     outbox: Outbox
     uploader: Uploader
+    downloader: Downloader | None = None
 
     def say(self, message: node_pb2.AgentMessage) -> None:
         """Queues a control message of this session."""

@@ -22,8 +22,10 @@ from fleet_agent import frames
 from fleet_agent.attempt import Attempt, RefusedError, Stop, completion, failure, plan
 from fleet_agent.chores import Chores
 from fleet_agent.deliveries import Deliveries
+from fleet_agent.inputs import InputError
 from fleet_agent.inventory import Inventory
 from fleet_agent.link import Link
+from fleet_agent.preparation import Preparation
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
 from fleet_agent.spool import BadOutputError, BadTokenError, Spool, SpoolEntry
@@ -52,6 +54,8 @@ class Runner:
         self.deliveries = Deliveries(settings, spool)
         folders = (settings.models_folder, settings.data_dir)
         self._slots = [SlotProcess(index, *folders) for index in range(settings.slots)]
+        inputs = settings.data_dir / "inputs"
+        self._preparation = Preparation(inputs, lambda: self._link.downloader if self._link else None)
         self._running: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -62,6 +66,7 @@ class Runner:
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Reads the spool and starts every slot's child; one that does not start is tried again with its first task."""
         self._chores = Chores(tasks)
+        await self._preparation.open()
         await self.deliveries.open(self._chores)
         await asyncio.gather(*(_warm(slot) for slot in self._slots))
 
@@ -152,9 +157,18 @@ class Runner:
             if attempt is None:
                 continue
             if attempt.stop is None:
+                if attempt.preparing is not None:
+                    attempt.preparing.cancel()
                 attempt.slot.cancel(token)
                 self._spawn_kill(attempt)
             attempt.stop = why if attempt.stop is None else max(attempt.stop, why)
+
+    def renewed(self, tokens: Iterable[str], until: float) -> None:
+        """The server has renewed the leases of these attempts; exclusive ones may run until then (monotonic)."""
+        for token in tokens:
+            attempt = self._running.get(token)
+            if attempt is not None and attempt.lease is not None and attempt.lease.renew(until):
+                attempt.slot.extend(token, until)
 
     async def release(self) -> None:
         """Takes no more work, stops what runs and gives it back, uncounted; returns when the slots are free."""
@@ -223,6 +237,7 @@ class Runner:
         loop = asyncio.get_running_loop()
         timeout = loop.call_later(seconds, self.stop, [token], Stop.TIMEOUT) if seconds > 0 else None
         try:
+            await self._preparation.prepare(attempt, lambda: self._lease_ended(attempt))
             if attempt.stop is not None:
                 return _End(None)
             async with contextlib.aclosing(attempt.slot.run(attempt.task)) as events:
@@ -233,7 +248,12 @@ class Runner:
                     if event["event"] == "cancelled":
                         break
                     self._heard(attempt, event, blob)
+        except InputError as error:
+            return _End(failure(attempt, error.reason, error.detail, error.retryable))
         except SlotCrashedError as crash:
+            if attempt.lease is not None and attempt.lease.lost:
+                self._lease_ended(attempt)
+                return _End(None)
             return _End(failure(attempt, "ENGINE_FAILED", str(crash), True))
         except Exception as error:
             _log.exception("an engine's process does not keep to the protocol", job_id=attempt.assign.job_id)
@@ -243,9 +263,18 @@ class Runner:
         finally:
             if timeout is not None:
                 timeout.cancel()
+            await self._preparation.clean(attempt)
         if attempt.stop is None:
             return _End(failure(attempt, "ENGINE_FAILED", "the engine stopped without having been told to", True))
         return _End(None)
+
+    def _lease_ended(self, attempt: Attempt) -> None:
+        """Exclusive work whose lease may be another's soon: ended at once, without a word."""
+        _log.warning("exclusive work is ended: its lease was not renewed", job_id=attempt.assign.job_id)
+        if attempt.preparing is not None:
+            attempt.preparing.cancel()
+        attempt.stop = max(attempt.stop or Stop.DROPPED, Stop.DROPPED)
+        attempt.slot.kill()
 
     def _heard(self, attempt: Attempt, event: frames.Message, blob: bytes) -> None:
         job_id, token = attempt.assign.job_id, attempt.token

@@ -18,6 +18,7 @@ from fleet.v1 import node_pb2, node_pb2_grpc
 
 from fleet_agent import PROTOCOL_VERSION, __version__
 from fleet_agent.attempt import Stop
+from fleet_agent.inputs import Downloader
 from fleet_agent.inventory import Inventory
 from fleet_agent.link import Link
 from fleet_agent.metrics.reader import MetricsReader
@@ -28,6 +29,7 @@ from fleet_agent.upload import Metadata, Uploader
 
 _log = structlog.get_logger("fleet.agent.session")
 _BEAT_SECONDS = 5.0
+_BEATS_KEPT = 64
 _RECONNECT_GROWTH, _RECONNECT_MOST = 1.6, 3
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -55,6 +57,9 @@ class Session:
         self._link: Link | None = None
         self._call: Any = None
         self._inventory_sent: list[node_pb2.ModelFile] = []
+        self._lease_seconds = 0.0
+        self._beats: dict[int, tuple[float, list[str]]] = {}
+        self._beat_now = asyncio.Event()
         self._retry_after = 0.0
         self._stopping = False
         self._ended = asyncio.Event()
@@ -119,13 +124,15 @@ class Session:
             try:
                 # Connected ahead of the first result, which need not wait for it then.
                 uploads.get_state(try_to_connect=True)
-                await self._converse(call, Uploader(uploads, metadata, self._settings.upload_timeout_seconds))
+                seconds = self._settings.upload_timeout_seconds
+                files = Uploader(uploads, metadata, seconds), Downloader(uploads, metadata, seconds)
+                await self._converse(call, *files)
             finally:
                 self._runner.disconnected()
                 self._link = self._call = None
                 call.cancel()
 
-    async def _converse(self, call: Any, uploader: Uploader) -> None:
+    async def _converse(self, call: Any, uploader: Uploader, downloader: Downloader | None = None) -> None:
         seconds = self._settings.welcome_seconds
         async with _deadline(seconds, f"no Welcome within {seconds:g} s"):
             await call.write(node_pb2.AgentMessage(hello=await self._hello()))
@@ -135,7 +142,9 @@ class Session:
         if message.WhichOneof("message") != "welcome":
             raise SessionEndedError(f"the server's first message is no Welcome but {message.WhichOneof('message')}")
         welcome: node_pb2.Welcome = message.welcome
-        link = Link(message.session, Outbox(), uploader)
+        link = Link(message.session, Outbox(), uploader, downloader)
+        self._lease_seconds = welcome.lease_seconds
+        self._beats.clear()
         self._link, self._call = link, call
         self._ended.clear()
         _log.info("connected", server=self._settings.server, session=link.session)
@@ -183,9 +192,17 @@ class Session:
     async def _beat(self, link: Link, seconds: float) -> None:
         sequence = 0
         while True:
-            await asyncio.sleep(seconds if seconds > 0 else _BEAT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds if seconds > 0 else _BEAT_SECONDS):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
             sequence += 1
-            link.say(node_pb2.AgentMessage(heartbeat=await self._heartbeat(sequence)))
+            begun = time.monotonic()
+            heartbeat = await self._heartbeat(sequence)
+            self._beats[sequence] = begun, [held.token for held in heartbeat.held]
+            if len(self._beats) > _BEATS_KEPT:
+                self._beats.pop(next(iter(self._beats)))
+            link.say(node_pb2.AgentMessage(heartbeat=heartbeat))
 
     async def _heartbeat(self, sequence: int) -> node_pb2.AgentHeartbeat:
         readings = await self._metrics.read()
@@ -221,16 +238,29 @@ class Session:
         kind = message.WhichOneof("message")
         if kind == "assign":
             self._runner.assign(message.assign)
+            if message.assign.exclusive:
+                # It begins when the server has heard of it again.
+                self._beat_now.set()
         elif kind == "cancel":
             self._runner.cancel(message.cancel.job_id, message.cancel.token)
         elif kind == "complete_ack":
             self._runner.deliveries.acknowledged(message.complete_ack.token)
         elif kind == "heartbeat_ack":
+            self._acknowledged(message.heartbeat_ack)
             self._runner.stop(message.heartbeat_ack.drop_tokens, Stop.DROPPED)
             self._runner.show_previews(message.heartbeat_ack.preview_tokens)
         elif kind == "goodbye":
             self._retry_after = message.goodbye.retry_after_seconds
             raise SessionEndedError("the server is being shut down")
+
+    def _acknowledged(self, ack: node_pb2.HeartbeatAck) -> None:
+        """The leases that this heartbeat renewed last at least from when it was begun."""
+        beat = self._beats.pop(ack.sequence, None)
+        if beat is not None and self._lease_seconds > 0:
+            begun, tokens = beat
+            dropped = set(ack.drop_tokens)
+            until = begun + self._lease_seconds * self._settings.exclusive_share
+            self._runner.renewed([token for token in tokens if token not in dropped], until)
 
 
 _EXPECTED = (

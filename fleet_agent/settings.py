@@ -49,6 +49,8 @@ class AgentSettings(BaseSettings):
     """An engine that has not stopped by then is killed."""
     stop_grace_seconds: Annotated[float, Field(ge=0)] = 5
     """Time to say goodbye at the end."""
+    exclusive_share: Annotated[float, Field(gt=0, le=1)] = 25 / 30
+    """Exclusive work ends when so much of its lease has passed since the last acknowledged heartbeat."""
     upload_timeout_seconds: Annotated[float, Field(gt=0)] = 600
     upload_retry_seconds: Annotated[float, Field(gt=0)] = 10
     """Longest pause between tries of an upload."""

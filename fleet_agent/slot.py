@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from fleet_agent.engines.base import (
     EngineError,
     EngineResult,
     EngineSettings,
+    InputFile,
     LoraUse,
     ModelFile,
     Task,
@@ -97,8 +99,12 @@ class Child:
                 event = self._cancelled.get(message["token"])
                 if event is not None:
                     event.set()
+            elif message["do"] == "lease":
+                if message["token"] in self._cancelled:
+                    _live_until(message["until"])
             elif message["do"] == "run":
                 self._cancelled[message["token"]] = threading.Event()
+                _live_until(message["lease_until"])
                 self._work.append(message)
                 self._ready.notify()
 
@@ -128,7 +134,9 @@ class Child:
         except Exception as error:
             traceback.print_exc()
             reply = _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
-        self._cancelled.pop(token, None)
+        with self._ready:
+            self._cancelled.pop(token, None)
+            _live_until(None)
         last = {"token": token, "loaded": self._loaded()}
         try:
             self._pipe.send({**reply, **last})
@@ -154,6 +162,10 @@ class Child:
             seed=int(message["seed"]),
             output_folder=Path(message["output_folder"]),
             previews=message["previews"],
+            inputs={
+                reference: tuple(InputFile(Path(file["path"]), file["content_type"]) for file in files)
+                for reference, files in message["inputs"].items()
+            },
         )
         result = engine.run(task, reporter)
         return {
@@ -178,6 +190,15 @@ class Child:
             except Exception:
                 traceback.print_exc()
         return found
+
+
+def _live_until(until: float | None) -> None:
+    """The kernel ends this process at that time (monotonic), whatever the engine or a stopped agent does; None: never.
+
+    It is how exclusive work ends before its lease does.
+    """
+    seconds = 0.0 if until is None else max(1e-3, until - time.monotonic())
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _failure(reason: str, detail: str, retryable: bool) -> frames.Message:
@@ -234,6 +255,7 @@ def main() -> None:
     parser.add_argument("--engine", action="append")
     options = parser.parse_args()
     die_with_parent(options.parent)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # The frames move to descriptors of their own: what an engine's libraries print, and what its processes read, must
     # not get between them.
     private_in, private_out = os.dup(0), os.dup(1)

@@ -221,6 +221,12 @@ class SlotProcess:
         if self.pid is not None and process is not None and process.stdin is not None:
             process.stdin.write(frames.encode({"do": "cancel", "token": token}))
 
+    def extend(self, token: str, until: float) -> None:
+        """The lease of exclusive work lasts until then (monotonic): its child may live so long."""
+        process = self._process
+        if token == self._token and self.pid is not None and process is not None and process.stdin is not None:
+            process.stdin.write(frames.encode({"do": "lease", "token": token, "until": until}))
+
     def kill(self) -> None:
         """Ends the child, and what it started, at once; no crash of its own."""
         if self._process is not None:

@@ -21,6 +21,14 @@ ENTRY_POINT_GROUP = "fleet.engines"
 ModelKind = Literal["checkpoint", "lora"]
 
 
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that a reference of the payload stands for, on this machine's disk; to be read, never changed."""
+
+    path: Path
+    content_type: str
+
+
 class Reason(StrEnum):
     """Why a task failed, in the words of the API's error reasons."""
 
@@ -28,6 +36,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     LORA_NOT_FOUND = "LORA_NOT_FOUND"
+    INPUT_NOT_FOUND = "INPUT_NOT_FOUND"
     DISK_FULL = "DISK_FULL"
     INVALID_FIELD = "INVALID_FIELD"
 
@@ -98,7 +107,10 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One attempt of one job. `fields` is the payload with defaults filled in; outputs go to `output_folder`."""
+    """One attempt of one job. `fields` is the payload with defaults filled in; outputs go to `output_folder`.
+
+    `inputs` has the files of each reference in `fields`, such as `job:<job_id>`: where one is wanted, the first.
+    """
 
     job_id: str
     job_type: str
@@ -108,6 +120,7 @@ class Task:
     seed: int
     output_folder: Path
     previews: bool = False
+    inputs: Mapping[str, tuple[InputFile, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

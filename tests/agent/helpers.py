@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
-from fleet.v1 import node_pb2, types_pb2
+from fleet.v1 import node_pb2, types_pb2, vision_pb2
+from google.api import httpbody_pb2
 
 from fleet_agent.inventory import Inventory
 from fleet_agent.metrics.reader import MetricsReader
@@ -86,6 +87,7 @@ class ScriptedServer:
     """Welcomes every agent; what else it does, the test says."""
 
     heartbeat_seconds: float = 0.1
+    lease_seconds: float = 30
     kill_tokens: list[str] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
     uploads: list[Upload] = field(default_factory=list)
@@ -94,6 +96,9 @@ class ScriptedServer:
     upload_metadata: list[Mapping[str, str]] = field(default_factory=list)
     upload_gate: asyncio.Event = field(default_factory=asyncio.Event)
     first_message: Reply | None = None
+    outputs: dict[str, bytes] = field(default_factory=dict)
+    output_refusals: list[grpc.StatusCode] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
     deaf: bool = False
     silent: bool = False
     _server: grpc.aio.Server | None = None
@@ -113,6 +118,12 @@ class ScriptedServer:
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fleet.v1.Node", handlers),))
+        reads: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "GetOutput": grpc.unary_stream_rpc_method_handler(
+                self.GetOutput, vision_pb2.GetOutputRequest.FromString, httpbody_pb2.HttpBody.SerializeToString
+            )
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fleet.v1.Vision", reads),))
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         await server.start()
         self.upload_gate.set()
@@ -139,7 +150,7 @@ class ScriptedServer:
         if self.silent:
             await asyncio.Event().wait()
         welcome = node_pb2.Welcome(
-            heartbeat_seconds=self.heartbeat_seconds, lease_seconds=30, kill_tokens=self.kill_tokens
+            heartbeat_seconds=self.heartbeat_seconds, lease_seconds=self.lease_seconds, kill_tokens=self.kill_tokens
         )
         yield self.first_message or Reply(session=talk.session, welcome=welcome)
         if self.deaf:
@@ -155,7 +166,11 @@ class ScriptedServer:
     async def _listen(self, requests: Any, talk: Conversation) -> None:
         async for message in requests:
             talk.heard.append(message)
+            self.on_heard(talk, message)
         talk.end()
+
+    def on_heard(self, talk: Conversation, message: node_pb2.AgentMessage) -> None:
+        """For scripts that answer."""
 
     async def UploadOutput(self, requests: Any, context: Context) -> node_pb2.UploadOutputResponse:
         self.upload_metadata.append(_metadata(context))
@@ -170,6 +185,17 @@ class ScriptedServer:
         digest = hashlib.sha256(data).hexdigest()
         receipt = node_pb2.OutputReceipt(filename=f"{header.token}-{header.index}", sha256=digest, size_bytes=len(data))
         return node_pb2.UploadOutputResponse(receipt=receipt)
+
+    async def GetOutput(self, request: vision_pb2.GetOutputRequest, context: Context) -> AsyncIterator[Any]:
+        self.downloads.append(request.filename)
+        if self.output_refusals:
+            await context.abort(self.output_refusals.pop(0), "refused by the script")
+        data = self.outputs.get(request.filename)
+        if data is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such output")
+        assert data is not None
+        for start in range(0, len(data), 4):
+            yield httpbody_pb2.HttpBody(content_type="text/plain", data=data[start : start + 4])
 
 
 def _metadata(context: Context) -> dict[str, str]:

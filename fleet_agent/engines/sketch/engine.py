@@ -29,6 +29,7 @@ from fleet_agent.engines.base import (
 )
 from fleet_agent.engines.sketch import png
 from fleet_agent.engines.sketch.painter import SCHEDULERS, Request, paint
+from fleet_agent.engines.sketch.start import DEFAULT_STRENGTH, Start, lay_over, resized, start_of
 from fleet_agent.engines.sketch.style import ARCHITECTURE, checked, combine, default_tensors
 
 NAME = "sketch"
@@ -36,7 +37,7 @@ VERSION = "1.0.0"
 DEFAULT_MODEL = "sketch"
 MAX_PREVIEW_BYTES = 64 * 1024
 MAX_SEED = 2**64 - 1
-_UNSUPPORTED = ("init_image", "mask_image", "workflow")
+_UNSUPPORTED = ("workflow",)
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -109,12 +110,15 @@ class SketchEngine:
 
     def run(self, task: Task, report: Reporter) -> EngineResult:
         request = request_of(task)
+        start = start_of(task, request.width, request.height)
         self.load(task.model, task.loras)
         assert self._model is not None
         # By name, so that the order in which the LoRAs were named cannot change a pixel.
         uses = sorted(task.loras, key=lambda use: (use.file.name, use.weight))
         style = combine(self._model.style, [(self._model.loras[u.file.name].style, u.weight) for u in uses])
-        picture = paint(request, style, _Relay(report, request.steps, task.previews))
+        picture = paint(request, style, _Relay(report, request.steps, task.previews, start))
+        if start is not None:
+            picture = lay_over(start, picture)
         path = task.output_folder / f"{task.job_id}.png"
         report.check()
         try:
@@ -132,8 +136,8 @@ class SketchEngine:
 class _Relay:
     """Hands the painter's steps to the slot; the last step is reported once the file is written."""
 
-    def __init__(self, report: Reporter, steps: int, previews: bool) -> None:
-        self._report, self._steps, self._previews = report, steps, previews
+    def __init__(self, report: Reporter, steps: int, previews: bool, start: Start | None = None) -> None:
+        self._report, self._steps, self._previews, self._start = report, steps, previews, start
 
     def check(self) -> None:
         self._report.check()
@@ -142,7 +146,10 @@ class _Relay:
         if done < self._steps:
             self._report.progress(done, self._steps)
             if picture is not None and self._previews:
-                self._report.preview("image/jpeg", preview_bytes(picture()))
+                shown = picture()
+                if self._start is not None:
+                    shown = lay_over(resized(self._start, shown.shape[1], shown.shape[0]), shown)
+                self._report.preview("image/jpeg", preview_bytes(shown))
 
 
 def preview_bytes(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -202,7 +209,12 @@ def texts_of(task: Task, request: Request, model: str) -> dict[str, str]:
         f"Sampler: {request.scheduler}, CFG scale: {request.guidance_scale:g}, Seed: {request.seed}, "
         f"Size: {request.width}x{request.height}, Model: {model}, Version: fleet-{NAME} {VERSION}"
     )
+    begun_with = {name: str(task.fields[name]) for name in ("init_image", "mask_image") if task.fields.get(name)}
+    if begun_with:
+        begun_with["strength"] = f"{task.fields.get('strength', DEFAULT_STRENGTH):g}"
+        parameters += f", Denoising strength: {begun_with['strength']}"
     return {
+        **begun_with,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "seed": str(request.seed),

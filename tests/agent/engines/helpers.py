@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fleet_agent.engines.base import Cancelled, EngineSettings, LoraUse, ModelFile, Task
+from fleet_agent.engines.base import Cancelled, EngineSettings, InputFile, LoraUse, ModelFile, Task
 from fleet_agent.engines.sketch.engine import SketchEngine
 
 Pixels = npt.NDArray[np.uint8]
@@ -60,9 +60,10 @@ def task_of(
     previews: bool = False,
     job_type: str = "image_gen",
     fields: Mapping[str, object] = MappingProxyType({}),
+    inputs: Mapping[str, tuple[InputFile, ...]] = MappingProxyType({}),
     **more: object,
 ) -> Task:
-    return Task("job-1", job_type, model, loras, {**SMALL, **fields, **more}, seed, folder, previews)
+    return Task("job-1", job_type, model, loras, {**SMALL, **fields, **more}, seed, folder, previews, inputs)
 
 
 def paint(

@@ -92,7 +92,7 @@ def test_cancel_is_noticed_inside_a_step(tmp_path: Path) -> None:
         ("guidance_scale", float("nan")),
         ("guidance_scale", "7"),
         ("scheduler", "nonesuch"),
-        ("init_image", "input:abc"),
+        ("workflow", {"1": {}}),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, field: str, value: object) -> None:

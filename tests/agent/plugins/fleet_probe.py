@@ -67,6 +67,15 @@ class ProbeEngine:
         report.progress(1, 1)
         return EngineResult((EngineOutput(path, "image/png", 8, 8, seed=task.seed),))
 
+    def _read(self, task: Task, report: Reporter) -> EngineResult:
+        """Says what files it was given."""
+        said = [
+            f"{reference}={file.content_type}:{file.path.read_text()}"
+            for reference, files in sorted(task.inputs.items())
+            for file in files
+        ]
+        return EngineResult(text=" ".join(said))
+
     def _custom(self, task: Task, report: Reporter) -> EngineResult:
         return EngineResult(text=repr(sorted(task.fields.items())), exit_code=3)
 

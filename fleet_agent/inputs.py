@@ -1,0 +1,135 @@
+"""Files that attempts read: brought from the server before the engine begins, gone when the attempt is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import grpc
+import structlog
+from fleet.v1 import node_pb2, vision_pb2, vision_pb2_grpc
+
+from fleet_agent.upload import Metadata
+
+_log = structlog.get_logger("fleet.agent.inputs")
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 5.0
+_TRIES_OF_BAD_BYTES = 3
+Files = dict[str, list[dict[str, str]]]
+"""Path and content type of each reference's files, as a task's frame carries them."""
+
+
+class InputError(Exception):
+    """A file cannot be had; `reason` and `retryable` are those of the attempt's end."""
+
+    def __init__(self, reason: str, detail: str, retryable: bool) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.retryable = retryable
+
+
+class Downloader:
+    """Reads outputs from the server, on the channel of the uploads."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata, timeout_seconds: float) -> None:
+        self._stub = vision_pb2_grpc.VisionStub(channel)
+        self._metadata = metadata
+        self._timeout = timeout_seconds
+
+    async def chunks(self, filename: str) -> AsyncGenerator[bytes, None]:
+        """The bytes of an output. Raises grpc.aio.AioRpcError."""
+        # stubs of the sync and the aio API share one class; the aio channel makes this an aio call
+        call: Any = self._stub.GetOutput(
+            vision_pb2.GetOutputRequest(filename=filename), timeout=self._timeout, metadata=self._metadata
+        )
+        try:
+            async for part in call:
+                yield part.data
+        finally:
+            call.cancel()
+
+
+class Inputs:
+    """One folder for each attempt under `folder`. `downloader` gives that of the session, None while there is none."""
+
+    def __init__(self, folder: Path, downloader: Callable[[], Downloader | None]) -> None:
+        self._folder = folder
+        self._downloader = downloader
+
+    def clear(self) -> None:
+        """Forgets what an earlier process left. Blocks."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def fetch(self, token: str, wanted: Sequence[node_pb2.AssignedInput]) -> Files:
+        """Brings all files of an attempt, trying again while the server is away. Raises InputError.
+
+        May be cancelled; call `discard` in the end however it goes.
+        """
+        files: Files = {}
+        have: dict[str, Path] = {}
+        folder = self._folder / token
+        try:
+            await asyncio.to_thread(folder.mkdir, 0o700, True, True)
+            for one in wanted:
+                path = have.get(one.filename)
+                if path is None:
+                    path = have[one.filename] = folder / str(len(have))
+                    await self._bring(one, path)
+                files.setdefault(one.reference, []).append({"path": str(path), "content_type": one.content_type})
+        except OSError as error:
+            raise InputError("DISK_FULL", f"the node cannot keep an input: {error.strerror}", True) from error
+        return files
+
+    async def discard(self, token: str) -> None:
+        """Removes an attempt's files."""
+        await asyncio.to_thread(shutil.rmtree, self._folder / token, True)
+
+    async def _bring(self, one: node_pb2.AssignedInput, path: Path) -> None:
+        pause, bad = _FIRST_PAUSE, 0
+        while True:
+            downloader = self._downloader()
+            if downloader is not None:
+                try:
+                    if await _written(downloader, one, path):
+                        return
+                    bad += 1
+                    if bad == _TRIES_OF_BAD_BYTES:
+                        raise InputError("ENGINE_FAILED", f"{one.reference}: its bytes come spoiled", True)
+                except grpc.aio.AioRpcError as error:
+                    code = error.code()
+                    if code is grpc.StatusCode.NOT_FOUND:
+                        detail = f"{one.reference}: the output {one.filename} is there no more"
+                        raise InputError("INPUT_NOT_FOUND", detail, False) from error
+                    _log.warning("an input is asked for again", filename=one.filename, code=code.name)
+            await asyncio.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def _written(downloader: Downloader, one: node_pb2.AssignedInput, path: Path) -> bool:
+    """Whether the file came as it should."""
+    digest = hashlib.sha256()
+    size = 0
+    async with contextlib.aclosing(downloader.chunks(one.filename)) as chunks:
+        stream: BinaryIO = await asyncio.to_thread(_open, path)
+        try:
+            async for chunk in chunks:
+                size += len(chunk)
+                digest.update(chunk)
+                if size > one.size_bytes:
+                    return False
+                await asyncio.to_thread(stream.write, chunk)
+        finally:
+            await asyncio.to_thread(stream.close)
+    return size == one.size_bytes and digest.hexdigest() == one.sha256
+
+
+def _open(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
