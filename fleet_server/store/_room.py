@@ -103,4 +103,16 @@ def encode_attempt(row: AttemptRow) -> bytes:
     return encoded
 
 
-__all__ = ["Clock", "Room", "Rows", "encode_attempt", "short"]
+def reason_of(error: bytes) -> str:
+    """The reason in an encoded fleet.v1.JobError; "" where there is none."""
+    from fleet.v1 import types_pb2
+    from google.protobuf.message import DecodeError
+
+    try:
+        reason: str = types_pb2.JobError.FromString(error).reason
+    except DecodeError:
+        return ""
+    return reason
+
+
+__all__ = ["Clock", "Room", "Rows", "encode_attempt", "reason_of", "short"]

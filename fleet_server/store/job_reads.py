@@ -12,6 +12,7 @@ from fleet_server.store.client import gather
 from fleet_server.store.records import LaneView, PageKey
 
 READ_CHUNK = 50
+_FOR_EVER_MS = 1 << 60
 
 Records = list[JobRecord]
 Lanes = list[LaneView]
@@ -94,6 +95,11 @@ class JobReader:
         that changed its state between two pages shows at its one place, once at most.
         """
         wanted = tuple(states) or tuple(JobState)
+        if group is not None:
+            rows, following = await self._room.page([self._room.keys.children(group)], before, limit)
+            after, until = created_after_ms or 0, created_before_ms or _FOR_EVER_MS
+            children = [one for one in await self._records(rows) if after < one.created_ms < until]
+            return [record for record in children if record.state in wanted], following
         rows, following = await self._room.page(
             [self._room.keys.state(state.value) for state in wanted],
             before,
@@ -120,8 +126,13 @@ class JobReader:
         `model` is the resolved one, `reason` the error's. A page examines at most `examine` jobs, so that it may be
         short, or empty, and still have a next one. A group stands here for its children.
         """
-        rows, following = await self._room.page([self._room.keys.dead], before, limit)
+        ceiling, member = ("", "") if before is None else (before.time_ms, before.member)
+        filters = [job_type or "", cluster or "", model or "", reason or ""]
+        args = self._room.args(ceiling, member, limit, examine, *filters)
+        flat, last = await self._room.bulk.run("dead", [self._room.keys.dead], args)
+        rows = [(flat[i].decode(), int(flat[i + 1])) for i in range(0, len(flat), 2)]
         records = await self._records(rows)
+        following = PageKey(int(last[1]), last[0].decode()) if last else None
         return [record for record in records if record.state is JobState.FAILED], following
 
     async def _records(self, rows: Rows) -> Records:
@@ -139,8 +150,23 @@ class JobReader:
                 head_effective_ms=_int(effective),
                 oldest_enqueued_ms=_int(oldest),
                 first_deferred_ms=_int(deferred),
+                paused=bool(paused),
+                head_owner=owner.decode(),
+                head_owner_lag=float(lag),
             )
-            for lane_id, definition, waiting, running, priority, effective, oldest, deferred in reply
+            for (
+                lane_id,
+                definition,
+                waiting,
+                running,
+                priority,
+                effective,
+                oldest,
+                deferred,
+                paused,
+                owner,
+                lag,
+            ) in reply
         ]
 
     async def peek(self, lane_id: str, limit: int = 32) -> Records:
@@ -158,12 +184,11 @@ class JobReader:
         return await positions(self._room, pairs)
 
     async def counts(self) -> dict[JobState, int]:
-        """Jobs kept, by state."""
+        """Jobs kept, by state; groups and their children alike."""
         states = list(JobState)
-        sizes = await gather(
-            [self._room.bulk.post_call("ZCARD", self._room.keys.state(state.value)) for state in states]
-        )
-        return dict(zip(states, sizes, strict=True))
+        keys = [key(state.value) for key in (self._room.keys.state, self._room.keys.child_state) for state in states]
+        sizes = await gather([self._room.bulk.post_call("ZCARD", key) for key in keys])
+        return {state: sizes[n] + sizes[n + len(states)] for n, state in enumerate(states)}
 
     async def waiting_by_priority(self) -> dict[Priority, int]:
         """Queued jobs by priority, deferred ones included."""

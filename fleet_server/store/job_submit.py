@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
@@ -19,6 +19,8 @@ from fleet_server.store.records import Idempotency, Submitted
 
 CHUNK = 50
 MAX_BATCH = 1000
+MAX_WITH_CHILDREN = 4000
+"""Jobs of one submit, children of groups included: what one step of the store makes visible at once."""
 MAX_STAGINGS = 3
 
 
@@ -39,7 +41,37 @@ def _fields(job: NewJob, callback: bool) -> list[Argument]:
         fields += ["sc", job.schedule_ms]
     if callback:
         fields += ["cb", 1]
+    if job.after:
+        fields += ["af", "\0".join(job.after)]
+    if job.group_job_id:
+        fields += ["gj", job.group_job_id]
+    if job.child_job_ids:
+        fields += ["kn", len(job.child_job_ids)]
+    if job.exclusive:
+        fields += ["xc", 1]
     return fields
+
+
+def _in_groups(jobs: Sequence[NewJob]) -> list[NewJob]:
+    """The jobs with what groups hand on to their children. Raises ValueError where groups and children differ."""
+    groups = {job.job_id: job for job in jobs if job.child_job_ids}
+    children: dict[str, list[str]] = {job_id: [] for job_id in groups}
+    found: list[NewJob] = []
+    for job in jobs:
+        if job.group_job_id:
+            group = groups.get(job.group_job_id)
+            if group is None or job.child_job_ids:
+                raise ValueError(f"group_job_id: {job.group_job_id} is no group of this submit")
+            children[job.group_job_id].append(job.job_id)
+            schedule_ms = job.schedule_ms if job.schedule_ms is not None else group.schedule_ms
+            after = tuple(dict.fromkeys(job.after + group.after))
+            found.append(replace(job, after=after, schedule_ms=schedule_ms))
+        else:
+            found.append(job)
+    for job_id, group in groups.items():
+        if tuple(children[job_id]) != group.child_job_ids:
+            raise ValueError(f"child_job_ids: give the children of {job_id} in the same submit, in order")
+    return found
 
 
 class JobSubmitter:
@@ -59,13 +91,22 @@ class JobSubmitter:
     ) -> Submitted:
         """Accepts 1 to 1,000 jobs, all or none; when it returns they are logged as the store's durability says.
 
+        Groups' children come besides, each after its group, 4,000 in all; only what is no child is answered with.
+        A job of whose `after` one has failed or been cancelled already is accepted and cancelled at once.
+
         `callbacks` are the job ids that want a webhook row at their end. The same idempotency key and
         fingerprint within 24 h gives the first job ids with `replayed`. A job id that exists with the very same
         spec is that job, accepted again. Raises IDEMPOTENCY_KEY_REUSED (other fingerprint), QUEUE_FULL (over
-        `limit` queued jobs or 80 % of the store's memory), INVALID_FIELD (`job_id` is taken by another job).
+        `limit` queued jobs or 80 % of the store's memory), INVALID_FIELD (`job_id` is taken by another job, or too
+        many children), JOB_NOT_FOUND (`after` names an unknown job, or a later one of the same submit).
         """
-        if not 1 <= len(jobs) <= MAX_BATCH:
-            raise ValueError(f"jobs: give 1 to {MAX_BATCH}; got {len(jobs)}")
+        alone = sum(1 for job in jobs if not job.group_job_id)
+        if not 1 <= alone <= MAX_BATCH:
+            raise ValueError(f"jobs: give 1 to {MAX_BATCH}; got {alone}")
+        if len(jobs) > MAX_WITH_CHILDREN:
+            detail = f"they make {len(jobs)} jobs, and one call may make {MAX_WITH_CHILDREN}; use several calls"
+            raise FleetError("INVALID_FIELD", f"jobs: {detail}", violations=[Violation("jobs", detail)])
+        jobs = _in_groups(jobs)
         await self._memory.admit()
         try:
             if len(jobs) == 1:
@@ -97,20 +138,21 @@ class JobSubmitter:
             if job.lane.lane_id not in lanes:
                 lanes[job.lane.lane_id] = encode_lane(job.lane)
         ids = [job.job_id for job in jobs]
+        alone = [job.job_id for job in jobs if not job.group_job_id]
         keys = [self._room.keys.job(job_id) for job_id in ids]
         print_ = idempotency.fingerprint if idempotency else ""
         for _ in range(MAX_STAGINGS):
             chunks = await self.stage(jobs, callbacks)
             flat = [part for lane in lanes.items() for part in lane]
-            args = self._room.args(limit, print_, len(chunks), len(lanes), *flat, *ids)
+            args = self._room.args(limit, print_, len(ids), len(chunks), ",".join(alone), *flat)
             reply = await self._room.bulk.run("commit", [*keys, *chunks, *self._key(idempotency)], args)
             if reply[0] != b"expired":
                 break
         accepted, replayed = self._accepted(reply, limit, jobs)
         if replayed:
             return await self._replay(accepted)
-        clusters = [job.lane.cluster for job in jobs]
-        return Submitted(accepted, tuple(await positions(self._room, list(zip(clusters, ids, strict=True)))), False)
+        places = [(job.lane.cluster, job.job_id) for job in jobs if not job.group_job_id]
+        return Submitted(accepted, tuple(await positions(self._room, places)), False)
 
     async def stage(self, jobs: Sequence[NewJob], callbacks: Collection[str] = ()) -> list[str]:
         """Writes the jobs of a batch aside, gone after a minute without commit; the keys of their chunks."""
@@ -143,6 +185,8 @@ class JobSubmitter:
             raise FleetError(
                 "QUEUE_FULL", f"{reply[1]} jobs are queued and {limit} are allowed; submit again when some have run"
             )
+        if reply[0] == b"unknown":
+            raise _unknown_parent(jobs, *reply[1:])
         if reply[0] == b"taken":
             raise _taken("job_id", jobs[0].job_id if len(jobs) == 1 else "of one of these jobs")
         raise FleetError("STORE_UNAVAILABLE", "the batch took too long to be written; nothing was stored, submit again")
@@ -163,6 +207,19 @@ def key_reused() -> FleetError:
         "IDEMPOTENCY_KEY_REUSED",
         "request_id: this key was used within 24 hours with other content; use a new key or send the same content",
     )
+
+
+def _unknown_parent(jobs: Sequence[NewJob], number: int, place: int) -> FleetError:
+    """Names the fault by the job's place among those that are no children: a child waits for what its group does."""
+    job = jobs[number]
+    parent = job.after[place]
+    asked = [one for one in jobs if not one.group_job_id]
+    group = next((one for one in asked if one.job_id in {job.job_id, job.group_job_id}), job)
+    field = f"after[{group.after.index(parent) if parent in group.after else place}]"
+    if len(asked) > 1:
+        field = f"jobs[{asked.index(group)}].{field}"
+    detail = f"no job has the id {parent}; ended jobs are kept 7 days"
+    return FleetError("JOB_NOT_FOUND", f"{field}: {detail}", violations=[Violation(field, detail)])
 
 
 def _taken(field: str, job_id: str) -> FleetError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import Claim, JobRecord
-from fleet_server.store._room import Room, short
+from fleet_server.store._room import Room, reason_of, short
 from fleet_server.store.client import Argument, gather
 from fleet_server.store.job_reads import JobReader
 from fleet_server.store.job_submit import JobSubmitter, key_reused
@@ -28,6 +29,9 @@ from fleet_server.store.records import (
 )
 
 WEEK_MS = 604_800_000
+MAX_CLAIMS = 16
+MAX_REPORTS = 16
+MAX_REPORTS_BYTES = 128 * 1024
 AVOID_MS = 30_000
 """How long a node that failed or lost a job is passed by for it, where another could run it."""
 
@@ -64,40 +68,69 @@ class JobStore(JobSubmitter, JobReader):
         return int(reply)
 
     async def claim(self, requests: Sequence[ClaimRequest]) -> Claims:
-        """One job for each request, or None: nothing waits, or `session` is no longer its node's. One batch.
+        """One job for each request, or None: nothing of the lane may go now, or `session` is no longer its node's.
 
-        Inside a lane every second claim while `high` waits takes a high one, else the priority whose oldest job is
-        oldest after boosts; owners of that priority take turns. The job is running with `attempt` + 1 afterwards;
-        watchers hear of it at `started`. The same token gives the same claim while it is held.
+        One batch; requests of a node for one lane are one step of the store. Inside a lane every second claim while
+        `high` waits takes a high one, else the priority whose oldest job is oldest after boosts. What is paused is
+        passed by. The job is running with `attempt` + 1 afterwards; watchers hear of it at `started`. The same token
+        gives the same claim while it is held.
+
+        Owners of a priority take turns by virtual time: the jobs given to each in the whole cluster, counted from the
+        level at which the owner came into line. Of two owners who both wait in a lane at a priority, and are served
+        from there alone, over any stretch of time one gets at most 2 jobs more than the other; where jobs of other
+        lanes count too, at most 33 (32 is the most that anybody can be behind). Who comes into line is level with the
+        least served in line, or where they left if that is further on: leaving and coming back gains nothing.
         """
         if not requests:
             return []
+        together: dict[tuple[str, ...], list[list[int]]] = {}
+        for n, wish in enumerate(requests):
+            alike = (wish.lane_id, wish.node_id, wish.session, str(wish.lease_ms), wish.job_id, str(int(wish.avoid)))
+            parts = together.setdefault(alike, [[]])
+            if len(parts[-1]) == MAX_CLAIMS or (parts[-1] and wish.job_id):
+                parts.append([])
+            parts[-1].append(n)
+        steps = [(alike, part) for alike, parts in together.items() for part in parts]
         replies = await gather(
             [
                 self._room.dispatch.post(
                     "claim",
-                    [self._room.keys.held(wish.node_id), self._room.keys.node(wish.node_id)],
-                    self._room.args(wish.lane_id, wish.node_id, wish.session, wish.token, wish.lease_ms, wish.job_id),
+                    [self._room.keys.held(alike[1]), self._room.keys.node(alike[1])],
+                    self._room.args(*alike, *(requests[n].token for n in part)),
                 )
-                for wish in requests
+                for alike, part in steps
             ]
         )
-        return [
-            None if reply is None else Claim(decode_job(pairs(reply[0]), spec=reply[1]), wish.token)
-            for wish, reply in zip(requests, replies, strict=True)
-        ]
+        claims: Claims = [None] * len(requests)
+        for (_, part), reply in zip(steps, replies, strict=True):
+            for n, row in zip(part, reply, strict=True):
+                if row is not None:
+                    claims[n] = Claim(decode_job(pairs(row[0]), spec=row[1]), requests[n].token)
+        return claims
 
     async def started(self, job_id: str, token: str) -> JobRecord | None:
         """The engine began: `started_ms`, the deadline, and losses count from here on; again: the same.
 
         None if the token is not the current one.
         """
-        reply = await self._move("started", job_id, token)
-        return None if reply is None else short(reply)
+        return (await self.started_many([(job_id, token)]))[0]
 
     async def started_many(self, attempts: Sequence[tuple[str, str]]) -> MaybeRecords:
-        """As `started`, for (job_id, token) pairs, in order."""
-        return [await self.started(job_id, token) for job_id, token in attempts]
+        """As `started`, for (job_id, token) pairs, in order, in as few steps of the store as can be."""
+        if not attempts:
+            return []
+        parts = [attempts[i : i + MAX_REPORTS] for i in range(0, len(attempts), MAX_REPORTS)]
+        replies = await gather(
+            [
+                self._room.dispatch.post(
+                    "started",
+                    [self._room.keys.job(job_id) for job_id, _ in part],
+                    self._room.args(*(value for attempt in part for value in attempt)),
+                )
+                for part in parts
+            ]
+        )
+        return [None if row is None else short(row) for reply in replies for row in reply]
 
     async def renew(self, held: Sequence[Held], lease_ms: int) -> Tokens:
         """Prolongs leases and keeps the last progress (no event, no new version).
@@ -129,25 +162,36 @@ class JobStore(JobSubmitter, JobReader):
         The token of an attempt that was lost or given back still wins while the job is queued, never after another
         claim. `already` is the same report again.
         """
-        rest: list[Argument] = [result, _optional(load_ms), _optional(run_ms), _optional(upload_ms)]
-        for row in outputs:
-            rest += [row.filename, row.created_ms, row.size_bytes, row.record]
-        return _completion(await self._move("complete", job_id, token, *rest))
+        report = Report(job_id, token, result, outputs, load_ms, run_ms, upload_ms)
+        return (await self.complete_many([report]))[0]
 
     async def complete_many(self, reports: Sequence[Report]) -> Completions:
         """As `complete`, for many attempts in as few steps of the store as can be, in order; each stands alone."""
-        return [
-            await self.complete(
-                one.job_id,
-                one.token,
-                result=one.result,
-                outputs=one.outputs,
-                load_ms=one.load_ms,
-                run_ms=one.run_ms,
-                upload_ms=one.upload_ms,
-            )
-            for one in reports
-        ]
+        if not reports:
+            return []
+        parts: list[list[Report]] = [[]]
+        size = 0
+        for one in reports:
+            weight = len(one.result) + sum(len(row.record) for row in one.outputs)
+            if parts[-1] and (len(parts[-1]) == MAX_REPORTS or size + weight > MAX_REPORTS_BYTES):
+                parts.append([])
+                size = 0
+            parts[-1].append(one)
+            size += weight
+        replies = await gather([self._post_reports(part) for part in parts])
+        return [_completion(row) for reply in replies for row in reply]
+
+    def _post_reports(self, reports: Sequence[Report]) -> asyncio.Future[Any]:
+        keys: list[str] = []
+        rest: list[Argument] = []
+        for one in reports:
+            whole = self._room.keys.whole_job(one.job_id)
+            keys += [whole[0], whole[2]]
+            rest += [one.job_id, one.token, one.result]
+            rest += [_optional(one.load_ms), _optional(one.run_ms), _optional(one.upload_ms), len(one.outputs)]
+            for row in one.outputs:
+                rest += [row.filename, row.created_ms, row.size_bytes, row.record]
+        return self._room.dispatch.post("complete", keys, self._room.args(*rest))
 
     async def fail(
         self,
@@ -159,24 +203,33 @@ class JobStore(JobSubmitter, JobReader):
         retryable: bool,
         backoff_ms: int = 0,
         result: bytes = b"",
+        reason: str | None = None,
+        avoid_ms: int = AVOID_MS,
     ) -> Completion:
         """Failure of the attempt: queued again (BACKOFF) while retryable and failures <= max_retries, else failed.
 
         Counted losses are no failures. `attempt` is the encoded fleet.v1.JobAttempt to remember, `result` what came
-        about before the failure (kept if this ends the job).
+        about before the failure (kept if this ends the job). `reason` is what `list_dead` finds it by, by default
+        that of `error`, an encoded fleet.v1.JobError. The node is to be avoided for `avoid_ms`.
         """
-        reply = await self._move("fail", job_id, token, error, attempt, int(retryable), backoff_ms, result)
-        return _completion(reply)
+        why = reason_of(error) if reason is None else reason
+        rest = (error, attempt, int(retryable), backoff_ms, result, why, avoid_ms)
+        return _completion(await self._move("fail", job_id, token, *rest))
 
-    async def release(self, job_id: str, token: str, *, attempt: bytes | None = None) -> bool:
+    async def release(self, job_id: str, token: str, *, attempt: bytes | None = None, stopped: bool = True) -> bool:
         """Gives a claimed or running job back uncounted, to its old place in line; again: True.
 
-        False if the token is not the current one.
+        False if the token is not the current one. `stopped`: its agent says that it does not run there. If it may, an
+        exclusive job stays where it is until its lease, which is renewed no more, has ended.
         """
-        return bool(await self._move("release", job_id, token, attempt or b""))
+        return bool(await self._move("release", job_id, token, attempt or b"", int(stopped)))
 
     async def cancel(self, job_id: str, *, error: bytes = b"") -> JobRecord:
-        """Ends a queued or running job as cancelled; again: the same record. Raises JOB_NOT_FOUND, JOB_ENDED."""
+        """Ends a queued or running job as cancelled; again: the same record. Raises JOB_NOT_FOUND, JOB_ENDED.
+
+        A group takes its children along; the child of a group is cancelled alone. Whoever waits for the job (`after`)
+        is cancelled too, the first 64 at once, the rest by the next sweeps; so at every end but success.
+        """
         reply = await self._move("cancel", job_id, error)
         if reply is None:
             raise _unknown(job_id)
@@ -188,34 +241,32 @@ class JobStore(JobSubmitter, JobReader):
     async def retry(self, job_id: str, *, idempotency: Idempotency | None = None) -> JobRecord:
         """Queues a failed job again: generation + 1, attempt 0, a new place in line.
 
-        Raises JOB_NOT_FOUND, JOB_NOT_FAILED, IDEMPOTENCY_KEY_REUSED.
+        A group's failed and cancelled children come along; a child's failed group runs again for that child alone.
+        Those who waited for the job in vain stay cancelled. Raises JOB_NOT_FOUND, JOB_NOT_FAILED (also where the
+        child's group was cancelled), IDEMPOTENCY_KEY_REUSED.
         """
-        keys = [self._room.keys.job(job_id), self._room.keys.whole_job(job_id)[2], *self._key(idempotency)]
-        print_ = idempotency.fingerprint if idempotency else ""
-        reply = await self._room.bulk.run("retry", keys, self._room.args(job_id, uuid.uuid4().hex, print_))
-        if reply is None:
-            raise _unknown(job_id)
-        if reply[0] == b"reused":
-            raise key_reused()
-        record = short(reply[1])
-        if reply[0] == b"state":
-            raise FleetError(
-                "JOB_NOT_FAILED", f"job_id: job {job_id} is {record.state}; only a failed one can be retried"
-            )
-        return record
+        return _retried(job_id, await self._post_retry(job_id, uuid.uuid4().hex, idempotency))
 
     async def retry_many(self, job_ids: Sequence[str], *, operation: str) -> Retried:
         """Redrive: as `retry` for each, in one pipeline; in order, a refusal in the place of its record.
 
         The same `operation` (1-128 characters) again retries none a second time.
         """
+        if not job_ids:
+            return []
+        replies = await gather([self._post_retry(job_id, operation, None) for job_id in job_ids])
         retried: Retried = []
-        for job_id in job_ids:
+        for job_id, reply in zip(job_ids, replies, strict=True):
             try:
-                retried.append(await self.retry(job_id))
+                retried.append(_retried(job_id, reply))
             except FleetError as refused:
                 retried.append(refused)
         return retried
+
+    def _post_retry(self, job_id: str, operation: str, idempotency: Idempotency | None) -> asyncio.Future[Any]:
+        keys = [self._room.keys.job(job_id), self._room.keys.whole_job(job_id)[2], *self._key(idempotency)]
+        print_ = idempotency.fingerprint if idempotency else ""
+        return self._room.bulk.post("retry", keys, self._room.args(job_id, operation, print_))
 
     async def lose_session(
         self,
@@ -226,10 +277,12 @@ class JobStore(JobSubmitter, JobReader):
         error_poison: bytes = b"",
         single_node: bool = False,
         limit: int = 100,
+        avoid_ms: int = AVOID_MS,
     ) -> Records:
         """The node's agent began anew: what it ran in `session`, or in any but its current one, is lost at once.
 
-        `limit` bounds each step, not the whole. Returns the jobs as they are afterwards (queued, or failed as poison).
+        Exclusive jobs are not: those wait for the end of their lease. `limit` bounds each step, not the whole. Returns
+        the jobs as they are afterwards (queued, or failed as poison).
         """
         keys = [self._room.keys.held(node_id), self._room.keys.node(node_id)]
         lost: Records = []
@@ -237,7 +290,7 @@ class JobStore(JobSubmitter, JobReader):
             more, *rows = await self._room.dispatch.run(
                 "lose_session",
                 keys,
-                self._room.args(session, error, error_poison or error, int(single_node), limit),
+                self._room.args(session, error, error_poison or error, int(single_node), limit, avoid_ms),
             )
             lost += [short(row) for row in rows]
             if not more:
@@ -253,12 +306,15 @@ class JobStore(JobSubmitter, JobReader):
         single_node: bool = False,
         single_node_lanes: Collection[str] = (),
         limit: int = 100,
+        avoid_ms: int = AVOID_MS,
     ) -> ReapResult:
-        """One bounded sweep: expired leases, overdue runs (timeout + `margin_ms`), queue TTLs, due scheduled jobs.
+        """One bounded sweep: expired leases, overdue runs (timeout + `margin_ms`), queue TTLs, due scheduled jobs, and
+        dependents whom an end has not reached yet.
 
         `hold` leaves leases and overdue runs alone (the 60 s after a start or failover). A counted loss requeues at
         the old place; the third, if two nodes saw one (one is enough if `single_node` or the job's lane is one of
-        `single_node_lanes`), is poison. An overdue run is a failed attempt. Each of the four takes at most `limit`.
+        `single_node_lanes`), is poison. An overdue run is a failed attempt. An exclusive job comes back 5 s after the
+        end of its lease at the earliest, an overdue one too. Each of the five takes at most `limit`.
         """
         reply = await self._room.dispatch.run(
             "reap",
@@ -268,6 +324,7 @@ class JobStore(JobSubmitter, JobReader):
                 int(hold),
                 margin_ms,
                 backoff_ms,
+                avoid_ms,
                 int(single_node),
                 errors.lost,
                 errors.poison,
@@ -300,6 +357,18 @@ class JobStore(JobSubmitter, JobReader):
     async def _move(self, script: str, job_id: str, *rest: Argument) -> Any:
         job, _, result, attempts = self._room.keys.whole_job(job_id)
         return await self._room.dispatch.run(script, [job, result, attempts], self._room.args(job_id, *rest))
+
+
+def _retried(job_id: str, reply: Any) -> JobRecord:
+    if reply is None:
+        raise _unknown(job_id)
+    if reply[0] == b"reused":
+        raise key_reused()
+    record = short(reply[1])
+    if reply[0] == b"ok":
+        return record
+    what = f"job {job_id} is {record.state}" if reply[0] == b"state" else f"its group {record.job_id} is {record.state}"
+    raise FleetError("JOB_NOT_FAILED", f"job_id: {what}; only a failed one can be retried")
 
 
 def _unknown(job_id: str) -> FleetError:

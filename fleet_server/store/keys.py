@@ -7,9 +7,15 @@
 | staged        | b:<batch>:<n>             | string | 60 s   | stage      | jobs of a batch that is not committed |
 | result        | r:<job>                   | string | -      | jobs       | encoded JobResult |
 | attempts      | a:<job>                   | list   | -      | jobs       | ended attempts, the latest 20 |
-| state         | st:<state>                | zset   | -      | jobs       | jobs of a state by creation |
-| ended         | ended                     | zset   | -      | jobs       | ended jobs by end |
-| dead          | dead                      | zset   | -      | jobs       | failed jobs by end, the newest 10,000 |
+| state         | st:<state>                | zset   | -      | jobs       | jobs of a state by creation, no children |
+| child_state   | sk:<state>                | zset   | -      | jobs       | children of a state by creation |
+| children      | g:<group>                 | zset   | -      | jobs       | a group's children in order |
+| unmet         | u:<job>                   | set    | -      | jobs       | what a job waits for that did not succeed |
+| dependents    | d:<job>                   | zset   | -      | jobs       | who waits for a live job, by arrival |
+| unsettled     | e:<verdict><job>.<gen>    | zset   | -      | jobs       | those whom an end still has to reach |
+| cascade       | cascade                   | zset   | -      | jobs       | "<verdict><job>.<gen>" by when it ended |
+| ended         | ended                     | zset   | -      | jobs       | ended jobs by end, no children |
+| dead          | dead                      | zset   | -      | jobs       | failed ones of them, the newest 10,000 |
 | priorities    | prio                      | hash   | -      | jobs       | priority -> queued jobs |
 | lanes         | lanes                     | hash   | -      | jobs       | lane -> its definition (JSON) |
 | lane_jobs     | lane:jobs                 | hash   | -      | jobs       | lane -> jobs not ended |
@@ -18,15 +24,18 @@
 | lane_urgent   | lane:urgent               | hash   | -      | claim      | lane -> 1: a high was forced last |
 | lane_deferred | lane:deferred             | hash   | -      | claim      | lane -> first_deferred_ms |
 | line          | q:<prio>:<n>:<lane>:<own> | zset   | -      | jobs       | an owner's jobs in line by enqueue time |
-| turns         | t:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by virtual time |
+| turns         | t:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by (older) virtual time |
 | heads         | h:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by their oldest job |
+| shares        | vt:<cluster>              | zset   | -      | jobs       | owners in line by virtual time |
+| rested        | vr:<cluster>              | zset   | -      | jobs       | owners who left ahead of the rest |
+| owner_lines   | vn:<cluster>              | hash   | -      | jobs       | owner -> lines of theirs |
 | waiting       | w:<cluster>               | zset   | -      | jobs       | jobs in line by enqueue time less boost |
 | scheduled     | scheduled                 | zset   | -      | jobs       | SCHEDULED and BACKOFF jobs by due time |
 | ttl           | ttl                       | zset   | -      | jobs       | queued jobs that never started, by expiry |
 | leases        | leases                    | zset   | -      | jobs       | running jobs by lease end |
 | deadlines     | deadlines                 | zset   | -      | jobs       | started jobs by start + timeout |
 | held          | held:<node>               | hash   | -      | jobs       | attempt token -> job, of a node |
-| pauses        | pauses                    | hash   | -      | pause      | "<cluster>\\0<type>\\0<priority>" -> since when (ms) |
+| pauses        | pauses                    | hash   | -      | pause      | what is paused -> since when (ms) |
 | resumed       | resumed                   | string | 60 s   | pause      | operation id of the last resume |
 | hooks         | hooks                     | zset   | -      | jobs       | "<job>.<generation>" due a webhook |
 | hook          | hk:<job>.<generation>     | hash   | -      | hooks      | a callback, see lib/hooks.lua |
@@ -39,6 +48,7 @@
 | node          | n:<node>                  | hash   | -      | nodes      | one NodeRow |
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
 
+Children are those of groups. A pause's field is its cluster, type and priority with NULs between, "" for any.
 `<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
 scripts that move jobs, `hooks` hook_*.lua, `nodes` node_*.lua, `outputs` complete and output_*.lua. "staged": with a
 TTL until the batch is committed; "claim": as long as a claim lasts. Scripts name keys as `K.<name>`; the loader puts
@@ -61,6 +71,12 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "result": "r:",
         "attempts": "a:",
         "state": "st:",
+        "child_state": "sk:",
+        "children": "g:",
+        "unmet": "u:",
+        "dependents": "d:",
+        "unsettled": "e:",
+        "cascade": "cascade",
         "ended": "ended",
         "dead": "dead",
         "priorities": "prio",
@@ -73,6 +89,9 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "line": "q:",
         "turns": "t:",
         "heads": "h:",
+        "shares": "vt:",
+        "rested": "vr:",
+        "owner_lines": "vn:",
         "waiting": "w:",
         "scheduled": "scheduled",
         "ttl": "ttl",
@@ -151,6 +170,12 @@ class Keys:
 
     def state(self, state: str) -> str:
         return self.prefix + NAMES["state"] + state
+
+    def child_state(self, state: str) -> str:
+        return self.prefix + NAMES["child_state"] + state
+
+    def children(self, group_job_id: str) -> str:
+        return self.prefix + NAMES["children"] + group_job_id
 
     def waiting(self, cluster: str) -> str:
         return self.prefix + NAMES["waiting"] + cluster

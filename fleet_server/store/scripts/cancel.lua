@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- KEYS: job. ARGV: id, error or '' -> {'ok' | 'ended', fields} | false: unknown
--- include: jobs
+-- include: ends
 
 local id = ARGV[3]
 local j = load(id)

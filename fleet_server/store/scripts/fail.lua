@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
--- Failure of an attempt. KEYS: job, result, attempts. ARGV: id, token, error, attempt, retryable, backoff_ms, result
+-- Failure of an attempt. KEYS: job, result, attempts. ARGV: id, token, error, attempt, retryable, backoff_ms, result,
+-- reason, avoid_ms
 -- -> {'ok' | 'already' | 'refused', fields | false}
--- include: jobs
+-- include: attempts
 
 local id, token = ARGV[3], ARGV[4]
 local j = load(id)
@@ -16,7 +17,8 @@ if j.st ~= 'running' or j.tk ~= token then
 end
 
 remember(id, 'P' .. ARGV[6])
-if attempt_failed(id, j, ARGV[7] == '1', tonumber(ARGV[8]), ARGV[5]) == 'failed' and ARGV[9] ~= '' then
+local state = attempt_failed(id, j, ARGV[7] == '1', tonumber(ARGV[8]), tonumber(ARGV[11]), ARGV[5], ARGV[10])
+if state == 'failed' and ARGV[9] ~= '' then
   redis.call('SET', KEYS[2], ARGV[9])
 end
 return {'ok', flat_of(id, j)}

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- One bounded sweep. KEYS: events (for routing). ARGV: limit, hold, margin_ms, backoff_ms, single, errors lost, poison, timeout, ttl, then lanes that
--- only one node serves -> {more, {requeued...}, {failed...}, {promoted...}}
--- include: jobs
+-- One bounded sweep. KEYS: events (for routing). ARGV: limit, hold, margin_ms, backoff_ms, avoid_ms, single, errors lost,
+-- poison, timeout, ttl, then lanes that only one node serves -> {more, {requeued...}, {failed...}, {promoted...}}
+-- include: attempts
 
 local limit, hold, margin, backoff = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5]), tonumber(ARGV[6])
-local single = ARGV[7] == '1'
-local lost_err, poison_err, timeout_err, ttl_err = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local avoid, single = tonumber(ARGV[7]), ARGV[8] == '1'
+local lost_err, poison_err, timeout_err, ttl_err = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 local single_lanes = {}
-for i = 12, #ARGV do
+for i = 13, #ARGV do
   single_lanes[ARGV[i]] = true
 end
 local more = 0
@@ -35,24 +35,61 @@ local function sweep(key, till, state, act)
   end
 end
 
+local function overdue(id, j)
+  remember_own(id, j, timeout_err)
+  keep(attempt_failed(id, j, true, backoff, avoid, timeout_err, 'TIMEOUT'), id, j)
+end
+
+-- What ends left to do, the oldest first.
+local function cascade()
+  budget = limit
+  local entry = redis.call('ZRANGE', K.cascade, 0, 0)[1]
+  while entry and budget > 0 do
+    local verdict, parent = string.match(entry, '^(.)(.*)%.%d+$')
+    settle_all(K.unsettled .. entry, verdict, parent)
+    if redis.call('EXISTS', K.unsettled .. entry) == 0 then
+      redis.call('ZREM', K.cascade, entry)
+    end
+    entry = redis.call('ZRANGE', K.cascade, 0, 0)[1]
+  end
+  if entry then
+    more = 1
+  end
+end
+
 if not hold then
   sweep(K.leases, NOW, 'running', function(id, j)
-    keep(lost(id, j, lost_err, poison_err, single or single_lanes[j.ln]), id, j)
+    if j.od == 'T' then
+      overdue(id, j)
+    elseif j.od == 'R' then
+      give_back(id, j, {}, {})
+      keep('queued', id, j)
+    else
+      keep(lost(id, j, avoid, lost_err, poison_err, single or single_lanes[j.ln]), id, j)
+    end
   end)
   sweep(K.deadlines, NOW - margin, 'running', function(id, j)
-    remember_own(id, j, timeout_err)
-    keep(attempt_failed(id, j, true, backoff, timeout_err), id, j)
+    if j.xc then
+      -- It may still run: its lease is renewed no more, and when that has ended it surely does not.
+      redis.call('HSET', K.job .. id, 'od', 'T')
+      redis.call('ZREM', K.deadlines, id)
+    else
+      overdue(id, j)
+    end
   end)
 end
 sweep(K.ttl, NOW, 'queued', function(id, j)
-  finish(id, j, 'failed', {er = ttl_err}, {})
+  finish(id, j, 'failed', {er = ttl_err, rs = 'QUEUE_TTL_EXPIRED'}, {})
   keep('failed', id, j)
 end)
 sweep(K.scheduled, NOW, 'queued', function(id, j)
   redis.call('ZREM', K.scheduled, id)
   save(id, j, {}, {'wr'})
-  enqueue(id, j, 1)
+  if not j.kn then
+    enqueue(id, j)
+  end
   emit('job_update', id, j)
   keep('promoted', id, j)
 end)
+cascade()
 return {more, moved.queued, moved.failed, moved.promoted}

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- Gives work back uncounted, to its old place. KEYS: job, attempts. ARGV: id, token, attempt or '' -> 1 | 0
--- include: jobs
+-- Gives work back uncounted, to its old place. Where nobody knows that the node has stopped it, an exclusive job waits
+-- for the end of its lease. KEYS: job, attempts. ARGV: id, token, attempt or '', whether it has stopped -> 1 | 0
+-- include: attempts
 
 local id, token = ARGV[3], ARGV[4]
 local j = load(id)
@@ -13,13 +14,13 @@ end
 if j.st ~= 'running' or j.tk ~= token then
   return 0
 end
+if j.xc and ARGV[6] ~= '1' then
+  redis.call('HSETNX', KEYS[1], 'od', 'R')
+  return 1
+end
 
 if ARGV[5] ~= '' then
   remember(id, 'P' .. ARGV[5])
 end
-local set = {at = tonumber(j.at) - 1, lt = j.tk, pn = j.no}
-if j.sa then
-  set.ps = j.sa
-end
-requeue(id, j, nil, set, {})
+give_back(id, j, {}, {})
 return 1

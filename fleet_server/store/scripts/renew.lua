@@ -7,9 +7,9 @@ local drop = {}
 for i = 4, #ARGV, 5 do
   local id, token = ARGV[i], ARGV[i + 1]
   local key = K.job .. id
-  local known = redis.call('HMGET', key, 'st', 'tk', 'pg', 'sp', 'ss')
-  if known[1] == 'running' and known[2] == token then
-    redis.call('ZADD', K.leases, NOW + tonumber(ARGV[3]), id)
+  local known = redis.call('HMGET', key, 'st', 'tk', 'pg', 'sp', 'ss', 'xc', 'od')
+  if known[1] == 'running' and known[2] == token and not known[7] then
+    redis.call('ZADD', K.leases, lease_end(ARGV[3], known[6]), id)
     local set = {}
     for n, field in ipairs({'pg', 'sp', 'ss'}) do
       local value = ARGV[i + 1 + n]

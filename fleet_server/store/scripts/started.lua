@@ -1,15 +1,31 @@
 #!lua flags=allow-oom
--- The engine began. KEYS: job. ARGV: id, token -> fields | false
+-- Engines began. KEYS: jobs. ARGV: for each: id, token -> for each fields | false
 -- include: jobs
 
-local id = ARGV[3]
-local j = load(id)
-if not j or j.st ~= 'running' or j.tk ~= ARGV[4] then
-  return false
+-- A group runs from the first start of one of its children.
+local function group_started(group)
+  local g = load(group)
+  if g and g.st == 'queued' then
+    leave(group, g)
+    save(group, g, {st = 'running', sa = NOW}, {'wr', 'wa'})
+    redis.call('ZADD', listed(g, 'running'), g.cr, group)
+    emit('job_update', group, g)
+  end
 end
-if not j.sa then
-  save(id, j, {sa = NOW, ra = '1', cn = '1'}, {})
-  redis.call('ZADD', K.deadlines, NOW + tonumber(j.to), id)
-  emit('job_update', id, j)
+
+local out = {}
+for i = 3, #ARGV, 2 do
+  local id = ARGV[i]
+  local j = load(id)
+  local mine = j and j.st == 'running' and j.tk == ARGV[i + 1]
+  if mine and not j.sa then
+    save(id, j, {sa = NOW, ra = '1', cn = '1'}, {})
+    redis.call('ZADD', K.deadlines, NOW + tonumber(j.to), id)
+    emit('job_update', id, j)
+    if j.gj then
+      group_started(j.gj)
+    end
+  end
+  out[#out + 1] = mine and flat_of(id, j) or false
 end
-return flat_of(id, j)
+return out

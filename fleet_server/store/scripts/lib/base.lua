@@ -20,3 +20,10 @@ local function to_table(flat)
   end
   return t
 end
+
+-- When a lease is over for the store. An exclusive job's node has stopped it before the lease ends, by its own clock;
+-- the margin is for how long that may take.
+local EXCLUSIVE_MARGIN = 5000
+local function lease_end(lease, exclusive)
+  return NOW + tonumber(lease) + (exclusive and EXCLUSIVE_MARGIN or 0)
+end

@@ -1,4 +1,5 @@
 -- include: base
+-- include: owners
 
 local PRIORITIES = {'high', 'normal', 'low'}
 local BOOST = {high = 600000, normal = 0, low = -600000}
@@ -41,24 +42,21 @@ local function count(key, field, by)
   end
 end
 
--- Makes sure that a job's owner takes turns in its lane and priority. An owner who was not in line enters one turn behind the one served next
--- (`newcomer`), so that leaving and coming back gains nothing; a job given back enters level with it.
-local function line_up(j, newcomer)
+-- Makes sure that a job's owner takes turns in its lane and priority, and in its cluster.
+local function line_up(j)
   local owner = j.ow or ''
-  local turns = in_lane(K.turns, j.ln, j.pr)
   local heads = in_lane(K.heads, j.ln, j.pr)
   local head = redis.call('ZSCORE', heads, owner)
   if not head then
-    local first = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
-    redis.call('ZADD', turns, first[2] and tonumber(first[2]) + newcomer or 0, owner)
+    redis.call('ZADD', in_lane(K.turns, j.ln, j.pr), enter_cluster(j.cl, owner), owner)
   end
   if not head or tonumber(j.en) < tonumber(head) then
     redis.call('ZADD', heads, j.en, owner)
   end
 end
 
-local function enqueue(id, j, newcomer)
-  line_up(j, newcomer)
+local function enqueue(id, j)
+  line_up(j)
   redis.call('ZADD', line_of(j.ln, j.pr, j.ow or ''), j.en, id)
   redis.call('ZADD', K.waiting .. j.cl, tonumber(j.en) - BOOST[j.pr], id)
   redis.call('HINCRBY', K.lane_waiting, j.ln, 1)
@@ -76,26 +74,50 @@ local function dequeue(id, j)
   else
     redis.call('ZREM', in_lane(K.heads, j.ln, j.pr), owner)
     redis.call('ZREM', in_lane(K.turns, j.ln, j.pr), owner)
+    leave_cluster(j.cl, owner)
   end
   redis.call('ZREM', K.waiting .. j.cl, id)
   count(K.lane_waiting, j.ln, -1)
 end
 
--- The best head after boosts: priority, effective time, oldest raw time.
-local function best_head(lane)
-  local best, best_at, oldest, high
-  for _, priority in ipairs(PRIORITIES) do
-    local head = redis.call('ZRANGE', in_lane(K.heads, lane, priority), 0, 0, 'WITHSCORES')
-    if head[1] then
-      local at = tonumber(head[2])
-      if not best or at - BOOST[priority] < best_at then
-        best, best_at = priority, at - BOOST[priority]
+-- The priorities in which jobs wait that are not `held` back, by their oldest jobs after boosts: each {priority,
+-- effective time, raw time}. Then whether `high` is among them.
+local function heads_of(lane, held)
+  local found, high = {}, false
+  for n, priority in ipairs(PRIORITIES) do
+    if not held or not held[priority] then
+      local head = redis.call('ZRANGE', in_lane(K.heads, lane, priority), 0, 0, 'WITHSCORES')
+      if head[1] then
+        local at = tonumber(head[2])
+        found[#found + 1] = {priority, at - BOOST[priority], at, n}
+        high = high or priority == 'high'
       end
-      if not oldest or at < oldest then
-        oldest = at
-      end
-      high = high or priority == 'high'
     end
   end
-  return best, best_at, oldest, high
+  if found[2] then
+    table.sort(found, function(a, b)
+      return a[2] < b[2] or a[2] == b[2] and a[4] < b[4]
+    end)
+  end
+  return found, high
+end
+
+-- What a lane's definition says: its cluster and its job type, '' for a mixed lane.
+local function kind_of_lane(definition)
+  return string.match(definition, '"cluster":"([^"]*)"') or '', string.match(definition, '"job_type":"([^"]*)"') or ''
+end
+
+-- The priorities of a cluster and a type that are paused, nil for none. `pauses` is the whole hash, flat.
+local function held_back(pauses, cluster, job_type)
+  local held
+  for i = 1, #pauses, 2 do
+    local of_cluster, of_type, priority = string.match(pauses[i], '^(%Z*)%z(%Z*)%z(%Z*)$')
+    if (of_cluster == '' or of_cluster == cluster) and (of_type == '' or of_type == job_type) then
+      held = held or {}
+      for _, one in ipairs(priority == '' and PRIORITIES or {priority}) do
+        held[one] = true
+      end
+    end
+  end
+  return held
 end

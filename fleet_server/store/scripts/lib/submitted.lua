@@ -1,4 +1,4 @@
--- include: jobs
+-- include: ends
 
 -- What a call with the same idempotency key came to: nil if there was none.
 local function earlier_call(key, fingerprint, ids)
@@ -20,22 +20,55 @@ local function remember_call(key, fingerprint, ids)
   end
 end
 
+local function queued_jobs()
+  return redis.call('ZCARD', K.state .. 'queued') + redis.call('ZCARD', K.child_state .. 'queued')
+end
+
 local function place(id, j)
   local rank = redis.call('ZRANK', K.waiting .. j.cl, id)
   return rank and rank + 1 or false
 end
 
+-- Reads what a new job waits for (`af`, ids joined by NUL): `parents` that have not succeeded, and `doomed` if one failed
+-- or was cancelled. Returns nil, or the number of the first that does not exist. `batch` are ids of the same submit.
+local function judge_after(j, batch)
+  if not j.af then
+    return nil
+  end
+  local number = 0
+  j.parents = {}
+  for parent in string.gmatch(j.af, '%Z+') do
+    local state = batch and batch[parent] and 'queued' or redis.call('HGET', K.job .. parent, 'st')
+    if not state then
+      return number
+    end
+    j.doomed = j.doomed or state == 'failed' or state == 'cancelled'
+    if state ~= 'succeeded' then
+      j.parents[#j.parents + 1] = parent
+    end
+    number = number + 1
+  end
+  return nil
+end
+
 -- Gives a new job its lane and times; returns the time before which it is not in line.
 local function place_new(j, definition)
-  local lane = join_lane(j.ln, definition, j.cl)
-  if lane ~= j.ln then
-    j.ld = definition
-    j.ln = lane
+  if j.kn then
+    j.kl = j.kn
+  else
+    local lane = join_lane(j.ln, definition, j.cl)
+    if lane ~= j.ln then
+      j.ld = definition
+      j.ln = lane
+    end
   end
   local due = j.sc and tonumber(j.sc) > NOW and j.sc or nil
   j.st, j.ge, j.ve = 'queued', '1', '1'
   j.cr, j.up, j.en = int(NOW), int(NOW), due or int(NOW)
-  if due then
+  if j.parents and #j.parents > 0 then
+    j.wr, j.wa = 'DEPENDENCY', #j.parents
+    return nil
+  elseif due then
     j.wr = 'SCHEDULED'
   end
   return due
@@ -43,13 +76,22 @@ end
 
 local function write_new(id, j)
   j.ki, j.li = kind_of(j), limits_of(j)
+  local parents, doomed = j.parents or {}, j.doomed
+  j.parents, j.doomed, j.af = nil, nil, nil
   local args = {'st', j.st, 'ge', j.ge, 've', j.ve, 'up', j.up, 'en', j.en, 'ki', j.ki, 'li', j.li}
-  for _, field in ipairs({'mo', 'ow', 'wr', 'ld'}) do
+  for _, field in ipairs({'mo', 'ow', 'wr', 'ld', 'gj', 'kn', 'kl', 'xc', 'wa'}) do
     if j[field] then
       args[#args + 1] = field
       args[#args + 1] = j[field]
     end
   end
   redis.call('HSET', K.job .. id, unpack(args))
+  for _, parent in ipairs(parents) do
+    redis.call('SADD', K.unmet .. id, parent)
+    if not doomed then
+      redis.call('ZADD', K.dependents .. parent, NOW, id)
+      redis.call('HSET', K.job .. parent, 'dp', 1)
+    end
+  end
   emit('job_update', id, j)
 end
