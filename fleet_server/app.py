@@ -8,6 +8,7 @@ import ipaddress
 import secrets
 import shutil
 import time
+from urllib.parse import urlsplit
 
 import uuid_utils
 from fleet.v1 import types_pb2
@@ -19,8 +20,10 @@ from fleet_server.bridge.guard import HostOriginGuard
 from fleet_server.bridge.openapi import OpenApiOptions, openapi_document
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.transcoder import Bridge
+from fleet_server.callbacks import Callbacks
 from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
 from fleet_server.domain.errors import REASON_CODES, FleetError
+from fleet_server.domain.webhook_signature import SecretError
 from fleet_server.keyfile import KeyFile, KeyFileError
 from fleet_server.protojson import JsonCodec
 from fleet_server.rpc.auth import ApiKey, KeyRing
@@ -33,11 +36,11 @@ from fleet_server.rpc.queue import QueueServicer
 from fleet_server.rpc.server import GrpcServer
 from fleet_server.rpc.validation import validate
 from fleet_server.rpc.vision import VisionServicer
-from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.completion import Completions
 from fleet_server.services.dispatch import Dispatcher
 from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub
+from fleet_server.services.explain import Explainer
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.gallery import Gallery
 from fleet_server.services.generation import Generation, GenerationSettings
@@ -51,10 +54,10 @@ from fleet_server.services.reaper import Reaper, ReaperSettings
 from fleet_server.services.session import SessionSettings
 from fleet_server.services.sessions import Sessions
 from fleet_server.services.speeds import Speeds
-from fleet_server.services.speeds import Speeds
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.services.uploads import Uploads
 from fleet_server.services.views import JobViews
+from fleet_server.services.webhooks import Webhooks
 from fleet_server.settings import PUBLISHED_KEYS, Settings
 from fleet_server.special import front_page, guarded, metrics
 from fleet_server.storage.outputs import LocalOutputs
@@ -107,6 +110,7 @@ class Server:
         self._store = store
         self._readiness = readiness
         self.registry = CollectorRegistry()
+        self._callbacks = _callbacks(settings)
         self._codec = JsonCodec()
         self._wire()
 
@@ -117,7 +121,6 @@ class Server:
         self.fleet = FleetView()
         self._ticks = ProgressHub()
         endings = Endings()
-        self._speeds = Speeds(clock=now_ms)
         self._speeds = Speeds(clock=now_ms)
         self._sessions = Sessions(
             store,
@@ -136,6 +139,7 @@ class Server:
             store,
             self.fleet,
             self._dispatcher.wake,
+            mass_loss=self._sessions.mass_loss,
             settings=ReaperSettings(
                 grace_seconds=settings.reap_grace_seconds, sweep_seconds=settings.reap_interval_seconds
             ),
@@ -155,9 +159,10 @@ class Server:
             store.outputs,
             new_id=lambda: str(uuid_utils.uuid7()),
             clock=now_ms,
-            callbacks=self._callback_rules(),
+            callbacks=self._callbacks.rules,
             refusal=self._readiness.refusal,
         )
+        self._sender = self._callbacks.sender(store, views, self._codec, now_ms)
         self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions)
         self._generation = Generation(
             store.jobs,
@@ -182,14 +187,22 @@ class Server:
             StatusSettings(version=__version__, mode=settings.mode),
             clock=now_ms,
             refusal=self._readiness.refusal,
+            notices=self._reaper.notices,
         )
+        explainer = Explainer(store.jobs, self._dispatcher, self._speeds, intake, clock=now_ms)
         self._keys = KeyRing(_keys(settings), clock=time.monotonic)
         self.agent_key, self.key_file = self._open_keys()
         gallery = Gallery(store.outputs, self._outputs, self._thumbnails)
         servicers = (
             FleetServicer(board, self._generation, self._hub, self._check_key),
             VisionServicer(self._queue, gallery, catalog, self.fleet),
-            QueueServicer(self._queue, self._hub, board),
+            QueueServicer(
+                self._queue,
+                self._hub,
+                board,
+                Webhooks(store.jobs, store.webhooks, self._sender.wake),
+                explainer=explainer,
+            ),
             NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs)),
         )
         methods: list[Method] = []
@@ -217,17 +230,9 @@ class Server:
     def _check_key(self, key: str | None, context: object) -> None:
         self._keys.owner(key, context.peer())  # type: ignore[attr-defined]
 
-    def _callback_rules(self) -> CallbackRules:
-        """Loopback receivers are welcome where nobody else can reach us anyway; our own ports are not receivers."""
-        settings = self._settings
-        ports = (settings.port, settings.grpc_port, settings.comfy_port, settings.s3_port)
-        return CallbackRules(
-            loopback=settings.loopback and not settings.keyed,
-            own_ports=frozenset(port for port in ports if port),
-        )
-
     def http_app(self, origin: str) -> tuple[HostOriginGuard, Bridge]:
         """The ASGI application, its guard outermost."""
+        self._callbacks.own_port(urlsplit(origin).port)
         page = front_page(__version__, origin)
         plain = [page, metrics(self.registry)]
         document = openapi_document(
@@ -264,7 +269,7 @@ class Server:
     async def start(self, tasks: asyncio.TaskGroup) -> tuple[int, list[asyncio.Task[None]]]:
         """Opens the files, starts the loops, then the gRPC door; its port and the loops, which run for ever."""
         await self._outputs.open()
-        loops = [self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run]
+        loops = [self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run, self._sender.run]
         if self.key_file is not None:
             loops.append(self.key_file.run)
         running = [tasks.create_task(loop(), name=loop.__qualname__) for loop in loops]
@@ -276,6 +281,7 @@ class Server:
                 f"port {self._settings.grpc_port} cannot be listened on: stop what uses it, "
                 "or give another with --grpc-port (FLEET_GRPC_PORT)"
             ) from error
+        self._callbacks.own_port(port)
         return port, running
 
     async def stop(self, bridge: Bridge, grace_seconds: float) -> None:
@@ -284,6 +290,7 @@ class Server:
         self._hub.close()
         await bridge.shut_down()
         await self._sessions.shutdown()
+        await self._sender.shut_down(grace_seconds)
         await self._grpc.stop(grace_seconds)
         await self._generation.aclose()
         await self._queue.aclose()
@@ -300,6 +307,13 @@ _PUBLIC = {"Fleet": ("GetHealth", "Connect")}
 
 def _keys(settings: Settings) -> list[ApiKey]:
     return [] if settings.api_key is None else [ApiKey.of("default", settings.api_key.get_secret_value())]
+
+
+def _callbacks(settings: Settings) -> Callbacks:
+    try:
+        return Callbacks(settings)
+    except SecretError as error:
+        raise StartError(str(error)) from None
 
 
 def _is_address(host: str) -> bool:

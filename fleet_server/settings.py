@@ -9,6 +9,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from fleet_server.domain.webhook import SCHEDULE_SECONDS
+from fleet_server.domain.webhook_signature import parse_secrets
+from fleet_server.services.callbacks import allow_rules
+
 PUBLISHED_KEYS = frozenset({"fleet-commander-2024", "minioadmin123"})
 """Secrets that stand in public documents; good for a loopback bind alone."""
 
@@ -21,6 +25,7 @@ def _off(value: object) -> object:
 
 OptionalPort = Annotated[Port | None, BeforeValidator(_off)]
 Names = Annotated[tuple[str, ...], NoDecode]
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode]
 
 
 def is_loopback(host: str) -> bool:
@@ -68,16 +73,39 @@ class Settings(BaseSettings):
     reap_interval_seconds: Annotated[float, Field(gt=0)] = 1
     retry_backoff_seconds: Annotated[float, Field(ge=0)] = 2
     stop_grace_seconds: Annotated[float, Field(ge=0)] = 10
+
+    callback_allow: Names | None = None
+    """All that callbacks may go to: `public`, `loopback`, addresses, networks. Unset: public, and loopback too where
+    the server binds loopback without a key."""
+    webhook_secret: SecretStr | None = None
+    """Signs callbacks: whsec_<base64>, or several of them. Unset: the one in the file webhook-secret of `data_dir`."""
+    webhook_secrets_file: Path | None = None
+    """Lines `<address> whsec_<base64>` for receivers with secrets of their own; the longest address counts."""
+    webhook_schedule_seconds: Numbers = SCHEDULE_SECONDS
+    """Waits after the failed tries of a callback, the first at its head; after one try more it is given up."""
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 15
+    webhook_retry_after_seconds: Annotated[float, Field(ge=0)] = 86_400
+    """The longest wait that a receiver may ask for."""
+    webhook_lease_seconds: Annotated[float, Field(gt=0)] = 60
+    """After so long another sender takes a callback over from one that died."""
+    webhook_defer_seconds: Annotated[float, Field(gt=0)] = 300
+    """The longest that callbacks to a busy or dead receiver are put off before it is looked at again."""
+    webhook_poll_seconds: Annotated[float, Field(gt=0)] = 1
+    webhook_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 64
+    webhook_host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 8
+
     store_memory_bytes: Annotated[int, Field(ge=64 << 20)] = 2 << 30
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 512 << 20
     """Below this much free disk no job is accepted."""
 
-    @field_validator("data_dir", "api_keys_file")
+    @field_validator("data_dir", "api_keys_file", "webhook_secrets_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @field_validator("allowed_hosts", "allowed_origins", "engines", mode="before")
+    @field_validator(
+        "allowed_hosts", "allowed_origins", "engines", "callback_allow", "webhook_schedule_seconds", mode="before"
+    )
     @classmethod
     def _words(cls, value: object) -> object:
         if isinstance(value, str):
@@ -90,6 +118,25 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().strip():
             raise ValueError("must not be blank: leave it out to run without a key")
         return value
+
+    @field_validator("callback_allow")
+    @classmethod
+    def _known(cls, value: Names | None) -> Names | None:
+        allow_rules(value or ())
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_secrets(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _long_leases(self) -> Self:
+        if self.webhook_lease_seconds < 2 * self.webhook_timeout_seconds:
+            raise ValueError("webhook_lease_seconds: must be at least twice webhook_timeout_seconds")
+        return self
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

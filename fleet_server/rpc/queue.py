@@ -13,8 +13,10 @@ from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
 from fleet_server.rpc.scopes import check_job_type
 from fleet_server.services.events import EventHub
+from fleet_server.services.explain import Explainer
 from fleet_server.services.queue import JobQueue
 from fleet_server.services.status import StatusBoard
+from fleet_server.services.webhooks import Webhooks
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,10 +25,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class QueueServicer:
     """The job queue. Every method raises FleetError."""
 
-    def __init__(self, queue: JobQueue, hub: EventHub, board: StatusBoard) -> None:
+    def __init__(
+        self, queue: JobQueue, hub: EventHub, board: StatusBoard, webhooks: Webhooks, *, explainer: Explainer
+    ) -> None:
         self._queue = queue
         self._hub = hub
         self._board = board
+        self._explainer = explainer
+        self._webhooks = webhooks
 
     async def CreateJob(self, request: queue_pb2.CreateJobRequest, context: Context) -> queue_pb2.CreateJobResponse:
         caller, key = caller_of(context), idempotency_key(context, request)
@@ -42,6 +48,15 @@ class QueueServicer:
             check_job_type(job.job_type, admin=caller.admin, field=f"jobs[{index}].job_type")
         receipts = await self._queue.create_many(request, owner=caller.owner, key=key)
         return queue_pb2.BatchCreateJobsResponse(jobs=receipts)
+
+    async def DryRunJob(self, request: queue_pb2.DryRunJobRequest, context: Context) -> queue_pb2.DryRunJobResponse:
+        caller = caller_of(context)
+        check_job_type(request.job.job_type, admin=caller.admin, field="job_type")
+        explanation = await self._explainer.dry_run(request.job, owner=caller.owner)
+        return queue_pb2.DryRunJobResponse(explanation=explanation)
+
+    async def ExplainJob(self, request: queue_pb2.ExplainJobRequest, context: Context) -> queue_pb2.ExplainJobResponse:
+        return queue_pb2.ExplainJobResponse(explanation=await self._explainer.explain(request.job_id))
 
     async def ListJobs(self, request: queue_pb2.ListJobsRequest, context: Context) -> queue_pb2.ListJobsResponse:
         jobs, token = await self._queue.list(request)
@@ -64,6 +79,17 @@ class QueueServicer:
         async with aclosing(self._hub.watch_job(request.job_id, previews=request.previews)) as events:
             async for event in events:
                 yield event
+
+    async def ListDeliveries(
+        self, request: queue_pb2.ListDeliveriesRequest, context: Context
+    ) -> queue_pb2.ListDeliveriesResponse:
+        deliveries, token = await self._webhooks.list(request)
+        return queue_pb2.ListDeliveriesResponse(deliveries=deliveries, next_page_token=token)
+
+    async def Redeliver(self, request: queue_pb2.RedeliverRequest, context: Context) -> queue_pb2.RedeliverResponse:
+        key = idempotency_key(context, request)
+        delivery = await self._webhooks.redeliver(request, owner=caller_of(context).owner, key=key)
+        return queue_pb2.RedeliverResponse(delivery=delivery)
 
     async def GetStats(self, request: queue_pb2.GetStatsRequest, context: Context) -> queue_pb2.GetStatsResponse:
         return await self._board.queue_stats()

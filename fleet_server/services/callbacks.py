@@ -70,7 +70,7 @@ def allow_rules(
                 networks.append(ipaddress.ip_network(word))
             except ValueError:
                 wanted = "use public, loopback, addresses and networks such as 10.0.0.0/8"
-                raise ValueError(f"callback_allow: {wanted}; got {word!r}") from None
+                raise ValueError(f"{wanted}; got {word!r}") from None
     return CallbackRules("loopback" in words, own_ports, tuple(networks), "public" in words, own_addresses)
 
 

@@ -34,6 +34,7 @@ from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.queue import QueueServicer
 from fleet_server.rpc.server import GrpcServer
 from fleet_server.rpc.vision import VisionServicer
+from fleet_server.services.webhooks import Webhooks
 from tests.services.calls.desk import ALIAS, Desk, asked, picture
 from tests.waiting import wait_until
 
@@ -73,7 +74,7 @@ async def doors(desk: Desk) -> AsyncIterator[Doors]:
     servicers = [
         FleetServicer(desk.board, desk.generation, desk.hub, check_key),
         VisionServicer(desk.queue, desk.gallery, desk.catalog, desk.nodes),
-        QueueServicer(desk.queue, desk.hub, desk.board),
+        QueueServicer(desk.queue, desk.hub, desk.board, Webhooks(desk.store.jobs, desk.store.webhooks, desk.bell.wake)),
     ]
     methods: list[Method] = []
     for service, servicer in zip(SERVICES, servicers, strict=True):
