@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 
 import structlog
 
 from fleet_server.domain.errors import FleetError
+from fleet_server.domain.massloss import MassLoss
 from fleet_server.domain.node import NodeStatus
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.session import Session
@@ -30,7 +31,7 @@ class Departures:
         settings: SessionSettings,
         replica: str,
         *,
-        live: Container[str],
+        live: Collection[str],
         lock: Callable[[str], asyncio.Lock],
     ) -> None:
         self._store = store
@@ -45,10 +46,13 @@ class Departures:
         self._none.set()
         self._down_at: dict[str, tuple[float, str]] = {}
         self._loaded = asyncio.Event()
+        self._loss = MassLoss(settings.mass_loss)
 
     def add(self, session: Session) -> None:
         """A stream is over. The node is not online from here on; what the store must hear follows."""
         self._left[session.node_id] = session
+        if session.goodbye_at is None:
+            self._loss.left(session.node_id, asyncio.get_running_loop().time())
         self._none.clear()
         self._some.set()
         if self._fleet.node(session.node_id) is not None:
@@ -57,6 +61,7 @@ class Departures:
 
     def came_back(self, node_id: str) -> None:
         """The node has a stream again."""
+        self._loss.back(node_id)
         self._down_at.pop(node_id, None)
 
     async def settle(self, node_id: str) -> None:
@@ -78,6 +83,11 @@ class Departures:
             self._stays_away(node_id, session.session_id)
         elif known:
             self._fleet.touch(node_id)
+
+    def mass_loss(self) -> int:
+        """How many nodes vanished at once, if so many that their jobs should be left to them for now; else 0."""
+        frozen = self._loss.frozen(len(self._live), asyncio.get_running_loop().time())
+        return self._loss.away if frozen else 0
 
     async def loaded(self) -> None:
         """Returns when the nodes that the store knows are known here."""

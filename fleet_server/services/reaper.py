@@ -42,11 +42,19 @@ class Reaper:
     """One task a replica; sweeps of several replicas at once do no harm."""
 
     def __init__(
-        self, store: Store, fleet: FleetView, wake: Callable[[], None], *, settings: ReaperSettings | None = None
+        self,
+        store: Store,
+        fleet: FleetView,
+        wake: Callable[[], None],
+        *,
+        mass_loss: Callable[[], int] = lambda: 0,
+        settings: ReaperSettings | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
         self._wake = wake
+        self._mass_loss = mass_loss
+        self._missing = 0
         self._settings = settings or ReaperSettings()
         self._run_id = ""
         self._hold_until = 0.0
@@ -71,9 +79,10 @@ class Reaper:
         """One bounded sweep; whether another should follow at once. Raises STORE_UNAVAILABLE."""
         now = asyncio.get_running_loop().time()
         await self._check(now)
+        self._note_mass_loss()
         result = await self._store.jobs.reap(
             ERRORS,
-            hold=now < self._hold_until,
+            hold=now < self._hold_until or self._missing > 0,
             margin_ms=int(self._settings.margin_seconds * 1000),
             single_node_lanes=self._single,
         )
@@ -83,6 +92,23 @@ class Reaper:
             self._wake()
         purged = await self._purge(now)
         return result.more or purged
+
+    def notices(self) -> list[str]:
+        """What an operator should know of it, in sentences."""
+        if not self._missing:
+            return []
+        return [
+            f"{self._missing} nodes vanished at once: their jobs are left to them for now; "
+            "look at the network between them and this server"
+        ]
+
+    def _note_mass_loss(self) -> None:
+        missing = self._mass_loss()
+        if missing and not self._missing:
+            _log.error("mass loss: nothing is reassigned for now", nodes=missing)
+        elif self._missing and not missing:
+            _log.info("mass loss is over")
+        self._missing = missing
 
     async def _check(self, now: float) -> None:
         if now < self._check_at:

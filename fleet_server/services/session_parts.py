@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fleet_server.domain.massloss import MassLossRule
 from fleet_server.services.completion import Completions
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.progress import ProgressHub
@@ -31,6 +32,7 @@ class SessionSettings:
     repeat_seconds: float = 0.5
     watch_seconds: float = 1.0
     hellos_per_second: float = 100.0
+    mass_loss: MassLossRule = field(default_factory=MassLossRule)
     outbox: int = 1_024
     backlog: int = 1_024
     """Reports of one agent that wait for the store; then its stream is not read."""

@@ -127,6 +127,10 @@ class Sessions:
         """Loads the nodes, then looks after those without a stream; until cancelled."""
         await self._departures.run()
 
+    def mass_loss(self) -> int:
+        """See `Departures.mass_loss`."""
+        return self._departures.mass_loss()
+
     async def loaded(self) -> None:
         """Returns when the nodes that the store knows are known here; before, no job can be judged. Needs `run()`."""
         await self._departures.loaded()
