@@ -12,6 +12,7 @@ from fleet.v1.types_pb2 import JobSpec
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import BOOST_MS, Claim, Lane, Priority
+from fleet_server.domain.node import NodeView
 from fleet_server.domain.placement import Feasibility, Placed, Plan, Situation, place
 from fleet_server.domain.recorded import RecordedTiming
 from fleet_server.services.fleet import FleetView
@@ -142,11 +143,15 @@ class Dispatcher:
 
     def situation(self, wanted: Sequence[Wanted]) -> Situation:
         """What is known now; nodes with streams elsewhere are there, with no slot that this replica may fill."""
-        nodes = [
-            self._speeds.seen(node, self._fleet.running(node.node_id), self._sessions.slots_free(node.node_id))
-            for node in self._fleet.online()
-        ]
+        nodes = [self._seen(node) for node in self._fleet.online()]
         return Situation(nodes, wanted, self._clock(), self._fleet.avoided(), frozenset(self._after_urgent))
+
+    def nodes(self) -> list[NodeView]:
+        """All nodes as rounds see them, those that are not online too."""
+        return [self._seen(node) for node in self._fleet.nodes()]
+
+    def _seen(self, node: NodeView) -> NodeView:
+        return self._speeds.seen(node, self._fleet.running(node.node_id), self._sessions.slots_free(node.node_id))
 
     def _plan(self, wanted: Sequence[Wanted]) -> Plan:
         situation = self.situation(wanted)

@@ -27,6 +27,7 @@ from fleet_server.rpc.validation import validate
 from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub, EventSettings
+from fleet_server.services.explain import Explainer
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.gallery import Gallery, GallerySettings
 from fleet_server.services.generation import Generation, GenerationSettings
@@ -37,11 +38,13 @@ from fleet_server.services.payloads import PayloadReader
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.queue import JobQueue, QueueSettings
 from fleet_server.services.rates import Rates
+from fleet_server.services.speeds import Speeds
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.services.views import JobViews
 from fleet_server.storage.outputs import LocalOutputs, OutputLimits
 from fleet_server.storage.thumbnails import Thumbnails
 from fleet_server.store import ClaimRequest, OutputRow, Store
+from tests.services.calls.rounds import DeskRounds
 from tests.waiting import wait_until
 
 M = TypeVar("M", bound=Message)
@@ -101,6 +104,8 @@ class Desk:
     gallery: Gallery
     board: StatusBoard
     endings: Endings
+    explainer: Explainer
+    speeds: Speeds
     sessions: dict[str, str] = field(default_factory=dict)
 
     async def add_node(
@@ -267,7 +272,7 @@ async def desk_on(
     views = JobViews(store.jobs, nodes, ticks, CODEC)
     payloads = PayloadReader(CODEC, validate, random.Random(7).randrange)
     intake = Intake(payloads, models, nodes, store.outputs, lambda: str(uuid7()), now_ms, callbacks or CallbackRules())
-    endings = Endings()
+    endings, speeds = Endings(), Speeds(clock=now_ms)
     hub = EventHub(store.jobs, store.events, views, nodes, ticks, rates, clock=now_ms, settings=events, endings=endings)
     jobs = JobQueue(store.jobs, intake, views, bell, bell, queue)
     files = LocalOutputs(folder / "outputs", OutputLimits(reserve_bytes=0))
@@ -278,6 +283,7 @@ async def desk_on(
         Generation(store.jobs, intake, views, hub, nodes, files, bell, bell, rates, generation),
         files, thumbnails, Gallery(store.outputs, files, thumbnails, gallery),
         StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), clock=now_ms), endings,
+        Explainer(store.jobs, DeskRounds(nodes), speeds, intake, clock=now_ms), speeds,
     )  # fmt: skip
     running = asyncio.create_task(hub.run())
     try:

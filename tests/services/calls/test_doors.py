@@ -35,7 +35,7 @@ from fleet_server.rpc.queue import QueueServicer
 from fleet_server.rpc.server import GrpcServer
 from fleet_server.rpc.vision import VisionServicer
 from fleet_server.services.webhooks import Webhooks
-from tests.services.calls.desk import ALIAS, Desk, asked, picture
+from tests.services.calls.desk import ALIAS, Desk, picture
 from tests.waiting import wait_until
 
 SERVICES = [
@@ -74,7 +74,13 @@ async def doors(desk: Desk) -> AsyncIterator[Doors]:
     servicers = [
         FleetServicer(desk.board, desk.generation, desk.hub, check_key),
         VisionServicer(desk.queue, desk.gallery, desk.catalog, desk.nodes),
-        QueueServicer(desk.queue, desk.hub, desk.board, Webhooks(desk.store.jobs, desk.store.webhooks, desk.bell.wake)),
+        QueueServicer(
+            desk.queue,
+            desk.hub,
+            desk.board,
+            Webhooks(desk.store.jobs, desk.store.webhooks, desk.bell.wake),
+            explainer=desk.explainer,
+        ),
     ]
     methods: list[Method] = []
     for service, servicer in zip(SERVICES, servicers, strict=True):
@@ -307,5 +313,32 @@ async def test_what_comes_later_is_501_and_says_so(doors: Doors) -> None:
         assert (reply.status_code, reply.json()["reason"]) == (501, "NOT_IMPLEMENTED"), path
         assert "not available in this version" in reply.json()["detail"]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await doors.queue.DryRunJob(queue_pb2.DryRunJobRequest(job=asked(queue_pb2.CreateJobRequest, **JOB)))
+        await doors.queue.ListDead(queue_pb2.ListDeadRequest(limit=1))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_job_is_explained_and_a_dry_run_takes_the_body_of_a_submit(doors: Doors) -> None:
+    await doors.desk.add_node()
+    receipt = (await doors.web.post("/api/queue/jobs", json=JOB)).json()
+    for base in ("/api/queue/jobs", "/api/vision/jobs"):
+        reply = await doors.web.get(f"{base}/{receipt['job_id']}/explain")
+        assert reply.status_code == 200
+        explained = reply.json()
+        assert (explained["job_id"], explained["queue_position"], explained["node_id"]) == (
+            receipt["job_id"],
+            1,
+            "agx0",
+        )
+        assert explained["nodes"][0] == {
+            "node_id": "agx0", "feasible": True, "reason": None, "detail": "model on its disk",
+            "rank": 1, "load_seconds": 0.0, "eta_seconds": None,
+        }  # fmt: skip
+    dry = await doors.web.post("/api/queue/dry-run", json=JOB)
+    assert dry.status_code == 200
+    assert (dry.json()["job_id"], dry.json()["queue_position"]) == (None, 2)
+    stats = (await doors.web.get("/api/queue/stats")).json()
+    assert stats["jobs"]["queued"] == 1
+    wrong = await doors.web.post("/api/queue/dry-run", json={**JOB, "payload": {"prompt": "x", "steps": 0}})
+    assert (wrong.status_code, wrong.json()["violations"][0]["field"]) == (400, "payload.steps")
+    missing = await doors.web.get("/api/queue/jobs/nobody/explain")
+    assert (missing.status_code, missing.json()["reason"]) == (404, "JOB_NOT_FOUND")
