@@ -145,6 +145,12 @@ def _called_back(history: History) -> Iterator[str]:
     for key, found in sorted(ids.items()):
         if len(found) > 1:
             yield f"{key[0]} generation {key[1]} called back under {len(found)} ids"
+    for error in history.forged:
+        yield f"a callback does not verify: {error}"
+    for hook in history.hooks:
+        job = history.jobs.get(hook["job_id"])
+        if job is not None and job["generation"] == hook["generation"] and job["status"] != hook["status"]:
+            yield f"{hook['job_id']} called back as {hook['status']} and is {job['status']}"
     for job_id, job in sorted(history.jobs.items()):
         if job["callback_url"]:
             for generation in range(1, job["generation"] + 1):

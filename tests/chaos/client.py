@@ -18,7 +18,7 @@ SMALL = {"width": 64, "height": 64, "steps": 1, "model": "chaos"}
 class Client:
     """One caller; a seed decides what it asks for. Its calls go into the history in their order."""
 
-    def __init__(self, url: str, history: History, seed: int, *, callback_url: str | None = None) -> None:
+    def __init__(self, url: str, history: History, seed: int, *, callback_url: str) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=CALL_SECONDS)
         self._history = history
         self._random = random.Random(seed)
@@ -65,7 +65,7 @@ class Client:
             "timeout_seconds": 60,
             "priority": self._random.choice(["high", "normal", "normal", "low"]),
         }
-        if self._callback_url is not None:
+        if self._random.random() < 0.5:
             job["callback_url"] = self._callback_url
         return job
 

@@ -58,6 +58,7 @@ class History:
     outputs: dict[str, str] = field(default_factory=dict)
     gallery: list[dict[str, Any]] = field(default_factory=list)
     hooks: list[dict[str, Any]] = field(default_factory=list)
+    forged: list[str] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
     orphans: list[str] = field(default_factory=list)

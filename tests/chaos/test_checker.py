@@ -89,9 +89,9 @@ def _went_on(history: History) -> None:
     history.events.append(end(JOB, generation=2, version=4))
 
 
-def _called(history: History, *ids: str) -> None:
+def _called(history: History, *ids: str, status: str = "succeeded") -> None:
     history.jobs[JOB]["callback_url"] = "http://localhost:1/"
-    history.hooks = [{"job_id": JOB, "generation": 1, "webhook_id": one} for one in ids]
+    history.hooks = [{"job_id": JOB, "generation": 1, "webhook_id": one, "status": status} for one in ids]
 
 
 BREAKS: dict[str, tuple[str, Callable[[History], Any]]] = {
@@ -118,6 +118,11 @@ BREAKS: dict[str, tuple[str, Callable[[History], Any]]] = {
     "a cancel does not cancel": ("I6 cancelled", lambda h: h.calls.append(call("cancel", JOB, job(JOB)))),
     "nobody is called": ("I7 called back", _called),
     "one end, two ids": ("I7 called back", lambda h: _called(h, "x", "y")),
+    "a callback tells another end": (
+        "I7 called back",
+        lambda h: _called(h, "x", status="failed"),
+    ),
+    "a callback is not signed": ("I7 called back", lambda h: h.forged.append("no matching signature")),
     "an answer is another's": ("I13 cross-talk", lambda h: h.calls.append(call("get", JOB, job(OTHER, "cancelled")))),
     "an engine is left": ("left over", lambda h: h.orphans.append("fleet_agent.slot")),
 }

@@ -17,6 +17,7 @@ from tests.chaos.checker import ENDED, violations
 from tests.chaos.client import SMALL, Client
 from tests.chaos.history import History, Outcome, read_runs
 from tests.chaos.nemesis import Nemesis, plan
+from tests.chaos.receiver import Receiver
 from tests.chaos.world import World
 from tests.waiting import wait_until
 
@@ -42,12 +43,14 @@ class Verdict:
 async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = None) -> tuple[Verdict, History]:
     """Runs one; the same seed asks for the same things and breaks the same parts at the same moments."""
     history = History(seed)
-    async with World(folder, seed=seed, code=code) as world:
+    receiver = Receiver(seed)
+    async with receiver.serving(), World(folder, seed=seed, code=code) as world:
         keeper = asyncio.create_task(world.keep(), name="keeper")
-        callers = [Client(world.server.url, history, seed * 100 + n) for n in range(CALLERS)]
+        callers = [Client(world.server.url, history, seed * 100 + n, callback_url=receiver.url) for n in range(CALLERS)]
         try:
             await _trouble(world, callers, seed, seconds)
             world.heal()
+            receiver.calm = True
             await _peace(world, history)
         finally:
             keeper.cancel()
@@ -57,6 +60,8 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
                 await caller.aclose()
         await world.revive()
         await _read(world, history)
+        await _called_back(history, receiver)
+        history.hooks, history.forged = receiver.taken, receiver.forged
         history.orphans = world.leftovers()
         history.runs = read_runs(world.runs)
         history.seen, history.done = dict(world.post.seen), dict(world.done)
@@ -118,6 +123,14 @@ async def _read(world: World, history: History) -> None:
         history.events = await _events(http, sum(job["status"] in ENDED for job in history.jobs.values()))
 
 
+async def _called_back(history: History, receiver: Receiver) -> None:
+    """Waits for the callbacks that are still due; one that never comes is for the checker."""
+    jobs = [job for job in history.jobs.values() if job["callback_url"] and job["status"] in ENDED]
+    due = {(job["job_id"], generation) for job in jobs for generation in range(1, job["generation"] + 1)}
+    with contextlib.suppress(AssertionError):
+        await wait_until(lambda: due <= receiver.ends(), seconds=SETTLE_SECONDS / 2)
+
+
 async def _events(http: httpx.AsyncClient, ended: int) -> list[dict[str, Any]]:
     """All events that are kept, up to a marker that this call puts behind them."""
     marker = (await http.post("/api/vision/generate", json={"prompt": "work:1", **SMALL})).json()
@@ -145,6 +158,7 @@ def _counts(history: History) -> dict[str, int]:
         "messages lost": history.seen.get("lost", 0),
         "messages doubled": history.seen.get("doubled", 0),
         "messages late": history.seen.get("delayed", 0),
+        "callbacks": len(history.hooks),
         "lost leases": sum(attempt["error"]["reason"] == "NODE_LOST" for attempt in attempts),
         "refused results": history.seen.get("complete_outcome_refused", 0),
         "repeated results": history.seen.get("complete_outcome_already", 0),

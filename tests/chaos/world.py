@@ -15,6 +15,7 @@ from typing import Self
 import psutil
 
 from tests.chaos.proxies import Errs, Line, Post
+from tests.chaos.receiver import SECRET
 from tests.e2e.fleet_process import FleetProcess
 from tests.e2e.test_crashes import free_ports
 from tests.waiting import wait_until
@@ -27,6 +28,14 @@ DURATIONS = {
     "FLEET_AGENT_WELCOME_SECONDS": "3",
     "FLEET_AGENT_UPLOAD_RETRY_SECONDS": "0.5",
     "FLEET_ACCEPT_SECONDS": "1.5",
+}
+WEBHOOKS = {
+    "FLEET_WEBHOOK_SECRET": SECRET,
+    "FLEET_WEBHOOK_SCHEDULE_SECONDS": " ".join(["0", "0.2", "0.4", *["0.8"] * 30]),
+    "FLEET_WEBHOOK_TIMEOUT_SECONDS": "1",
+    "FLEET_WEBHOOK_LEASE_SECONDS": "2",
+    "FLEET_WEBHOOK_DEFER_SECONDS": "0.3",
+    "FLEET_WEBHOOK_POLL_SECONDS": "0.2",
 }
 LEASE_SECONDS = 3.0
 """As in tests.e2e.fleet_process.FAST."""
@@ -48,7 +57,7 @@ class World:
         environment = {**DURATIONS, "CHAOS_RUNS": str(self.runs)}
         port, grpc_port = free_ports(2)
         command = ("up", "--no-agent", "--port", str(port), "--grpc-port", str(grpc_port))
-        server_environment = {**environment, "PYTHONPATH": _path(code)}
+        server_environment = {**environment, **WEBHOOKS, "PYTHONPATH": _path(code)}
         self.server = FleetProcess(folder / "server", command=command, environment=server_environment)
         self.post = Post(grpc_port, self.errs)
         self.lines: dict[str, Line] = {}
