@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fleet_server.domain.job import BOOST_MS, JobRecord, JobState
+from fleet_server.domain.job import BOOST_MS, JobRecord, JobState, WaitReason
 from fleet_server.store import decode_job
 from fleet_server.store.keys import NAMES, TTL_NAMES, table
 
@@ -69,25 +69,42 @@ def audit(client: Any, namespace: str) -> None:
     book = Book(client, namespace)
     jobs = book.jobs
     for state in JobState:
-        expected = {job_id: job.created_ms for job_id, job in jobs.items() if job.state is state}
-        assert book.zset(f"st:{state.value}") == expected, f"st:{state.value}"
-    live = {job_id: job for job_id, job in jobs.items() if not job.state.ended}
+        for kind, children in (("st", False), ("sk", True)):
+            expected = {
+                job_id: job.created_ms
+                for job_id, job in jobs.items()
+                if job.state is state and bool(job.group_job_id) == children
+            }
+            assert book.zset(f"{kind}:{state.value}") == expected, f"{kind}:{state.value}"
+    unended = {job_id: job for job_id, job in jobs.items() if not job.state.ended}
+    live = {job_id: job for job_id, job in unended.items() if not job.children}
     queued = {job_id: job for job_id, job in live.items() if job.state is JobState.QUEUED}
     in_line = {job_id: job for job_id, job in queued.items() if not job.wait_reason}
     busy = {job_id: job for job_id, job in live.items() if job.state is JobState.RUNNING}
-    ended = {job_id: job.ended_ms for job_id, job in jobs.items() if job.state.ended}
+    ended = {job_id: job.ended_ms for job_id, job in jobs.items() if job.state.ended and not job.group_job_id}
     assert book.zset("ended") == ended
     assert set(book.zset("dead")) <= {job_id for job_id in ended if jobs[job_id].state is JobState.FAILED}
     _audit_lines(book, in_line)
-    assert set(book.zset("scheduled")) == set(queued) - set(in_line)
+    _audit_shares(book, in_line)
+    _audit_dependencies(book)
+    _audit_groups(book)
+    assert set(book.zset("scheduled")) == {
+        job_id for job_id, job in unended.items() if job.wait_reason in {WaitReason.SCHEDULED, WaitReason.BACKOFF}
+    }
     assert set(book.zset("leases")) == set(busy)
     assert book.zset("deadlines") == {
-        job_id: job.started_ms + job.timeout_ms for job_id, job in busy.items() if job.started_ms is not None
+        job_id: job.started_ms + job.timeout_ms
+        for job_id, job in busy.items()
+        if job.started_ms is not None and book.raw[job_id].get("od") != b"T"
     }
     assert book.zset("ttl") == {
-        job_id: job.enqueued_ms + job.queue_ttl_ms for job_id, job in queued.items() if "ra" not in book.raw[job_id]
+        job_id: int(book.raw[job_id].get("tb", job.enqueued_ms)) + job.queue_ttl_ms
+        for job_id, job in queued.items()
+        if "ra" not in book.raw[job_id]
     }
-    assert book.hash("prio") == _counted(Counter(job.priority.value for job in queued.values()))
+    assert book.hash("prio") == _counted(
+        Counter(job.priority.value for job in unended.values() if job.state is JobState.QUEUED)
+    )
     assert book.hash("lane:jobs") == _counted(Counter(job.lane_id for job in live.values()))
     assert book.hash("lane:running") == _counted(Counter(job.lane_id for job in busy.values()))
     assert set(book.hash("lanes")) == {job.lane_id for job in live.values()}
@@ -126,10 +143,70 @@ def _audit_lines(book: Book, in_line: dict[str, JobRecord]) -> None:
     assert book.hash("lane:waiting") == _counted(Counter(job.lane_id for job in in_line.values()))
 
 
+def _audit_shares(book: Book, in_line: dict[str, JobRecord]) -> None:
+    """Owners in line have a level in their cluster, lines that are counted, and turns no further than it."""
+    lines: dict[str, Counter[str]] = {}
+    for cluster, owner, _, _ in {(job.cluster, job.owner, job.lane_id, job.priority) for job in in_line.values()}:
+        lines.setdefault(cluster, Counter())[owner] += 1
+    for kind in ("vt", "vn", "vr"):
+        of_kind = {key.split(f":{kind}:", 1)[1] for key in _keys(book.client, f"{book.prefix}{kind}:*")}
+        assert of_kind <= set(lines) if kind == "vr" else of_kind == set(lines), kind
+    for cluster, owners in lines.items():
+        shares = book.zset(f"vt:{cluster}")
+        assert book.hash(f"vn:{cluster}") == _counted(owners)
+        assert set(shares) == set(owners)
+        assert not set(shares) & set(book.zset(f"vr:{cluster}"))
+        for job in (job for job in in_line.values() if job.cluster == cluster):
+            turns = book.zset(f"t:{job.priority.value}:{len(job.lane_id)}:{job.lane_id}")
+            assert turns[job.owner] <= shares[job.owner]
+
+
+def _audit_dependencies(book: Book) -> None:
+    """Who waits is known to each live job that they wait for, or to an end that is still to reach them."""
+    unsettled = {rest[2:]: set(zset) for rest, zset in book.zsets.items() if rest.startswith("e:")}
+    assert set(unsettled) == set(book.zset("cascade"))
+    reached: dict[str, set[str]] = {}
+    for entry, members in unsettled.items():
+        reached.setdefault(entry[1:].rpartition(".")[0], set()).update(members)
+    unmet = {key.split(":u:", 1)[1] for key in _keys(book.client, f"{book.prefix}u:*")}
+    assert unmet <= set(book.jobs)
+    for job_id, job in book.jobs.items():
+        dependents = set(book.zset(f"d:{job_id}"))
+        assert not dependents or not job.state.ended, f"{job_id} has ended and others wait for it"
+        if job.wait_reason is WaitReason.DEPENDENCY:
+            parents = {parent.decode() for parent in book.client.smembers(f"{book.prefix}u:{job_id}")}
+            assert len(parents) == job.waits > 0, job_id
+            for parent in parents:
+                known = {*book.zset(f"d:{parent}"), *reached.get(parent, ())}
+                assert job_id in known, f"{job_id} waits for {parent}, which does not know"
+    for rest in book.zsets:
+        assert not rest.startswith("d:") or rest[2:] in book.jobs, f"{rest} outlived its job"
+
+
+def _audit_groups(book: Book) -> None:
+    """A group knows its children and how many live; it ends with the last of them."""
+    members: dict[str, list[str]] = {}
+    for job_id, job in book.jobs.items():
+        if job.group_job_id:
+            members.setdefault(job.group_job_id, []).append(job_id)
+    assert {rest[2:]: set(zset) for rest, zset in book.zsets.items() if rest.startswith("g:")} == {
+        group: set(children) for group, children in members.items()
+    }
+    for group, children in members.items():
+        alive = sum(1 for child in children if not book.jobs[child].state.ended)
+        assert len(children) == book.jobs[group].children
+        if book.jobs[group].state is JobState.CANCELLED:
+            assert alive == 0 or book.zset("cascade"), f"children of {group} live on"
+        else:
+            assert int(book.raw[group]["kl"]) == alive, group
+            assert (alive == 0) == book.jobs[group].state.ended, group
+
+
 def _audit_record(job_id: str, job: JobRecord) -> None:
     """What must hold of any job by itself."""
     running = job.state is JobState.RUNNING
-    assert bool(job.token) == running, job_id
+    assert bool(job.token) == (running and not job.children), job_id
+    assert job.waits == 0 or job.wait_reason is WaitReason.DEPENDENCY, job_id
     assert (job.ended_ms is not None) == job.state.ended, job_id
     assert not job.wait_reason or job.state is JobState.QUEUED, job_id
     assert bool(job.error) == (job.state is JobState.FAILED) or job.state is JobState.CANCELLED, job_id
