@@ -15,9 +15,11 @@ import orjson
 
 from fleet_server.protojson.errors import MALFORMED_JSON, JsonError, join, step
 
-# Every digit becomes "0" and every white space a blank, so that one search finds any long run or any blank
-# before a colon.
-_CLASSES = bytes.maketrans(b"123456789\t\r\n", b"000000000   ")
+# Every digit becomes "0" and white space goes away, so that one search finds any long run, and each key's closing quote
+# is followed by its colon.
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_BLANKS = b" \t\r\n"
+_ALL_BUT_OPENERS = bytes(set(range(256)) - set(b"{["))
 # The first magnitude that orjson may round has 19 digits (below -2^63).
 _LONG_RUN = b"0" * 19
 # What orjson prints at most.
@@ -36,22 +38,20 @@ def loads(body: bytes, *, max_depth: int = 64) -> object:
     except orjson.JSONDecodeError as error:
         raise _malformed(_reason(error)) from None
     room = min(max_depth, _DEEPEST)
-    if body.count(b"{") + body.count(b"[") > room:
+    if len(body.translate(None, _ALL_BUT_OPENERS)) > room:
         # Braces within strings count too here; the walk is exact.
         _members(value, room)
-    escapes = b"\\u" in body
+    escapes = b"\\" in body and b"\\u" in body
     if escapes and b"\\u0000" in body:
         _refuse_nul(value)
     printed = orjson.dumps(value)
     if printed == body:
         return value
-    classes = body.translate(_CLASSES)
-    # A key ends in a quote and a colon. Within strings this pair needs an escaped quote, and then stands in both
-    # texts, unless it was written with an escape of another kind: then the keys themselves are counted.
-    if _LONG_RUN in classes or b" :" in classes:
-        return _reread(body, room)
+    text = body.translate(_DIGITS, _BLANKS)
+    # A key ends in a quote and a colon. Strings hold this pair in both texts alike, unless they were written with \u:
+    # then the keys themselves are counted. With more pairs than that, a key was lost or a string looks like one.
     kept = _members(value, room) if escapes else printed.count(b'":')
-    return value if kept == body.count(b'":') else _reread(body, room)
+    return value if kept == text.count(b'":') and _LONG_RUN not in text else _reread(body, room)
 
 
 def dumps(value: object) -> bytes:

@@ -16,7 +16,8 @@ _FIRST_SECOND = -62_135_596_800
 _LAST_SECOND = 253_402_300_799
 _LONGEST_SECONDS = 315_576_000_000
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
-_UTC = datetime.UTC
+_NANOS = tuple(10 ** (9 - digits) for digits in range(10))
+"""Nanoseconds of the last digit, by the number of digits."""
 
 _TIMESTAMP = re.compile(
     r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))", re.ASCII
@@ -25,8 +26,11 @@ _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s", re.ASCII)
 
 _MINUTES = tuple(f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1440))
 _SECONDS = tuple(f"{second:02d}" for second in range(60))
-# Dates repeat: replies speak of few days. Emptied when full, so that odd data cannot make it grow.
+_WRITTEN_MINUTES = {text: minute * 60 for minute, text in enumerate(_MINUTES)}
+_WRITTEN_SECONDS = {text: second for second, text in enumerate(_SECONDS)}
+# Dates repeat: messages speak of few days. Emptied when full, so that odd data cannot make them grow.
 _dates: dict[int, str] = {}
+_written_dates: dict[str, int] = {}
 _DATES_KEPT = 1024
 
 
@@ -35,6 +39,12 @@ def _date(day: int) -> str:
         _dates.clear()
     text = _dates[day] = datetime.date.fromordinal(_EPOCH + day).isoformat()
     return text
+
+
+def _keep_date(text: str, first_second: int) -> None:
+    if len(_written_dates) >= _DATES_KEPT:
+        _written_dates.clear()
+    _written_dates[text] = first_second
 
 
 def _fraction(nanos: int) -> str:
@@ -58,6 +68,28 @@ def timestamp_out(message: Any) -> str:
 
 def timestamp_in(value: object, message: Any) -> None:
     """Reads a RFC 3339 time with any offset."""
+    if type(value) is str and value[-1:] == "Z":
+        # As nearly all are written: in UTC, at a date that was seen before.
+        start = _written_dates.get(value[:10])
+        minute = _WRITTEN_MINUTES.get(value[10:17])
+        second = _WRITTEN_SECONDS.get(value[17:19])
+        digits = value[20:-1]
+        if (
+            start is not None
+            and minute is not None
+            and second is not None
+            and value[19] == "."
+            and digits.isdecimal()
+            and digits.isascii()
+            and len(digits) <= 9
+        ):
+            message.seconds = start + minute + second
+            message.nanos = int(digits) * _NANOS[len(digits)]
+            return
+    _any_timestamp_in(value, message)
+
+
+def _any_timestamp_in(value: object, message: Any) -> None:
     match = _TIMESTAMP.fullmatch(value) if type(value) is str else None
     if match is None:
         raise JsonError(f'must be a RFC 3339 time such as "2026-11-22T10:00:00.120Z"; got {shown(value)}')
@@ -66,14 +98,16 @@ def timestamp_in(value: object, message: Any) -> None:
         moment = datetime.datetime.fromisoformat(written)
     except ValueError as error:
         raise JsonError(f"must be a time that exists: {error}; got {shown(value)}") from None
-    seconds = (moment.toordinal() - _EPOCH) * _DAY + moment.hour * 3600 + moment.minute * 60 + moment.second
+    start = (moment.toordinal() - _EPOCH) * _DAY
+    _keep_date(written[:10], start)
+    seconds = start + moment.hour * 3600 + moment.minute * 60 + moment.second
     if sign:
         offset = int(hours) * 3600 + int(minutes) * 60
         seconds += -offset if sign == "+" else offset
         if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
             raise JsonError(f"must be a time in the years 1 to 9999, in UTC; got {shown(value)}")
     message.seconds = seconds
-    message.nanos = int(fraction.ljust(9, "0")) if fraction else 0
+    message.nanos = int(fraction) * _NANOS[len(fraction)] if fraction else 0
 
 
 def duration_out(message: Any) -> str:
@@ -96,6 +130,6 @@ def duration_in(value: object, message: Any) -> None:
     seconds = int(whole)
     if seconds > _LONGEST_SECONDS:
         raise JsonError(f"must be at most {_LONGEST_SECONDS}s; got {shown(value)}")
-    nanos = int(fraction.ljust(9, "0")) if fraction else 0
+    nanos = int(fraction) * _NANOS[len(fraction)] if fraction else 0
     message.seconds = -seconds if sign else seconds
     message.nanos = -nanos if sign else nanos

@@ -32,7 +32,8 @@ def value_out(value: Any) -> Any:
     if kind == "number_value":
         number = value.number_value
         if -SAFE <= number <= SAFE:
-            return int(number) if number.is_integer() else number
+            whole = int(number)
+            return whole if whole == number else number
         if not -DOUBLE_MAX <= number <= DOUBLE_MAX:
             raise ValueError(f"Value.number_value is {number}, which JSON cannot hold")
         return number
