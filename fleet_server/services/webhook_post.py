@@ -130,7 +130,7 @@ class Poster:
         except (httpcore.NetworkError, httpcore.TimeoutException) as error:
             answer.append(Answer(None, _why(error)))
         except httpcore.ProtocolError:
-            answer.append(Answer(None, "the receiver's answer is no HTTP"))
+            answer.append(Answer(None, "the connection ended without an answer in HTTP"))
         # What comes after a status cannot take it back.
         return answer[0] if answer else Answer(None, f"no answer within {self._settings.seconds:g} s")
 

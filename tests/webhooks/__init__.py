@@ -1,0 +1,1 @@
+"""Callbacks, sent by the real sender to real receivers over real sockets."""
