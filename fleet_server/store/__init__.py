@@ -30,6 +30,7 @@ from fleet_server.store.records import (
     decode_job,
     decode_node,
 )
+from fleet_server.store.replies import ReplyStore
 from fleet_server.store.store import Store, open_store
 from fleet_server.store.webhooks import HookClaims, HookRow, WebhookStore, ends_with_callback
 
@@ -62,6 +63,7 @@ __all__ = [
     "Priority",
     "ReapErrors",
     "ReapResult",
+    "ReplyStore",
     "Report",
     "Store",
     "StoredEvent",

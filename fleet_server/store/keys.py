@@ -41,6 +41,7 @@
 | hook          | hk:<job>.<generation>     | hash   | -      | hooks      | a callback, see lib/hooks.lua |
 | hook_claim    | hc:<sender>               | list   | claim  | hooks      | a sender's last claim |
 | idempotency   | i:<hash>                  | string | 24 h   | jobs       | fingerprint and job ids of a keyed call |
+| reply         | y:<hash>                  | hash   | 24 h   | reply      | fingerprint and reply of a keyed call |
 | events        | events                    | stream | capped | all        | state changes, about the newest 100,000 |
 | output        | o:<filename>              | hash   | -      | outputs    | one row of the outputs' index |
 | outputs       | outs                      | zset   | -      | outputs    | filenames by creation |
@@ -104,6 +105,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "hook": "hk:",
         "hook_claim": "hc:",
         "idempotency": "i:",
+        "reply": "y:",
         "events": "events",
         "output": "o:",
         "outputs": "outs",
@@ -114,7 +116,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
-TTL_NAMES = frozenset({"hook_claim", "idempotency", "staged", "resumed"})
+TTL_NAMES = frozenset({"hook_claim", "idempotency", "reply", "staged", "resumed"})
 """Keys that always expire; a spec does while its batch is staged."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -197,5 +199,11 @@ class Keys:
 
     def idempotency(self, owner: str, method: str, key: str) -> str:
         """One key for each (owner, method, key), whatever characters they hold."""
-        digest = hashlib.sha256("\0".join((owner, method, key)).encode()).hexdigest()[:40]
-        return self.prefix + NAMES["idempotency"] + digest
+        return self.prefix + NAMES["idempotency"] + _digest(owner, method, key)
+
+    def reply(self, owner: str, method: str, key: str) -> str:
+        return self.prefix + NAMES["reply"] + _digest(owner, method, key)
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:40]

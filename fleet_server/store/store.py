@@ -17,6 +17,7 @@ from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
 from fleet_server.store.pauses import PauseStore
 from fleet_server.store.records import AttemptEncoder, Durability
+from fleet_server.store.replies import ReplyStore
 from fleet_server.store.webhooks import WebhookStore
 
 WANTED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -44,6 +45,7 @@ class Store:
         self.events = EventStore(room, url)
         self.outputs = OutputStore(room)
         self.webhooks = WebhookStore(room)
+        self.replies = ReplyStore(room)
 
     async def check(self) -> Durability:
         """What the server promises, read from its configuration; never raises for what it may not read."""
