@@ -126,6 +126,9 @@ _WELL_KNOWN: dict[Kind, Decoder] = {
     Kind.LIST_VALUE: list_in,
 }
 
+_ALWAYS_SET = {Kind.TIMESTAMP, Kind.DURATION, Kind.VALUE}
+"""Messages whose reader sets a field of theirs in any case, so that they need not be marked as set before."""
+
 
 def _two_members(first: str, second: str) -> NoReturn:
     raise JsonError(f"must not be given together with {first}; give one of them", path=second)
@@ -253,7 +256,7 @@ def _guarded(field: FieldDescriptor, label: str) -> list[str]:
         return [*_check(kind, "v", repr(label)), assignment(field.name, "v")]
     return [
         f"s = {attribute(field.name)}",
-        "s.SetInParent()",
+        *([] if kind.kind in _ALWAYS_SET and not kind.wrapped else ["s.SetInParent()"]),
         f"try: {_name(kind.message)}(v, s)",
         f"except JsonError as e: e.within({label!r}); raise",
     ]
