@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 from fleet.v1.node_pb2 import CompleteOutcome, JobComplete, UploadedOutput
 from fleet.v1.types_pb2 import JobAttempt, JobError, JobResult, JobSpec, Output, OutputMetadata
 
-from fleet_server.domain.errors import JOB_REASON_CODES, REASON_CODES, Code
+from fleet_server.domain.errors import JOB_REASON_CODES, REASON_CODES, Code, FleetError
 from fleet_server.domain.job import JobRecord
 from fleet_server.domain.retry import backoff_ms
 from fleet_server.services.endings import Endings
 from fleet_server.services.nodes import now_ms, set_time
 from fleet_server.services.uploads import accepts_output, output_stem
 from fleet_server.storage.outputs import LocalOutputs
-from fleet_server.store import Completion, Outcome, OutputRow, Store
+from fleet_server.store import Completion, Outcome, OutputRow, Report, Store
 
 _log = structlog.get_logger("fleet.completion")
 
@@ -35,6 +36,14 @@ def job_error(reason: str, detail: str) -> JobError:
         code=(REASON_CODES.get(reason) or JOB_REASON_CODES.get(reason, Code.INTERNAL)).name,
         reason=reason,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A report of an end. `spec` is the job's where the caller holds the attempt to be current, else b""."""
+
+    complete: JobComplete
+    spec: bytes = b""
 
 
 class Completions:
@@ -59,53 +68,82 @@ class Completions:
         self._taken = taken
 
     async def settle(self, node_id: str, complete: JobComplete, spec: bytes = b"") -> CompleteOutcome.ValueType:
-        """What became of the report. Raises STORE_UNAVAILABLE: nothing is known yet, ask again.
+        """What became of one report, see `settle_many`. Raises STORE_UNAVAILABLE: nothing is known yet, ask again."""
+        outcome = (await self.settle_many(node_id, [Ended(complete, spec)]))[0]
+        if isinstance(outcome, FleetError):
+            raise outcome
+        return outcome
 
-        `spec` is the job's where the caller holds the attempt to be current: a success need not be looked up then.
+    async def settle_many(self, node_id: str, ended: Sequence[Ended]) -> list[CompleteOutcome.ValueType | FleetError]:
+        """What became of each report, in order; a FleetError (STORE_UNAVAILABLE: ask again) stands for its own alone.
+
+        Successes whose spec is known go to the store together, the others each for itself.
         """
+        outcomes: dict[int, CompleteOutcome.ValueType | FleetError] = {}
+        plain: list[int] = []
+        rest: list[int] = []
+        for n, one in enumerate(ended):
+            known = one.spec and not one.complete.HasField("error")
+            (plain if known and not (await self._wrong_output(one.complete)) else rest).append(n)
+        others = asyncio.gather(*(self._settle_one(node_id, ended[n]) for n in rest))
+        outcomes.update(zip(plain, await self._settle_plain(node_id, [ended[n] for n in plain]), strict=True))
+        outcomes.update(zip(rest, await others, strict=True))
+        return [outcomes[n] for n in range(len(ended))]
+
+    async def _settle_plain(
+        self, node_id: str, ended: Sequence[Ended]
+    ) -> Sequence[CompleteOutcome.ValueType | FleetError]:
+        at = now_ms()
+        reports = [_report(node_id, one.complete, one.spec, at) for one in ended]
+        try:
+            completions = await self._store.jobs.complete_many(reports)
+        except FleetError as error:
+            return [error] * len(ended)
+        outcomes = []
+        for one, report, completion in zip(ended, reports, completions, strict=True):
+            self._tell(one.complete, one.spec, report, completion)
+            outcomes.append(await self._finish(node_id, one.complete, completion, failed=False))
+        return outcomes
+
+    async def _settle_one(self, node_id: str, one: Ended) -> CompleteOutcome.ValueType | FleetError:
+        complete, spec = one.complete, one.spec
         error = complete.error if complete.HasField("error") else None
         retryable = complete.retryable
-        record = await self._store.jobs.get(complete.job_id) if error is not None or not spec else None
-        if error is None and (spec or accepts_output(record, complete.token)):
-            wrong = await self._wrong_output(complete)
-            if wrong:
-                error, retryable = job_error("OUTPUT_NOT_FOUND", wrong), True
-                record = record or await self._store.jobs.get(complete.job_id)
-        if error is None:
-            completion = await self._succeed(node_id, complete, spec or (record.spec if record is not None else b""))
-        else:
-            completion = await self._fail(node_id, complete, error, retryable, record)
-        if completion.outcome is not Outcome.OK or error is not None:
+        try:
+            record = await self._store.jobs.get(complete.job_id)
+            if error is None and (spec or accepts_output(record, complete.token)):
+                wrong = await self._wrong_output(complete)
+                if wrong:
+                    error, retryable = job_error("OUTPUT_NOT_FOUND", wrong), True
+            if error is None:
+                spec = spec or (record.spec if record is not None else b"")
+                completion = await self._succeed(node_id, complete, spec)
+            else:
+                completion = await self._fail(node_id, complete, error, retryable, record)
+            return await self._finish(node_id, complete, completion, failed=error is not None)
+        except FleetError as fault:
+            return fault
+
+    async def _finish(
+        self, node_id: str, complete: JobComplete, completion: Completion, *, failed: bool
+    ) -> CompleteOutcome.ValueType:
+        """Removes files that no job has, tells of a report that took effect."""
+        if complete.outputs and (completion.outcome is not Outcome.OK or failed):
             await self._discard(complete)
         if completion.outcome is Outcome.OK:
             self._taken(node_id, complete)
         return _OUTCOMES[completion.outcome]
 
     async def _succeed(self, node_id: str, complete: JobComplete, raw_spec: bytes) -> Completion:
-        spec = JobSpec.FromString(raw_spec)
-        at = now_ms()
-        outputs = [_output(one, complete, spec, node_id, at) for one in complete.outputs]
-        rows = [
-            OutputRow(one.filename, complete.job_id, at, one.size_bytes, one.SerializeToString()) for one in outputs
-        ]
-        result = _result(complete)
-        for output in outputs:
-            result.outputs.add().CopyFrom(output)
-            result.outputs[-1].ClearField("metadata")
-        raw_result = result.SerializeToString()
-        completion = await self._store.jobs.complete(
-            complete.job_id,
-            complete.token,
-            result=raw_result,
-            outputs=rows,
-            load_ms=_ms(complete.load_seconds),
-            run_ms=_ms(complete.run_seconds),
-            upload_ms=_ms(complete.upload_seconds),
-        )
-        if completion.outcome is Outcome.OK and completion.record is not None:
-            ended = replace(completion.record, spec=raw_spec, result=raw_result)
-            self._endings.tell(complete.job_id, ended)
+        report = _report(node_id, complete, raw_spec, now_ms())
+        completion = (await self._store.jobs.complete_many([report]))[0]
+        self._tell(complete, raw_spec, report, completion)
         return completion
+
+    def _tell(self, complete: JobComplete, raw_spec: bytes, report: Report, completion: Completion) -> None:
+        if completion.outcome is Outcome.OK and completion.record is not None:
+            ended = replace(completion.record, spec=raw_spec, result=report.result)
+            self._endings.tell(complete.job_id, ended)
 
     async def _fail(
         self, node_id: str, complete: JobComplete, error: JobError, retryable: bool, record: JobRecord | None
@@ -147,6 +185,29 @@ class Completions:
                 continue
             if await self._store.outputs.get(filename) is None and await self._outputs.delete(filename):
                 _log.info("removed an output that no job has", filename=filename, job_id=complete.job_id)
+
+
+def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int) -> Report:
+    """A success as the store takes it."""
+    result = _result(complete)
+    rows = []
+    if complete.outputs:
+        spec = JobSpec.FromString(raw_spec)
+        for uploaded in complete.outputs:
+            output = _output(uploaded, complete, spec, node_id, at_ms)
+            record = output.SerializeToString()
+            rows.append(OutputRow(output.filename, complete.job_id, at_ms, output.size_bytes, record))
+            output.ClearField("metadata")
+            result.outputs.add().CopyFrom(output)
+    return Report(
+        complete.job_id,
+        complete.token,
+        result.SerializeToString(),
+        rows,
+        _ms(complete.load_seconds),
+        _ms(complete.run_seconds),
+        _ms(complete.upload_seconds),
+    )
 
 
 def _result(complete: JobComplete) -> JobResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import structlog
 from fleet.v1 import node_pb2 as pb
@@ -14,15 +14,18 @@ from fleet_server.domain.errors import Code, FleetError
 from fleet_server.domain.job import Claim, JobRecord
 from fleet_server.services.attempts import Attempt, AttemptBook
 from fleet_server.services.beats import Beats
+from fleet_server.services.completion import Ended
 from fleet_server.services.nodes import beat_of
+from fleet_server.services.reports import GivenBack, Reports, Started
 from fleet_server.services.session_parts import SessionParts, SessionSettings
 
 _log = structlog.get_logger("fleet.session")
 
 __all__ = ["Session", "SessionSettings"]
 
-Step = Callable[[], Awaitable[None]]
-
+MOST_IN_BATCH = 128
+BATCH_BYTES = 1 << 20
+"""A batch with so many bytes takes no further message: with the largest one it stays below what an agent receives."""
 MAX_PREVIEW_BYTES = 65_536
 """What is larger is no preview."""
 
@@ -54,7 +57,18 @@ class Session:
         self._some_out = asyncio.Event()
         self._error: FleetError | None = None
         self._stop = asyncio.Event()
-        self._steps: asyncio.Queue[Step] = asyncio.Queue(self._settings.backlog)
+        self._told = False
+        self._batches = hello.batches
+        self._reports = Reports(
+            hello.node_id,
+            parts.store.jobs,
+            parts.completions,
+            backlog=self._settings.backlog,
+            repeat_seconds=self._settings.repeat_seconds,
+            unwanted=self.cancel,
+            given_back=self._slots_changed,
+            settled=self._on_settled,
+        )
         self._beats = Beats(
             session_id, hello, parts, self._book, self._settling, answer=self._answer, replaced=self._replaced
         )
@@ -123,7 +137,6 @@ class Session:
         if len(self._outbox) >= self._settings.outbox:
             self.stop(_stuck())
             return
-        message.session = self.session_id
         self._outbox.append(message)
         self._some_out.set()
 
@@ -139,7 +152,7 @@ class Session:
         while True:
             await self._some_out.wait()
             while self._outbox:
-                message = self._outbox.popleft()
+                message = self._next()
                 self.writing_since = _now()
                 yield message
                 self.writing_since = None
@@ -149,19 +162,33 @@ class Session:
         if self._error is not None:
             raise self._error
 
+    def _next(self) -> pb.ServerMessage:
+        """The first message that waits, with those behind it where the agent takes batches."""
+        first = self._outbox.popleft()
+        if not self._batches or not self._outbox or first.HasField("welcome"):
+            first.session = self.session_id
+            return first
+        whole = pb.ServerMessage(session=self.session_id)
+        messages, size = [first], first.ByteSize()
+        while self._outbox and len(messages) < MOST_IN_BATCH and size < BATCH_BYTES:
+            messages.append(self._outbox.popleft())
+            size += messages[-1].ByteSize()
+        whole.batch.messages.extend(messages)
+        return whole
+
     # Its life.
 
     async def run(self, requests: AsyncIterator[pb.AgentMessage]) -> None:
         """Reads the agent to the stream's end or until `stop`, then settles what it said. Never raises."""
         reader = asyncio.create_task(self._read(requests))
-        settler = asyncio.create_task(self._settle())
+        settler = asyncio.create_task(self._reports.run())
         tasks = [reader, settler, asyncio.create_task(self._beats.run()), asyncio.create_task(self._watch())]
         stopped = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             reader.cancel()
             if not settler.done():
-                await asyncio.wait([asyncio.ensure_future(self._steps.join())], timeout=self._settings.drain_seconds)
+                await asyncio.wait([asyncio.ensure_future(self._reports.join())], timeout=self._settings.drain_seconds)
         finally:
             for task in (*tasks, stopped):
                 task.cancel()
@@ -180,7 +207,11 @@ class Session:
                 self._parts.counters.ignored_messages += 1
                 continue
             self.heard_at = _now()
-            await self._take(message)
+            if message.WhichOneof("message") == "batch":
+                for one in message.batch.messages:
+                    await self._take(one)
+            else:
+                await self._take(message)
 
     async def _take(self, message: pb.AgentMessage) -> None:
         match message.WhichOneof("message"):
@@ -209,27 +240,6 @@ class Session:
                 self._slots_changed()
             case _:
                 self._parts.counters.ignored_messages += 1
-
-    async def _settle(self) -> None:
-        while True:
-            step = await self._steps.get()
-            try:
-                await self._repeated(step)
-            except FleetError as error:
-                _log.warning("report not taken", node_id=self.node_id, reason=error.reason, detail=error.detail)
-            finally:
-                self._steps.task_done()
-
-    async def _repeated(self, step: Step) -> None:
-        """Takes a step until the store has answered: a report must not be lost because the store was away."""
-        while True:
-            try:
-                await step()
-                return
-            except FleetError as error:
-                if error.reason != "STORE_UNAVAILABLE":
-                    raise
-            await asyncio.sleep(self._settings.repeat_seconds)
 
     async def _watch(self) -> None:
         settings = self._settings
@@ -271,24 +281,13 @@ class Session:
 
     async def _give_back(self, job_id: str, token: str) -> None:
         self._book.end(token)
-
-        async def step() -> None:
-            await self._parts.store.jobs.release(job_id, token)
-            self._slots_changed()
-
-        await self._steps.put(step)
+        await self._reports.put(GivenBack(job_id, token))
 
     async def _on_started(self, started: pb.JobStarted) -> None:
         attempt = self._book.get(started.token)
         if attempt is not None:
             attempt.accept_by = None
-
-        async def step() -> None:
-            record = await self._parts.store.jobs.started(started.job_id, started.token)
-            if record is None:
-                self.cancel(started.job_id, started.token)
-
-        await self._steps.put(step)
+        await self._reports.put(Started(started.job_id, started.token))
 
     def _on_tick(self, tick: pb.JobTick) -> None:
         progress = self._progress(tick)
@@ -331,18 +330,16 @@ class Session:
         attempt = self._book.end(complete.token)
         spec = attempt.spec if attempt is not None and not attempt.cancelled else b""
         self._slots_changed()
+        await self._reports.put(Ended(complete, spec))
 
-        async def step() -> None:
-            outcome = await self._parts.completions.settle(self.node_id, complete, spec)
-            self._settling.pop(complete.token, None)
-            self._spooled.discard(complete.token)
-            if not self._spooled:
-                self.spool_settled.set()
-            self._parts.hub.forget(complete.job_id)
-            ack = pb.CompleteAck(job_id=complete.job_id, token=complete.token, outcome=outcome)
-            self.send(pb.ServerMessage(complete_ack=ack))
-
-        await self._steps.put(step)
+    def _on_settled(self, complete: pb.JobComplete, outcome: pb.CompleteOutcome.ValueType) -> None:
+        self._settling.pop(complete.token, None)
+        self._spooled.discard(complete.token)
+        if not self._spooled:
+            self.spool_settled.set()
+        self._parts.hub.forget(complete.job_id)
+        ack = pb.CompleteAck(job_id=complete.job_id, token=complete.token, outcome=outcome)
+        self.send(pb.ServerMessage(complete_ack=ack))
 
     def _answer(self, ack: pb.HeartbeatAck) -> None:
         self.send(pb.ServerMessage(heartbeat_ack=ack))
@@ -351,6 +348,13 @@ class Session:
         self.stop(FleetError("TAKEN_OVER", "another stream of this node has taken over", code=Code.ABORTED))
 
     def _slots_changed(self) -> None:
+        """Tells the rest of the server, once for all that changed in one go."""
+        if not self._told:
+            self._told = True
+            asyncio.get_running_loop().call_soon(self._tell_slots)
+
+    def _tell_slots(self) -> None:
+        self._told = False
         view = self._parts.fleet.node(self.node_id)
         if view is not None and view.session == self.session_id:
             self._parts.fleet.occupy(

@@ -20,6 +20,7 @@ from fleet_server.domain.job import Claim
 from fleet_server.domain.node import NodeStatus
 from fleet_server.services.completion import Completions, job_error
 from fleet_server.services.departures import Departures
+from fleet_server.services.elsewhere import Elsewhere
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.hello_bucket import HelloBucket
 from fleet_server.services.nodes import address_of, beat_of, now_ms
@@ -71,6 +72,7 @@ class Sessions:
         self._live: dict[str, Session] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._departures = Departures(store, fleet, self.settings, replica, live=self._live, lock=self._lock)
+        self._others = Elsewhere(store, fleet, self.settings, replica, live=self._live)
         self._closing: float | None = None
         self._recoveries: set[asyncio.Task[None]] = set()
 
@@ -125,7 +127,13 @@ class Sessions:
 
     async def run(self) -> None:
         """Loads the nodes, then looks after those without a stream; until cancelled."""
-        await self._departures.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._departures.run(), name="departures")
+            group.create_task(self._others.run(), name="elsewhere")
+
+    def told(self, row: NodeRow) -> None:
+        """The store says that a node changed, on whatever replica."""
+        self._others.told(row)
 
     def mass_loss(self) -> int:
         """See `Departures.mass_loss`."""
@@ -277,6 +285,7 @@ class Sessions:
             keep_tokens=[one.token for one in hello.held if one.token in keep],
             kill_tokens=[one.token for one in hello.held if one.token not in keep],
             server_version=self._version,
+            batches=True,
         )
 
     def _recover(self, session: Session, before: str) -> None:

@@ -215,8 +215,8 @@ async def test_reports_wait_for_a_store_that_is_away(bench: Bench, after: bool) 
     job_id = await bench.submit()
     assign = await agent.start()
     await wait_until(lambda: counted(bench, job_id))
-    door = Away(bench.store.jobs.complete, after=after)
-    bench.store.jobs.complete = door  # type: ignore[method-assign]
+    door = Away(bench.store.jobs.complete_many, after=after)
+    bench.store.jobs.complete_many = door  # type: ignore[method-assign]
     for _ in range(3):
         await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
     await wait_until(lambda: door.tries > 2)

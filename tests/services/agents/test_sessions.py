@@ -279,14 +279,14 @@ async def test_what_was_said_before_the_end_is_settled(bench: Bench) -> None:
     await agent.dial()
     job_id = await bench.submit()
     assign = await agent.start()
-    complete, called, open_door = bench.store.jobs.complete, asyncio.Event(), asyncio.Event()
+    complete, called, open_door = bench.store.jobs.complete_many, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **kwargs: Any) -> Any:
         called.set()
         await open_door.wait()
         return await complete(*args, **kwargs)
 
-    bench.store.jobs.complete = slow  # type: ignore[method-assign]
+    bench.store.jobs.complete_many = slow  # type: ignore[method-assign]
     await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
     await called.wait()
     await agent.hang_up()

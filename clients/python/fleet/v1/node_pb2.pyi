@@ -736,6 +736,7 @@ class AgentMessage(_message.Message):
     RELEASED_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The Welcome's session; empty in a Hello."""
     @_builtins.property
@@ -782,6 +783,10 @@ class AgentMessage(_message.Message):
     def goodbye(self) -> Global___AgentGoodbye:
         """No more work, please: the agent is being shut down."""
 
+    @_builtins.property
+    def batch(self) -> Global___AgentBatch:
+        """Several at once, where the Welcome said `batches`."""
+
     def __init__(
         self,
         *,
@@ -797,16 +802,41 @@ class AgentMessage(_message.Message):
         released: Global___JobReleased | None = ...,
         stopped: Global___JobStopped | None = ...,
         goodbye: Global___AgentGoodbye | None = ...,
+        batch: Global___AgentBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "complete", b"complete", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "complete", b"complete", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "complete", b"complete", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "session", b"session", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "complete", b"complete", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "session", b"session", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "rejected", "started", "tick", "preview", "complete", "released", "stopped", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "rejected", "started", "tick", "preview", "complete", "released", "stopped", "goodbye", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
+
+@_typing.final
+class AgentBatch(_message.Message):
+    """What was waiting to be sent, in its order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentMessage]:
+        """Without a session of their own; none is a Hello or a batch."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___AgentMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentBatch: _TypeAlias = AgentBatch  # noqa: Y015
 
 @_typing.final
 class ModelFile(_message.Message):
@@ -1008,6 +1038,7 @@ class Hello(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     METRICS_SOURCE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol; both sides must have the same."""
     node_id: _builtins.str
@@ -1028,6 +1059,8 @@ class Hello(_message.Message):
     """Jobs it runs at once."""
     metrics_source: _types_pb2.MetricsSource.ValueType
     """Where GPU readings come from."""
+    batches: _builtins.bool
+    """The agent takes batches."""
     @_builtins.property
     def clusters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Clusters; those of its job types when empty."""
@@ -1096,10 +1129,11 @@ class Hello(_message.Message):
         gpus: _abc.Iterable[_types_pb2.Gpu] | None = ...,
         metrics_source: _types_pb2.MetricsSource.ValueType = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "labels", b"labels", "loaded_models", b"loaded_models", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "labels", b"labels", "loaded_models", b"loaded_models", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1671,6 +1705,7 @@ class ServerMessage(_message.Message):
     COMPLETE_ACK_FIELD_NUMBER: _builtins.int
     HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session it belongs to."""
     @_builtins.property
@@ -1697,6 +1732,10 @@ class ServerMessage(_message.Message):
     def goodbye(self) -> Global___ServerGoodbye:
         """The server is being shut down; come again."""
 
+    @_builtins.property
+    def batch(self) -> Global___ServerBatch:
+        """Several at once, where the Hello said `batches`."""
+
     def __init__(
         self,
         *,
@@ -1707,16 +1746,41 @@ class ServerMessage(_message.Message):
         complete_ack: Global___CompleteAck | None = ...,
         heartbeat_ack: Global___HeartbeatAck | None = ...,
         goodbye: Global___ServerGoodbye | None = ...,
+        batch: Global___ServerBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "cancel", b"cancel", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "batch", b"batch", "cancel", b"cancel", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "cancel", b"cancel", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "session", b"session", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "batch", b"batch", "cancel", b"cancel", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "session", b"session", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assign", "cancel", "complete_ack", "heartbeat_ack", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assign", "cancel", "complete_ack", "heartbeat_ack", "goodbye", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ServerMessage: _TypeAlias = ServerMessage  # noqa: Y015
+
+@_typing.final
+class ServerBatch(_message.Message):
+    """What was waiting to be sent, in its order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerMessage]:
+        """Without a session of their own; none is a Welcome or a batch."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ServerMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerBatch: _TypeAlias = ServerBatch  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -1729,12 +1793,15 @@ class Welcome(_message.Message):
     KEEP_TOKENS_FIELD_NUMBER: _builtins.int
     KILL_TOKENS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     heartbeat_seconds: _builtins.float
     """Seconds between heartbeats."""
     lease_seconds: _builtins.float
     """Seconds that a lease lasts without one."""
     server_version: _builtins.str
     """Version of the server."""
+    batches: _builtins.bool
+    """The server takes batches."""
     @_builtins.property
     def keep_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Held attempts to go on with."""
@@ -1751,10 +1818,11 @@ class Welcome(_message.Message):
         keep_tokens: _abc.Iterable[_builtins.str] | None = ...,
         kill_tokens: _abc.Iterable[_builtins.str] | None = ...,
         server_version: _builtins.str = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "keep_tokens", b"keep_tokens", "kill_tokens", b"kill_tokens", "lease_seconds", b"lease_seconds", "server_version", b"server_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "heartbeat_seconds", b"heartbeat_seconds", "keep_tokens", b"keep_tokens", "kill_tokens", b"kill_tokens", "lease_seconds", b"lease_seconds", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
