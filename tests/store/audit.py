@@ -33,21 +33,40 @@ class Book:
         self.zsets: Zsets = {}
         self.jobs: dict[str, JobRecord] = {}
         self.raw: dict[str, dict[str, bytes]] = {}
+        self.specs: set[str] = set()
         types = {row.name: row.type for row in table()}
-        for key in client.scan_iter(match=f"{self.prefix}*", count=1000):
+        keys = list(client.scan_iter(match=f"{self.prefix}*", count=1000))
+        for start in range(0, len(keys), 1000):
+            self._read(keys[start : start + 1000], types)
+
+    def _read(self, keys: list[bytes], types: dict[str, str]) -> None:
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.type(key)
+            pipe.pttl(key)
+        found = pipe.execute()
+        for number, key in enumerate(keys):
+            kind, ttl = found[2 * number].decode(), found[2 * number + 1]
             rest = key.decode().removeprefix(self.prefix)
             name = _name(rest)
-            kind = client.type(key).decode()
             assert kind == types[name], f"{rest} is a {kind}, the table says {types[name]}"
-            ttl = client.pttl(key)
             assert (ttl > 0) == (name in TTL_NAMES) or name == "spec", f"{rest} has a TTL of {ttl} ms"
+            if name == "spec" and ttl == -1:
+                self.specs.add(rest.removeprefix(NAMES["spec"]))
             if kind == "zset":
-                members = client.zrange(key, 0, -1, withscores=True)
-                self.zsets[rest] = {member.decode(): score for member, score in members}
+                pipe.zrange(key, 0, -1, withscores=True)
             elif name == "job":
+                pipe.hgetall(key)
+            else:
+                pipe.exists(key)
+        for key, value in zip(keys, pipe.execute(), strict=True):
+            rest = key.decode().removeprefix(self.prefix)
+            if _name(rest) == "job":
                 job_id = rest.removeprefix(NAMES["job"])
-                self.raw[job_id] = {field.decode(): value for field, value in client.hgetall(key).items()}
+                self.raw[job_id] = {field.decode(): content for field, content in value.items()}
                 self.jobs[job_id] = decode_job(self.raw[job_id], job_id=job_id)
+            elif isinstance(value, list):
+                self.zsets[rest] = {member.decode(): score for member, score in value}
 
     def zset(self, rest: str) -> dict[str, float]:
         return self.zsets.get(rest, {})
@@ -118,7 +137,7 @@ def audit(client: Any, namespace: str) -> None:
     assert not held
     for job_id, job in jobs.items():
         _audit_record(job_id, job)
-        assert client.pttl(f"{book.prefix}s:{job_id}") == -1, f"the spec of {job_id} is missing or would expire"
+        assert job_id in book.specs, f"the spec of {job_id} is missing or would expire"
     for member in {*book.zset("hooks"), *(key.split(":hk:", 1)[1] for key in _keys(client, f"{book.prefix}hk:*"))}:
         assert member.rpartition(".")[0] in jobs, f"the callback {member} outlived its job"
     for key in client.scan_iter(match=f"{book.prefix}[ra]:*"):
@@ -156,9 +175,12 @@ def _audit_shares(book: Book, in_line: dict[str, JobRecord]) -> None:
         assert book.hash(f"vn:{cluster}") == _counted(owners)
         assert set(shares) == set(owners)
         assert not set(shares) & set(book.zset(f"vr:{cluster}"))
-        for job in (job for job in in_line.values() if job.cluster == cluster):
-            turns = book.zset(f"t:{job.priority.value}:{len(job.lane_id)}:{job.lane_id}")
-            assert turns[job.owner] <= shares[job.owner]
+    for rest, turns in book.zsets.items():
+        if rest.startswith("t:"):
+            lane_id = rest.split(":", 3)[3]
+            (cluster,) = {job.cluster for job in in_line.values() if job.lane_id == lane_id}
+            shares = book.zset(f"vt:{cluster}")
+            assert all(turn <= shares[owner] for owner, turn in turns.items()), rest
 
 
 def _audit_dependencies(book: Book) -> None:
