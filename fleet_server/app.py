@@ -24,6 +24,7 @@ from fleet_server.callbacks import Callbacks
 from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
 from fleet_server.domain.errors import REASON_CODES, FleetError
 from fleet_server.domain.webhook_signature import SecretError
+from fleet_server.embedded.identity import server_name
 from fleet_server.keyfile import KeyFile, KeyFileError
 from fleet_server.protojson import JsonCodec
 from fleet_server.rpc.auth import ApiKey, KeyRing
@@ -129,9 +130,11 @@ class Server:
             Completions(store, self._outputs, endings=endings, taken=self._speeds.taken),
             settings=SessionSettings(
                 heartbeat_seconds=settings.heartbeat_seconds,
+                persist_seconds=2.8 * settings.heartbeat_seconds,
                 lease_seconds=settings.lease_seconds,
                 accept_seconds=settings.accept_seconds,
             ),
+            replica=server_name(settings.data_dir),
             version=__version__,
         )
         self._dispatcher = Dispatcher(store, self.fleet, self._sessions, speeds=self._speeds)
@@ -147,7 +150,15 @@ class Server:
         rates = Rates(now_ms)
         views = JobViews(store.jobs, self.fleet, self._ticks, self._codec)
         self._hub = EventHub(
-            store.jobs, store.events, views, self.fleet, self._ticks, rates, clock=now_ms, endings=endings
+            store.jobs,
+            store.events,
+            views,
+            self.fleet,
+            self._ticks,
+            rates,
+            clock=now_ms,
+            endings=endings,
+            on_node=self._sessions.told,
         )
         aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
         default = settings.default_model or next(iter(aliases), None)

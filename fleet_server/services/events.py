@@ -20,7 +20,7 @@ from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
 from fleet_server.services.ports import Nodes, Ticks
 from fleet_server.services.rates import WINDOW_SECONDS, Rates
 from fleet_server.services.views import JobViews
-from fleet_server.store import EventStore, JobStore, StoredEvent, decode_job
+from fleet_server.store import EventStore, JobStore, NodeRow, StoredEvent, decode_job, decode_node
 
 _log = structlog.get_logger("fleet.events")
 _ENDED_KEPT = 4_096
@@ -55,6 +55,7 @@ class EventHub:
         rates: Rates,
         *,
         clock: Callable[[], int],
+        on_node: Callable[[NodeRow], None] = lambda _: None,
         settings: EventSettings | None = None,
         endings: Endings | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class EventHub:
         self._ticks = ticks
         self._rates = rates
         self._clock = clock
+        self._on_node_row = on_node
         self._settings = settings or EventSettings()
         self._maker = EventMaker(jobs, views, nodes)
         self._boxes: set[Mailbox] = set()
@@ -331,6 +333,8 @@ class EventHub:
                 if len(self._ended) > _ENDED_KEPT:
                     self._ended.popitem(last=False)
                 self._endings.tell(record.job_id)
+        elif entry.type == "node_update":
+            self._on_node_row(decode_node(entry.fields))
         await self._entries.put(entry)
 
     async def _publish(self) -> None:

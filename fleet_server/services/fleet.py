@@ -101,6 +101,10 @@ class FleetView:
         node = self._nodes.get(node_id)
         return () if node is None else node.running
 
+    def has_others(self, replica: str) -> bool:
+        """Whether some node's row was written by another replica than this."""
+        return any(node.row.replica not in ("", replica) for node in self._nodes.values())
+
     def avoided(self) -> set[tuple[str, str]]:
         """Pairs (node_id, lane_id) that do not go together for a moment: the node has just refused one of the lane."""
         now = time.monotonic()
@@ -127,6 +131,18 @@ class FleetView:
                 status = NodeStatus.DOWN if row.status == NodeStatus.DOWN else NodeStatus.DISCONNECTED
                 self._keep(row, Hello.FromString(row.info), status)
         return rows
+
+    def told(self, row: NodeRow) -> None:
+        """How the store has a node whose stream another replica holds; its readings are as old as `row.heartbeat`."""
+        known = self._nodes.get(row.node_id)
+        if known is not None and known.row == row:
+            return
+        node = self._keep(row, Hello.FromString(row.info), NodeStatus(row.status))
+        node.beat_ms = row.heartbeat_ms
+        if node.view.online:
+            node.running = tuple(node.beat.running_job_ids)
+        free = node.beat.slots_free if node.view.online else 0
+        node.view = replace(node.view, slots_free=free, gpu_memory_bytes=gpu_memory(node.beat.gpus))
 
     def connected(
         self,

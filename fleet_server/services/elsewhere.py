@@ -1,0 +1,72 @@
+"""Nodes whose streams other replicas hold: known here from the store, so that every replica answers alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container
+
+import structlog
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.domain.node import NodeStatus
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.nodes import now_ms
+from fleet_server.services.session_parts import SessionSettings
+from fleet_server.store import NodeRow, Store
+
+_log = structlog.get_logger("fleet.sessions")
+
+
+class Elsewhere:
+    """Follows the rows of nodes that have no stream here.
+
+    Changes come with the store's events (`told`), readings by a look at the rows now and then. A node whose replica
+    has fallen silent is written down as disconnected, and as down a lease later: nobody else would do it.
+    """
+
+    def __init__(
+        self, store: Store, fleet: FleetView, settings: SessionSettings, replica: str, *, live: Container[str]
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._settings = settings
+        self._replica = replica
+        self._live = live
+
+    def told(self, row: NodeRow) -> None:
+        """A node_update came. What this replica wrote itself is known already."""
+        if row.node_id not in self._live and row.replica != self._replica:
+            self._fleet.told(row)
+
+    async def run(self) -> None:
+        """Looks at the rows until cancelled; while the store is away it waits."""
+        while True:
+            await asyncio.sleep(self._settings.persist_seconds)
+            try:
+                await self.look()
+            except FleetError as error:
+                _log.warning("nodes of other replicas not looked at", detail=error.detail)
+
+    async def look(self) -> None:
+        """One look at all rows, if any node is another replica's. Raises STORE_UNAVAILABLE."""
+        if not self._fleet.has_others(self._replica):
+            return
+        for row in await self._store.nodes.list():
+            if row.node_id in self._live or row.replica == self._replica:
+                continue
+            self._fleet.told(row)
+            if self._silent_seconds(row) > 0:
+                await self._give_up(row)
+
+    async def _give_up(self, row: NodeRow) -> None:
+        nodes = self._store.nodes
+        if row.status == NodeStatus.ONLINE:
+            if await nodes.disconnect(row.node_id, row.session):
+                _log.warning("node of a silent replica", node_id=row.node_id, replica=row.replica)
+        elif row.status == NodeStatus.DISCONNECTED and self._silent_seconds(row) > self._settings.lease_seconds:
+            await nodes.set_down(row.node_id, row.session)
+
+    def _silent_seconds(self, row: NodeRow) -> float:
+        """How long the node's last reading is overdue; its replica writes one down every `persist_seconds`."""
+        patience = self._settings.persist_seconds + 2 * self._settings.heartbeat_seconds
+        return (now_ms() - row.heartbeat_ms) / 1000 - patience

@@ -1,0 +1,66 @@
+"""Two servers on one store: every door of either answers for the whole fleet, and one may die."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fleet_client import FleetCommander
+
+from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.test_crashes import free_ports, until
+from tests.store.conftest import run_server
+
+
+@dataclass
+class Pair:
+    """Servers `a` and `b`, and an agent whose stream `a` holds."""
+
+    a: FleetProcess
+    b: FleetProcess
+    agent: FleetProcess
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
+        (folder / "store").mkdir()
+        store = stack.enter_context(contextmanager(run_server)(folder / "store", cluster=False))
+        servers = []
+        for name in "ab":
+            port, grpc_port = free_ports(2)
+            command = ("server", "--redis-url", store.url, "--port", str(port), "--grpc-port", str(grpc_port))
+            servers.append(stack.enter_context(FleetProcess(folder / name, command=command)))
+        a, b = servers
+        address = f"127.0.0.1:{a.grpc_port}"
+        agent = FleetProcess(folder / "agent", command=("agent", "--server", address, "--node-id", "far"))
+        agent.spawn()
+        stack.callback(agent.stop)
+        with FleetCommander(a.url) as client:
+            until(lambda: client.status()["nodes"]["online"] == 1, "the agent is online")
+        yield Pair(a, b, agent)
+
+
+def test_either_server_answers_for_the_fleet(pair: Pair) -> None:
+    with FleetCommander(pair.b.url) as client:
+        node = until(
+            lambda: next((n for n in client.list_nodes()["nodes"] if n["status"] == "online"), None), "the node"
+        )
+        assert (node["node_id"], node["slots"]) == ("far", 1)
+        job = client.wait(client.queue_job("sea", width=64, height=64, steps=2)["job_id"])
+        assert (job["status"], job["node_id"]) == ("succeeded", "far")
+
+
+def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -> None:
+    with FleetCommander(pair.b.url) as client:
+        until(lambda: client.status()["nodes"]["online"] == 1, "the node is online")
+        pair.a.kill()
+        until(lambda: client.list_nodes()["nodes"][0]["status"] == "disconnected", "the node is disconnected")
+        until(lambda: client.list_nodes()["nodes"][0]["status"] == "down", "the node is down")
+        pair.a.start()
+        until(lambda: client.list_nodes()["nodes"][0]["status"] == "online", "the node is back")
