@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import random
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ class Callbacks:
         )
         return WebhookSender(
             store,
-            views,
+            functools.partial(views.message, payload=False),
             codec,
             Poster(self.rules, SystemNames(), clock=clock, settings=post),
             self._secrets,

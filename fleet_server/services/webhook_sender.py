@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -21,7 +22,6 @@ from fleet_server.domain.webhook import Answer, DeliveryState, RetryPlan, Verdic
 from fleet_server.domain.webhook_signature import SecretBook, signature_header
 from fleet_server.protojson import JsonCodec
 from fleet_server.services.callbacks import parse_receiver
-from fleet_server.services.views import JobViews
 from fleet_server.services.webhook_body import callback_body
 from fleet_server.services.webhook_hosts import HostLimits, Hosts
 from fleet_server.services.webhook_log import with_try
@@ -60,12 +60,15 @@ class _Due:
 
 
 class WebhookSender:
-    """Claims, sends, writes. `run` has to be running; `wake` says that something may be due."""
+    """Claims, sends, writes. `run` has to be running; `wake` says that something may be due.
+
+    `message` makes the Job of a record that has its spec, as events show it.
+    """
 
     def __init__(
         self,
         store: Store,
-        views: JobViews,
+        message: Callable[[JobRecord], Awaitable[types_pb2.Job]],
         codec: JsonCodec,
         poster: Poster,
         secrets_: SecretBook,
@@ -75,7 +78,7 @@ class WebhookSender:
         settings: SenderSettings | None = None,
     ) -> None:
         self._store = store
-        self._views = views
+        self._message = message
         self._codec = codec
         self._poster = poster
         self._secrets = secrets_
@@ -87,6 +90,11 @@ class WebhookSender:
         self._some = asyncio.Event()
         self._full = False
         self._closing = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing new is claimed any more."""
+        return self._closing
 
     def wake(self) -> None:
         """Something may be due: look."""
@@ -137,7 +145,7 @@ class WebhookSender:
                 _log.warning("callbacks wait for the store", detail=error.detail)
             except Exception:
                 # A fault of ours may cost callbacks time, never the server its life.
-                _log.exception("callbacks cannot be claimed")
+                _log.error("callbacks cannot be claimed", trace=traceback.format_exc())
             self._start(group)
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
@@ -197,6 +205,10 @@ class WebhookSender:
                 started_ms = self._clock()
                 answer = await self._try(due)
                 await self._settle(due, answer, started_ms, loop.time() - began)
+        except asyncio.CancelledError:
+            # The whole sender is: it must start nothing more.
+            self._closing = True
+            raise
         except FleetError as error:
             _log.warning(
                 "a callback's outcome is not written: it is sent again",
@@ -214,7 +226,7 @@ class WebhookSender:
 
     async def _try(self, due: _Due) -> Answer:
         try:
-            job = await self._views.message(due.record, payload=False)
+            job = await self._message(due.record)
             body = callback_body(self._codec, job)
             timestamp = self._clock() // 1000
             signature = signature_header(self._secrets.for_url(due.url), due.row.webhook_id, timestamp, body)
@@ -230,7 +242,8 @@ class WebhookSender:
             raise
         except Exception:
             # A fault of ours must use its tries up, rather than come back for ever.
-            _log.exception("a callback cannot be sent", webhook_id=due.row.webhook_id)
+            # As text: a renderer that shows variables would show addresses with what is secret in them.
+            _log.error("a callback cannot be sent", webhook_id=due.row.webhook_id, trace=traceback.format_exc())
             return Answer(None, "not sent: a fault of the server, whose log says more")
 
     async def _settle(self, due: _Due, answer: Answer, started_ms: int, seconds: float) -> None:

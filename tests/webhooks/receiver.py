@@ -34,10 +34,10 @@ class Received:
 
 
 Writer = asyncio.StreamWriter
-Answer = Callable[[Received, Writer], Awaitable[None]]
+How = Callable[[Received, Writer], Awaitable[None]]
 
 
-def reply(status: int, body: bytes = b"", **headers: str) -> Answer:
+def reply(status: int, body: bytes = b"", **headers: str) -> How:
     """Answers with a status."""
 
     async def answer(_: Received, writer: Writer) -> None:
@@ -48,7 +48,7 @@ def reply(status: int, body: bytes = b"", **headers: str) -> Answer:
     return answer
 
 
-def says(text: bytes) -> Answer:
+def says(text: bytes) -> How:
     """Answers with these very bytes, and closes."""
 
     async def answer(_: Received, writer: Writer) -> None:
@@ -68,7 +68,7 @@ async def die(_: Received, writer: Writer) -> None:
     writer.transport.abort()
 
 
-def endless(piece: bytes, start: bytes = b"") -> Answer:
+def endless(piece: bytes, start: bytes = b"") -> How:
     """Sends a piece over and over, for as long as anybody listens."""
 
     async def answer(_: Received, writer: Writer) -> None:
@@ -93,8 +93,8 @@ class Receiver:
     port: int = 0
     scheme: str = "http"
     received: list[Received] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
-    otherwise: Answer = OK
+    answers: list[How] = field(default_factory=list)
+    otherwise: How = OK
     connections: int = 0
     open: int = 0
     most_open: int = 0
