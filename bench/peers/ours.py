@@ -25,6 +25,7 @@ from fleet_server.rpc.auth import ApiKey, KeyRing
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import methods_of
 from fleet_server.rpc.metrics import RpcMetrics
+from fleet_server.rpc.scopes import Scope
 
 
 class Jobs:
@@ -45,7 +46,7 @@ class Jobs:
 
 async def main() -> None:
     """Serves until it is terminated."""
-    methods = methods_of(SERVICE, Jobs())
+    methods = methods_of(SERVICE, Jobs(), scope_of=lambda _: Scope.ADMIN)
     keys = KeyRing([ApiKey.of("bench", API_KEY)], clock=time.monotonic)
     invoker = Invoker(methods, keys=keys, metrics=RpcMetrics(CollectorRegistry(), methods))
     app = HostOriginGuard(Bridge([SERVICE], invoker))

@@ -41,18 +41,25 @@ class Method:
         return self.descriptor.server_streaming
 
 
-def methods_of(service: ServiceDescriptor, servicer: object, *, public: Iterable[str] = ()) -> list[Method]:
-    """The methods of a servicer; those named in `public` need no key."""
-    return [_method(descriptor, servicer, descriptor.name in public) for descriptor in service.methods]
+def methods_of(
+    service: ServiceDescriptor,
+    servicer: object,
+    *,
+    public: Iterable[str] = (),
+    scope_of: Callable[[MethodDescriptor], Scope] = scope_of,
+) -> list[Method]:
+    """The methods of a servicer; those named in `public` need no key, the others one with the scope of `scope_of`."""
+    return [
+        _method(descriptor, servicer, descriptor.name in public, scope_of(descriptor)) for descriptor in service.methods
+    ]
 
 
-def _method(descriptor: MethodDescriptor, servicer: object, public: bool) -> Method:
+def _method(descriptor: MethodDescriptor, servicer: object, public: bool, scope: Scope) -> Method:
     rules = descriptor.GetOptions().Extensions[options_pb2.method]
     timeout: float | None = DEFAULT_TIMEOUT_SECONDS
     if rules.HasField("timeout"):
         timeout = rules.timeout.seconds + rules.timeout.nanos / 1e9 or None
     service = descriptor.containing_service
-    scope = scope_of(descriptor)
     return Method(
         path=f"/{service.full_name}/{descriptor.name}",
         descriptor=descriptor,
