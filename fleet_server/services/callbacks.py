@@ -22,6 +22,12 @@ _HOST = re.compile(
 _NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)")
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 _CARRIERS = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::ffff:0:0:0/96"))
+# Local translators, SRv6 and documentation: not every Python that we run on knows these as private.
+_PRIVATE = (
+    ipaddress.IPv6Network("64:ff9b:1::/48"),
+    ipaddress.IPv6Network("5f00::/16"),
+    ipaddress.IPv6Network("3fff::/20"),
+)
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
 _METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 _LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
@@ -122,7 +128,7 @@ def refusal_of(address: Address, port: int, rules: CallbackRules) -> str | None:
         return (
             None if rules.loopback else "the server's own machine may not be called; FLEET_CALLBACK_ALLOW can allow it"
         )
-    if not inner.is_global:
+    if not inner.is_global or any(inner in network for network in _PRIVATE if network.version == inner.version):
         return "a private address may be called only where FLEET_CALLBACK_ALLOW names its network"
     return None if rules.public else "public addresses may not be called; FLEET_CALLBACK_ALLOW can allow them"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.callbacks import CallbackRules, check_callback, without_query
+from fleet_server.services.callbacks import CallbackRules, allow_rules, check_callback, refusal_of, without_query
 
 STRICT = CallbackRules()
 LOCAL = CallbackRules(loopback=True, own_ports=frozenset({8765, 50051}))
@@ -159,3 +159,60 @@ def test_an_ipv4_address_is_judged_alike_in_all_its_spellings(address: ipaddress
 def test_query_strings_are_not_shown() -> None:
     assert without_query("https://a.example/b?token=c#d") == "https://a.example/b"
     assert without_query("https://a.example/b#d") == "https://a.example/b"
+
+
+@pytest.mark.parametrize("port", [22, 25, 6000, 6379, 10080])
+def test_ports_of_other_protocols_are_refused_wherever_they_are(port: int) -> None:
+    assert verdict(f"http://93.184.216.34:{port}/") == "CALLBACK_FORBIDDEN"
+    assert verdict(f"http://localhost:{port}/", LOCAL) == "CALLBACK_FORBIDDEN"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "192.168.7.7", "[::ffff:192.168.7.7]"])
+def test_our_own_ports_are_refused_whatever_is_allowed(host: str) -> None:
+    everything = CallbackRules(
+        loopback=True,
+        own_ports={8765},
+        allowed=(ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")),
+        own_addresses={ipaddress.ip_address("192.168.7.7")},
+    )
+    assert verdict(f"http://{host}:8765/", everything) == "CALLBACK_FORBIDDEN"
+    assert verdict(f"http://{host}:8766/", everything) == "ok"
+
+
+def test_a_port_that_becomes_ours_is_refused_from_then_on() -> None:
+    ports: set[int] = set()
+    rules = CallbackRules(loopback=True, own_ports=ports)
+    assert verdict("http://localhost:8765/", rules) == "ok"
+    ports.add(8765)
+    assert verdict("http://localhost:8765/", rules) == "CALLBACK_FORBIDDEN"
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        (["public"], {"93.184.216.34"}),
+        (["public", "loopback"], {"93.184.216.34", "127.0.0.1"}),
+        (["10.0.0.0/8"], {"10.1.2.3"}),
+        (["10.1.2.3", "fd12::/16"], {"10.1.2.3", "fd12::1"}),
+        (["127.0.0.0/8"], {"127.0.0.1"}),
+        ([], set()),
+        (["169.254.0.0/16", "0.0.0.0/0"], {"93.184.216.34", "127.0.0.1", "10.1.2.3"}),
+    ],
+)
+def test_the_list_says_all_that_may_be_called(words: list[str], passes: set[str]) -> None:
+    tried = ["93.184.216.34", "127.0.0.1", "10.1.2.3", "fd12::1", "169.254.169.254", "64:ff9b:1::1"]
+    rules = allow_rules(words)
+    assert {text for text in tried if refusal_of(ipaddress.ip_address(text), 443, rules) is None} == passes
+
+
+@pytest.mark.parametrize("word", ["private", "10.0.0.0/40", "10.1.2.3/8", "example.com", ""])
+def test_an_unknown_word_of_the_list_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="use public, loopback, addresses and networks"):
+        allow_rules([word])
+
+
+@pytest.mark.parametrize("text", ["64:ff9b::a00:1", "2002:a00:1::", "::ffff:0:a00:1", "::a00:1", "::ffff:10.0.0.1"])
+def test_addresses_inside_others_are_judged(text: str) -> None:
+    address = ipaddress.ip_address(text)
+    assert refusal_of(address, 443, STRICT) is not None
+    assert refusal_of(address, 443, CallbackRules(allowed=(ipaddress.ip_network("10.0.0.0/8"),))) is None
