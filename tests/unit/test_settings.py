@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from fleet_server.callbacks import Callbacks
+from fleet_server.services.callbacks import CallbackRules
 from fleet_server.settings import Settings, is_loopback
+
+SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +78,58 @@ def test_a_blank_key_is_refused() -> None:
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+def test_callbacks_have_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings()
+    assert (settings.callback_allow, settings.webhook_secret) == (None, None)
+    assert settings.webhook_schedule_seconds[:3] == (5, 300, 1800)
+    monkeypatch.setenv("FLEET_CALLBACK_ALLOW", "public, 10.0.0.0/8")
+    monkeypatch.setenv("FLEET_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setenv("FLEET_WEBHOOK_SCHEDULE_SECONDS", "0.5 2 3")
+    settings = Settings()
+    assert settings.callback_allow == ("public", "10.0.0.0/8")
+    assert settings.webhook_schedule_seconds == (0.5, 2, 3)
+    assert settings.webhook_secret is not None and settings.webhook_secret.get_secret_value() == SECRET
+    assert SECRET not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("callback_allow", "private"),
+        ("webhook_secret", "whsec_dG9vIHNob3J0"),
+        ("webhook_secret", "no-prefix-dG9vIHNob3J0"),
+        ("webhook_schedule_seconds", "5 soon"),
+        ("webhook_schedule_seconds", "-1"),
+        ("webhook_lease_seconds", "20"),
+    ],
+)
+def test_callback_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"FLEET_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=name) as caught:
+        Settings()
+    assert "dG9vIHNob3J0" not in str(caught.value)
+
+
+def test_loopback_receivers_are_welcome_on_a_keyless_loopback_bind_alone(tmp_path: Path) -> None:
+    key = SecretStr("a-key-of-our-own")
+
+    def rules(**settings: Any) -> CallbackRules:
+        return Callbacks(Settings(data_dir=tmp_path, webhook_secret=SecretStr(SECRET), **settings)).rules
+
+    assert (rules().loopback, rules().public) == (True, True)
+    for settings in ({"api_key": key}, {"api_key": key, "host": "0.0.0.0"}, {"api_keys_file": tmp_path / "keys"}):
+        assert (rules(**settings).loopback, rules(**settings).public) == (False, True)
+    # The list, where one is given, is the whole list.
+    assert (rules(callback_allow="public").loopback, rules(callback_allow="public").public) == (False, True)
+    narrow = rules(callback_allow="10.0.0.0/8")
+    assert (narrow.loopback, narrow.public, len(narrow.allowed)) == (False, False, 1)
+    assert rules(api_key=key, callback_allow="loopback").loopback
+
+
+def test_our_own_ports_and_addresses_are_known_to_the_rules(tmp_path: Path) -> None:
+    callbacks = Callbacks(Settings(data_dir=tmp_path, webhook_secret=SecretStr(SECRET), port=0, comfy_port=None))
+    callbacks.own_port(40_123)
+    assert callbacks.rules.own_ports == {40_123, 50_051, 9_010}
+    assert ipaddress.ip_address("127.0.0.1") in callbacks.rules.own_addresses

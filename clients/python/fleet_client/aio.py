@@ -118,6 +118,16 @@ class AsyncFleetCommander:
         params = calls.given({"request_id": request_id})
         return await self._json("POST", f"/api/queue/jobs/{segment(job_id)}/retry", params=params)
 
+    async def list_deliveries(self, job_id: str, **filters: Any) -> Json:
+        """A page of a job's callbacks, newest first: `deliveries` and `next_page_token`."""
+        path = f"/api/queue/jobs/{segment(job_id)}/deliveries"
+        return await self._json("GET", path, params=calls.given(filters))
+
+    async def redeliver(self, job_id: str, delivery_id: str, request_id: str | None = None) -> Json:
+        """Send a callback again, at once; the delivery, pending."""
+        path = f"/api/queue/jobs/{segment(job_id)}/deliveries/{segment(delivery_id)}/redeliver"
+        return await self._json("POST", path, params=calls.given({"request_id": request_id}))
+
     async def queue_stats(self) -> Json:
         """Depths, rates and waits."""
         return await self._json("GET", "/api/queue/stats")

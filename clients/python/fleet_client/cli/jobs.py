@@ -195,6 +195,42 @@ def retry(
 
 
 @app.command()
+def deliveries(
+    job_id: JobArgument, as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None
+) -> None:
+    """List a job's callbacks, newest first, and what came of them."""
+    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
+        reply = fleet.list_deliveries(job_id)
+    if as_json:
+        print_json(reply)
+        return
+    rows = []
+    for delivery in reply["deliveries"]:
+        tries = delivery["attempts"]
+        last = tries[-1]["detail"] if tries else ""
+        rows.append([delivery["delivery_id"], delivery["status"], str(len(tries)), plain(last), plain(delivery["url"])])
+    print_table(["DELIVERY", "STATUS", "TRIES", "LAST", "URL"], rows, "The job has no callbacks so far.")
+
+
+@app.command()
+def redeliver(
+    job_id: JobArgument,
+    delivery_id: Annotated[str, typer.Argument(help="From `fleet jobs deliveries`.")],
+    request_id: RequestOption = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+) -> None:
+    """Send a callback again, at once."""
+    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
+        delivery = fleet.redeliver(job_id, delivery_id, request_id)
+    if as_json:
+        print_json(delivery)
+    else:
+        out.print(Text.assemble((delivery["delivery_id"], "bold"), "  ", delivery["status"]), soft_wrap=True)
+
+
+@app.command()
 def stats(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
     """Depths, rates and waits of the queue."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
