@@ -38,6 +38,7 @@ from fleet_server.rpc.server import GrpcServer
 from fleet_server.rpc.validation import validate
 from fleet_server.rpc.vision import VisionServicer
 from fleet_server.services.completion import Completions
+from fleet_server.services.dead import DeadLetters
 from fleet_server.services.dispatch import Dispatcher
 from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub
@@ -47,6 +48,7 @@ from fleet_server.services.gallery import Gallery
 from fleet_server.services.generation import Generation, GenerationSettings
 from fleet_server.services.intake import Intake
 from fleet_server.services.models import CatalogSettings, ModelCatalog
+from fleet_server.services.pauses import Pauses
 from fleet_server.services.payloads import PayloadReader
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.queue import JobQueue
@@ -148,7 +150,8 @@ class Server:
             ),
         )
         rates = Rates(now_ms)
-        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec)
+        pauses = Pauses(store.pauses, self._dispatcher, clock=time.monotonic)
+        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec, pauses)
         self._hub = EventHub(
             store.jobs,
             store.events,
@@ -175,6 +178,7 @@ class Server:
         )
         self._sender = self._callbacks.sender(store, views, self._codec, now_ms)
         self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions)
+        self._dead = DeadLetters(store.jobs, store.replies, views, self._dispatcher)
         self._generation = Generation(
             store.jobs,
             intake,
@@ -213,6 +217,8 @@ class Server:
                 board,
                 Webhooks(store.jobs, store.webhooks, self._sender.wake),
                 explainer=explainer,
+                pauses=pauses,
+                dead=self._dead,
             ),
             NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs)),
         )
@@ -305,6 +311,7 @@ class Server:
         await self._grpc.stop(grace_seconds)
         await self._generation.aclose()
         await self._queue.aclose()
+        await self._dead.aclose()
 
     async def close_files(self) -> None:
         """Ends the threads of the file rooms."""

@@ -11,9 +11,11 @@ from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
-from fleet_server.rpc.scopes import check_job_type
+from fleet_server.rpc.scopes import check_job_type, only_own
+from fleet_server.services.dead import DeadLetters
 from fleet_server.services.events import EventHub
 from fleet_server.services.explain import Explainer
+from fleet_server.services.pauses import Pauses
 from fleet_server.services.queue import JobQueue
 from fleet_server.services.status import StatusBoard
 from fleet_server.services.webhooks import Webhooks
@@ -26,9 +28,19 @@ class QueueServicer:
     """The job queue. Every method raises FleetError."""
 
     def __init__(
-        self, queue: JobQueue, hub: EventHub, board: StatusBoard, webhooks: Webhooks, *, explainer: Explainer
+        self,
+        queue: JobQueue,
+        hub: EventHub,
+        board: StatusBoard,
+        webhooks: Webhooks,
+        *,
+        explainer: Explainer,
+        pauses: Pauses,
+        dead: DeadLetters,
     ) -> None:
         self._queue = queue
+        self._pauses = pauses
+        self._dead = dead
         self._hub = hub
         self._board = board
         self._explainer = explainer
@@ -66,11 +78,12 @@ class QueueServicer:
         return queue_pb2.GetJobResponse(job=await self._queue.get(request.job_id))
 
     async def CancelJob(self, request: queue_pb2.CancelJobRequest, context: Context) -> queue_pb2.CancelJobResponse:
-        return queue_pb2.CancelJobResponse(job=await self._queue.cancel(request.job_id))
+        job = await self._queue.cancel(request.job_id, only=only_own(caller_of(context)))
+        return queue_pb2.CancelJobResponse(job=job)
 
     async def RetryJob(self, request: queue_pb2.RetryJobRequest, context: Context) -> queue_pb2.RetryJobResponse:
-        key = idempotency_key(context, request)
-        job = await self._queue.retry(request, owner=caller_of(context).owner, key=key)
+        caller, key = caller_of(context), idempotency_key(context, request)
+        job = await self._queue.retry(request, owner=caller.owner, key=key, only=only_own(caller))
         return queue_pb2.RetryJobResponse(job=job)
 
     async def WatchJob(
@@ -79,6 +92,24 @@ class QueueServicer:
         async with aclosing(self._hub.watch_job(request.job_id, previews=request.previews)) as events:
             async for event in events:
                 yield event
+
+    async def ListDead(self, request: queue_pb2.ListDeadRequest, context: Context) -> queue_pb2.ListDeadResponse:
+        jobs, token = await self._dead.page(request)
+        return queue_pb2.ListDeadResponse(jobs=jobs, next_page_token=token)
+
+    async def RedriveJobs(
+        self, request: queue_pb2.RedriveJobsRequest, context: Context
+    ) -> queue_pb2.RedriveJobsResponse:
+        caller, key = caller_of(context), idempotency_key(context, request)
+        return await self._dead.redrive(request, owner=caller.owner, key=key, only=only_own(caller))
+
+    async def PauseQueue(self, request: queue_pb2.PauseQueueRequest, context: Context) -> queue_pb2.PauseQueueResponse:
+        return queue_pb2.PauseQueueResponse(pauses=await self._pauses.pause(request))
+
+    async def ResumeQueue(
+        self, request: queue_pb2.ResumeQueueRequest, context: Context
+    ) -> queue_pb2.ResumeQueueResponse:
+        return queue_pb2.ResumeQueueResponse(pauses=await self._pauses.resume(request))
 
     async def ListDeliveries(
         self, request: queue_pb2.ListDeliveriesRequest, context: Context

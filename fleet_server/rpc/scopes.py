@@ -10,6 +10,7 @@ from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
 from fleet_server.domain.errors import FleetError
+from fleet_server.rpc.caller import Caller
 
 
 class Scope(StrEnum):
@@ -63,6 +64,11 @@ def scope_missing(scope: Scope) -> FleetError:
     return FleetError(
         "SCOPE_MISSING", f"the API key lacks the scope {scope}: use one that FLEET_API_KEYS_FILE marks as admin"
     )
+
+
+def only_own(caller: Caller) -> str | None:
+    """Whose jobs the caller may cancel or run again: None for everybody's."""
+    return None if caller.admin else caller.owner
 
 
 def check_job_type(job_type: int, *, admin: bool, field: str) -> None:

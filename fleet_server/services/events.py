@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager
@@ -14,6 +15,7 @@ from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.endings import Ending, Endings
+from fleet_server.services.group_ticks import GroupTicks
 from fleet_server.services.happenings import JOB_KINDS, EventMaker, gap
 from fleet_server.services.listener import Listener, is_event_id, order
 from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
@@ -70,6 +72,7 @@ class EventHub:
         self._settings = settings or EventSettings()
         self._maker = EventMaker(jobs, views, nodes)
         self._boxes: set[Mailbox] = set()
+        self._groups = GroupTicks(jobs, views, clock=time.monotonic)
         self._endings = endings or Endings()
         self._entries: asyncio.Queue[StoredEvent] = asyncio.Queue(1_024)
         self._last = ""
@@ -255,9 +258,19 @@ class EventHub:
                     happening = await self._tick(progress, boxes)
                     for box in boxes:
                         box.put_tick(happening)
+                if self._boxes and progress.job_id not in self._ended:
+                    with contextlib.suppress(FleetError):
+                        await self._tell_group(await self._groups.ticked(progress))
+
+    async def _tell_group(self, progress: types_pb2.JobProgress | None) -> None:
+        if progress is not None and progress.job_id not in self._ended:
+            boxes = list(self._boxes)
+            happening = await self._tick(progress, boxes)
+            for box in boxes:
+                box.put_tick(happening)
 
     def _on_node(self, node_id: str) -> None:
-        """A node changed or beat; only beats are told from here, changes come from the store."""
+        """A node beat; changes come from the store."""
         boxes = [box for box in self._boxes if "node_heartbeat" in box.wanted.kinds]
         if not boxes:
             return
@@ -333,6 +346,7 @@ class EventHub:
                 if len(self._ended) > _ENDED_KEPT:
                     self._ended.popitem(last=False)
                 self._endings.tell(record.job_id)
+            await self._tell_group(self._groups.changed(record))
         elif entry.type == "node_update":
             self._on_node_row(decode_node(entry.fields))
         await self._entries.put(entry)

@@ -92,7 +92,7 @@ class Generation:
         Raises what `Intake.image` and `JobStore.submit` do; NO_NODE at once where no online node could run it; and
         what the job failed with.
         """
-        admitted = self._intake.image(
+        admitted = await self._intake.picture(
             request,
             owner=owner,
             priority=Priority.HIGH,

@@ -90,6 +90,7 @@ class EventMaker:
         wholes = {record.job_id: record for record in found if record is not None}
         filled = {event_id: _filled(record, wholes.get(record.job_id)) for event_id, record in records.items()}
         specs = [self._spec(record, wholes.get(record.job_id)) for record in filled.values()]
+        filled = dict(zip(filled, await self._views.joined(list(filled.values()), specs), strict=True))
         lives = await self._views.live(list(filled.values()), specs)
         joined = dict(zip(filled, zip(specs, lives, strict=True), strict=True))
         made = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fleet.v1 import queue_pb2, types_pb2
@@ -13,16 +14,18 @@ from google.protobuf.message import Message
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.domain.job import NewJob, Priority
 from fleet_server.services.callbacks import CallbackRules, check_callback
+from fleet_server.services.groups import split
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.models import ModelCatalog
 from fleet_server.services.payloads import PayloadReader, loras_of, model_of, references_of
 from fleet_server.services.ports import Nodes
 from fleet_server.services.references import check_reference
-from fleet_server.services.refusals import join, later, refused
+from fleet_server.services.refusals import join, refused
 from fleet_server.services.words import DEFAULT_CLUSTERS, priority_number, priority_of, type_word
 from fleet_server.store import Idempotency, OutputStore
 
 _FARTHEST_MS = 30 * 86_400_000
+_JOB_ID = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,13 @@ class Admitted:
 
     job: NewJob
     spec: types_pb2.JobSpec
+    children: tuple[Admitted, ...] = ()
+    """The images of a group, in order."""
+
+    @property
+    def all(self) -> tuple[Admitted, ...]:
+        """It and its children."""
+        return (self, *self.children)
 
     @property
     def callback(self) -> bool:
@@ -69,13 +79,11 @@ class Intake:
         """A queued job. Defaults are filled in and the proto's rules held already, as every call's are.
 
         Raises INVALID_FIELD, UNKNOWN_FIELD, CALLBACK_FORBIDDEN, NODE_NOT_FOUND, MODEL_NOT_FOUND, LORA_NOT_FOUND,
-        INPUT_NOT_FOUND, NOT_IMPLEMENTED; each names the field below `path`.
+        INPUT_NOT_FOUND, JOB_NOT_FOUND (an id in `after` that can be none), NOT_IMPLEMENTED; each names the field below
+        `path`. Whether the jobs of `after` are there the store says at the submit.
         """
         self._check_open()
-        if request.after:
-            raise later(join(path, "after"), "jobs that wait for others are")
-        if request.exclusive:
-            raise later(join(path, "exclusive"), "exclusive jobs are")
+        after = _parents(request.after, path)
         if request.HasField("callback_url"):
             check_callback(request.callback_url, self.callbacks, field=join(path, "callback_url"))
         if request.HasField("target_node_id") and self.nodes.node(request.target_node_id) is None:
@@ -85,13 +93,15 @@ class Intake:
         payload_path = join(path, "payload")
         payload = self.payloads.read(request.job_type, request.payload, path=payload_path)
         for reference_path, reference in references_of(payload, path=payload_path):
-            await check_reference(reference, self.outputs, path=reference_path)
+            await check_reference(reference, self.outputs, path=reference_path, after=after)
         spec = types_pb2.JobSpec(
             job_type=request.job_type,
             payload=payload,
             priority=request.priority,
             target_cluster=request.target_cluster or DEFAULT_CLUSTERS[type_word(request.job_type)],
             target_labels=request.target_labels,
+            after=after,
+            exclusive=request.exclusive,
         )
         if request.HasField("target_node_id"):
             spec.target_node_id = request.target_node_id
@@ -104,6 +114,21 @@ class Intake:
             JobDefaults(request.max_retries, request.timeout_seconds * 1000, request.queue_ttl_seconds * 1000),
             schedule_ms,
         )
+
+    async def picture(
+        self,
+        request: Message,
+        *,
+        owner: str,
+        priority: Priority,
+        direct: bool = False,
+        defaults: JobDefaults | None = None,
+    ) -> Admitted:
+        """As `image`, the files that it refers to looked for as well."""
+        admitted = self.image(request, owner=owner, priority=priority, direct=direct, defaults=defaults)
+        for path, reference in references_of(admitted.spec.payload, path=""):
+            await check_reference(reference, self.outputs, path=path)
+        return admitted
 
     def image(
         self,
@@ -143,8 +168,25 @@ class Intake:
                 getattr(spec.payload, kind).model = resolution.target
         if resolution.resolved is not None:
             spec.resolved_model = resolution.resolved
+        admitted = self._job(spec, owner, limits, schedule_ms)
+        images = spec.payload.image_gen.n
+        if images < 2:
+            return admitted
+        group, children = split(spec, admitted.job.job_id, [self.new_id() for _ in range(images)])
+        rest = limits, schedule_ms
+        return replace(
+            self._job(group, owner, *rest, job_id=admitted.job.job_id),
+            children=tuple(
+                self._job(child, owner, *rest, job_id=job_id)
+                for child, job_id in zip(children, group.child_job_ids, strict=True)
+            ),
+        )
+
+    def _job(
+        self, spec: types_pb2.JobSpec, owner: str, limits: JobDefaults, schedule_ms: int | None, job_id: str = ""
+    ) -> Admitted:
         job = NewJob(
-            job_id=self.new_id(),
+            job_id=job_id or self.new_id(),
             spec=spec.SerializeToString(),
             lane=lane_of(spec),
             priority=priority_of(spec.priority),
@@ -153,6 +195,10 @@ class Intake:
             timeout_ms=limits.timeout_ms,
             queue_ttl_ms=limits.queue_ttl_ms,
             schedule_ms=schedule_ms,
+            after=tuple(spec.after),
+            group_job_id=spec.group_job_id,
+            child_job_ids=tuple(spec.child_job_ids),
+            exclusive=spec.exclusive,
         )
         return Admitted(job, spec)
 
@@ -164,6 +210,14 @@ class Intake:
         if at > now + _FARTHEST_MS:
             raise invalid_field(join(path, "schedule_time"), "must be at most 30 days ahead")
         return at if at > now else None
+
+
+def _parents(after: Sequence[str], path: str) -> tuple[str, ...]:
+    """The ids of `after`, each once."""
+    for index, job_id in enumerate(after):
+        if not _JOB_ID.fullmatch(job_id):
+            raise refused("JOB_NOT_FOUND", join(path, f"after[{index}]"), f"no job has the id {job_id!r}")
+    return tuple(dict.fromkeys(after))
 
 
 def idempotency(request: Any, *, method: str, owner: str, key: str | None) -> Idempotency | None:

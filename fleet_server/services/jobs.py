@@ -14,10 +14,13 @@ from fleet_server.services.words import priority_number, status_number, type_num
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What is judged when a job is read: its place in line, whether any node could run it, its last tick."""
+    """What is judged when a job is read: its place in line, whether it is held back, or no node could run it; its last
+    tick.
+    """
 
     position: int | None = None
     no_node: bool = False
+    paused: bool = False
     tick: types_pb2.JobProgress | None = None
     eta_seconds: float | None = None
 
@@ -25,23 +28,30 @@ class Live:
 NOTHING = Live()
 
 
-def wait_reason(record: JobRecord, no_node: bool) -> str | None:
-    """Why a queued job is not in line; None if it is, or is not queued."""
+def wait_reason(record: JobRecord, live: Live) -> str | None:
+    """Why a queued job is not in line; None if it is, or is not queued. What the store knows comes first."""
     if record.state is not JobState.QUEUED:
         return None
     if record.wait_reason is not WaitReason.NONE:
         return record.wait_reason.value
-    return WaitReason.NO_NODE.value if no_node else None
+    if live.paused:
+        return WaitReason.PAUSED.value
+    return WaitReason.NO_NODE.value if live.no_node else None
+
+
+def ready(record: JobRecord) -> bool:
+    """Whether the job waits for its turn alone; a group for that of its images."""
+    return record.state is JobState.QUEUED and record.wait_reason is WaitReason.NONE
 
 
 def in_line(record: JobRecord) -> bool:
-    """Whether the job waits for its turn alone."""
-    return record.state is JobState.QUEUED and record.wait_reason is WaitReason.NONE
+    """Whether the job has a place in line; a group never has."""
+    return ready(record) and not record.children
 
 
 def receipt(record: JobRecord, spec: types_pb2.JobSpec, live: Live) -> types_pb2.Receipt:
     """The reply to a submit, of a job as it is now."""
-    reason = wait_reason(record, live.no_node)
+    reason = wait_reason(record, live)
     message = types_pb2.Receipt(job_id=record.job_id, status=status_number(record.state), wait_reason=reason)
     if live.position is not None and reason is None:
         message.queue_position = live.position
@@ -64,7 +74,7 @@ def job_message(
 
     `result` is set exactly when it has ended, `error` exactly when it failed.
     """
-    reason = wait_reason(record, live.no_node)
+    reason = wait_reason(record, live)
     job = types_pb2.Job(
         job_id=record.job_id,
         job_type=type_number(record.job_type),
@@ -82,6 +92,10 @@ def job_message(
         max_retries=record.max_retries,
         timeout_seconds=record.timeout_ms // 1000,
         queue_ttl_seconds=record.queue_ttl_ms // 1000,
+        after=spec.after,
+        group_job_id=record.group_job_id or None,
+        child_job_ids=spec.child_job_ids,
+        exclusive=spec.exclusive,
     )
     copy_models(spec, job)
     if spec.HasField("target_node_id"):

@@ -92,8 +92,6 @@ class PayloadReader:
         self._validate(message, path=path)
         match message:
             case types_pb2.ImagePayload():
-                if message.n > 1:
-                    raise later(join(path, "n"), "more than one image a job is")
                 _pictures(message, path)
                 self._draw_seed(message)
             case types_pb2.VideoPayload():
@@ -130,6 +128,11 @@ def references_of(payload: types_pb2.Payload, *, path: str) -> Iterator[tuple[st
     kind = payload.WhichOneof("kind")
     if kind == "transcription":
         yield join(path, "audio"), payload.transcription.audio
+    elif kind in ("image_gen", "video_gen"):
+        message = getattr(payload, kind)
+        for name in ("init_image", "mask_image"):
+            if message.HasField(name):
+                yield join(path, name), getattr(message, name)
     elif kind == "training":
         for index, reference in enumerate(payload.training.inputs):
             yield join(path, f"inputs[{index}]"), reference
@@ -168,9 +171,11 @@ def _engine(value: dict[str, Any], path: str) -> None:
 
 
 def _pictures(message: Any, path: str) -> None:
-    for name in ("init_image", "mask_image"):
-        if message.HasField(name):
-            raise later(join(path, name), "starting from a picture is")
+    """`strength` means nothing without a picture to start from, nor does a mask."""
+    if message.HasField("init_image"):
+        return
+    if message.HasField("mask_image"):
+        raise invalid_field(join(path, "mask_image"), "needs init_image: give both, or leave it out")
     if message.strength != _DEFAULT_STRENGTH:
         raise invalid_field(join(path, "strength"), "must be given with init_image only")
     message.ClearField("strength")

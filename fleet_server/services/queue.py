@@ -85,7 +85,7 @@ class JobQueue:
         priority = Priority.NORMAL
         if request.priority:
             priority = Priority.HIGH if request.priority > 0 else Priority.LOW
-        admitted = self._intake.image(request, owner=owner, priority=priority)
+        admitted = await self._intake.picture(request, owner=owner, priority=priority)
         once = idempotency(request, method="Vision/Generate", owner=owner, key=key)
         return (await self._submit([admitted], once))[0]
 
@@ -93,24 +93,29 @@ class JobQueue:
         submitted = await self._shield.run(self._store(admitted, once))
         if submitted.replayed:
             return await self._receipts_again(submitted.job_ids)
-        judged: dict[str, bool] = {}
+        # What became of a job that waits for others only the store knows: it may be cancelled already.
+        waiting = iter(await self._receipts_again([item.job.job_id for item in admitted if item.job.after]))
+        judged: dict[tuple[str, Priority], str | None] = {}
         receipts = []
         for item, position in zip(admitted, submitted.positions, strict=True):
-            lane = item.job.lane
-            if lane.lane_id not in judged:
-                judged[lane.lane_id] = self._views.no_node(lane)
-            no_node = judged[lane.lane_id]
-            reason = "SCHEDULED" if item.job.schedule_ms is not None else "NO_NODE" if no_node else None
+            if item.job.after:
+                receipts.append(next(waiting))
+                continue
+            kind = item.job.lane.lane_id, item.job.priority
+            if kind not in judged:
+                judged[kind] = await self._views.obstacle(item.job.lane, item.job.priority)
+            reason = "SCHEDULED" if item.job.schedule_ms is not None else judged[kind]
             receipts.append(_first_receipt(item, position, reason))
         return receipts
 
     async def _store(self, admitted: Sequence[Admitted], once: Idempotency | None) -> Submitted:
         callbacks = [item.job.job_id for item in admitted if item.callback]
+        all_jobs = [one for item in admitted for one in item.all]
         # Kept first: the event of the new job may come before the reply.
-        for item in admitted:
+        for item in all_jobs:
             self._views.keep(item.job.job_id, item.spec)
         submitted = await self._jobs.submit(
-            [item.job for item in admitted],
+            [item.job for item in all_jobs],
             idempotency=once,
             limit=self._settings.queued_jobs,
             callbacks=callbacks,
@@ -120,6 +125,8 @@ class JobQueue:
         return submitted
 
     async def _receipts_again(self, job_ids: Sequence[str]) -> list[types_pb2.Receipt]:
+        if not job_ids:
+            return []
         records = [record for record in await self._jobs.get_many(job_ids) if record is not None]
         if len(records) < len(job_ids):
             raise _not_found("the jobs of this idempotency key have been deleted; use another key")
@@ -134,22 +141,41 @@ class JobQueue:
             raise _not_found(f"there is no job {job_id[:128]!r}: it never was, or ended too long ago")
         return await self._views.message(record)
 
-    async def cancel(self, job_id: str) -> types_pb2.Job:
-        """Cancels a job; it is cancelled when this returns, its node stops after. Raises JOB_NOT_FOUND, JOB_ENDED."""
+    async def cancel(self, job_id: str, *, only: str | None = None) -> types_pb2.Job:
+        """Cancels a job, a group with its images; it is cancelled when this returns, its node stops after.
+
+        Raises JOB_NOT_FOUND, JOB_ENDED, SCOPE_MISSING (`only` may be whose it is, and it is another's).
+        """
+        await self._check_owner(job_id, only)
         record = await self._shield.run(self._cancel(job_id))
-        return await self._views.message(await self._whole(record))
+        return await self._views.message(record)
 
     async def _cancel(self, job_id: str) -> JobRecord:
-        record = await self._jobs.cancel(job_id)
-        token = record.token or record.last_token
-        if record.node_id and token:
-            await self._attempts.cancel_attempt(job_id, record.node_id, token)
+        record = await self._whole(await self._jobs.cancel(job_id))
+        images = types_pb2.JobSpec.FromString(record.spec).child_job_ids if record.children else ()
+        for one in (record, *await self._jobs.get_many(images)):
+            token = one.token or one.last_token if one is not None else ""
+            if one is not None and one.state is JobState.CANCELLED and one.node_id and token:
+                await self._attempts.cancel_attempt(one.job_id, one.node_id, token)
         # Its slot is free for another, and so is its place in line.
         self._dispatcher.wake()
         return record
 
-    async def retry(self, request: queue_pb2.RetryJobRequest, *, owner: str, key: str | None) -> types_pb2.Job:
-        """Queues a failed job again, as its next generation. Raises JOB_NOT_FOUND, JOB_NOT_FAILED."""
+    async def _check_owner(self, job_id: str, only: str | None) -> None:
+        if only is None:
+            return
+        record = await self._jobs.get(job_id)
+        if record is not None and not_theirs(record, only):
+            raise other_owner(job_id)
+
+    async def retry(
+        self, request: queue_pb2.RetryJobRequest, *, owner: str, key: str | None, only: str | None = None
+    ) -> types_pb2.Job:
+        """Queues a failed job again, as its next generation; of a group the images that did not succeed.
+
+        Raises JOB_NOT_FOUND, JOB_NOT_FAILED, SCOPE_MISSING as `cancel`.
+        """
+        await self._check_owner(request.job_id, only)
         once = idempotency(request, method="Queue/RetryJob", owner=owner, key=key)
         record = await self._shield.run(self._retry(request.job_id, once))
         return await self._views.message(await self._whole(record))
@@ -174,7 +200,7 @@ class JobQueue:
         return Counter((r.node_id, r.model) for r in records if r.state is JobState.RUNNING)
 
     async def list(self, request: queue_pb2.ListJobsRequest) -> tuple[list[types_pb2.Job], str]:
-        """A page of jobs, newest first, and the next page's token.
+        """A page of jobs, newest first, and the next page's token; of a group's images only by `group_job_id`.
 
         Looks at a bounded number of jobs: a page may be short and still have a token. Raises INVALID_PAGE_TOKEN.
         """
@@ -190,6 +216,7 @@ class JobQueue:
                 limit=room,
                 created_after_ms=wanted.after_ms,
                 created_before_ms=wanted.before_ms,
+                group=wanted.group,
             )
             for row in rows:
                 if wanted.fits(row):
@@ -243,25 +270,18 @@ class _Filter:
     @property
     def plain(self) -> bool:
         """Whether the store applies it all."""
-        rest = (self.job_type, self.priority, self.cluster, self.model, self.node_id, self.owner, self.group)
+        rest = (self.job_type, self.priority, self.cluster, self.model, self.node_id, self.owner)
         return all(value is None for value in rest)
 
     def fits(self, record: JobRecord) -> bool:
         return (
-            self.group is None
-            and self.job_type in (None, record.job_type)
+            self.job_type in (None, record.job_type)
             and self.priority in (None, record.priority)
             and self.cluster in (None, record.cluster)
             and self.node_id in (None, record.node_id)
             and self.owner in (None, record.owner)
-            and (self.model is None or self._fits_model(record))
+            and (self.model is None or names_model(record, self.model))
         )
-
-    def _fits_model(self, record: JobRecord) -> bool:
-        if record.model == self.model:
-            return True
-        spec = types_pb2.JobSpec.FromString(record.spec)
-        return spec.target_model == self.model
 
 
 def _first_receipt(item: Admitted, position: int | None, reason: str | None) -> types_pb2.Receipt:
@@ -273,6 +293,21 @@ def _first_receipt(item: Admitted, position: int | None, reason: str | None) -> 
     if item.spec.HasField("resolved_model"):
         message.resolved_model = item.spec.resolved_model
     return message
+
+
+def names_model(record: JobRecord, model: str) -> bool:
+    """Whether the job was asked for with that model, or runs it."""
+    return record.model == model or types_pb2.JobSpec.FromString(record.spec).target_model == model
+
+
+def not_theirs(record: JobRecord, only: str | None) -> bool:
+    """Whether the job is another key's; None may everything, and a job of a time without keys is everybody's."""
+    return only is not None and bool(record.owner) and record.owner != only
+
+
+def other_owner(job_id: str) -> FleetError:
+    """The refusal of an ordinary key at another's job."""
+    return FleetError("SCOPE_MISSING", f"job_id: job {job_id} is another key's: use that one, or an admin key")
 
 
 def _not_found(detail: str) -> FleetError:

@@ -38,7 +38,12 @@ class Rates:
         self._runs: OrderedDict[str, deque[int]] = OrderedDict()
 
     def note(self, record: JobRecord) -> None:
-        """A job as it is after a change; counted at the time of the change, which may be a while ago."""
+        """A job as it is after a change; counted at the time of the change, which may be a while ago.
+
+        Of groups their images count, which are what runs.
+        """
+        if record.children:
+            return
         now = self._slice(record.updated_ms)
         if record.version == _FIRST_VERSION:
             now.submitted += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from fleet_server.domain.errors import invalid_field
 from fleet_server.services.refusals import later, refused
@@ -13,22 +15,40 @@ _BUCKETS = frozenset({"fleet-models", "fleet-outputs", "fleet-loras", "fleet-wor
 _WORDS = "must be a reference: input:<id>, output:<filename>, job:<job_id> or s3://<bucket>/<key> of a fleet bucket"
 
 
-async def check_reference(reference: str, outputs: OutputStore, *, path: str) -> None:
-    """Returns if the file is there.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference taken apart: `kind` is input, output, job or s3; `name` is what it names."""
+
+    kind: str
+    name: str
+
+
+def parse(reference: str) -> Reference | None:
+    """The reference; None for what is none."""
+    match = _FORM.fullmatch(reference)
+    if match is None:
+        return None
+    if match[3] is None:
+        return Reference(match[1], match[2])
+    return Reference("s3", reference) if match[3] in _BUCKETS else None
+
+
+async def check_reference(reference: str, outputs: OutputStore, *, path: str, after: Collection[str] = ()) -> None:
+    """Returns if the file is there, or will be once the jobs of `after` have succeeded.
 
     Raises INVALID_FIELD for what is no reference, INPUT_NOT_FOUND for what is not there, NOT_IMPLEMENTED for the kinds
     whose stores this version does not have.
     """
-    match = _FORM.fullmatch(reference)
-    if match is None or (match[3] is not None and match[3] not in _BUCKETS):
+    found = parse(reference)
+    if found is None:
         raise invalid_field(path, _WORDS)
-    kind, name = match[1], match[2]
-    if kind == "output":
-        if await outputs.get(name) is None:
-            raise refused("INPUT_NOT_FOUND", path, f"there is no output {name!r}; see GET /api/vision/gallery")
-    elif kind == "input":
-        raise refused("INPUT_NOT_FOUND", path, f"there is no input {name!r}; inputs are kept for 24 hours")
-    elif kind == "job":
-        raise later(path, "outputs of other jobs are")
+    if found.kind == "output":
+        if await outputs.get(found.name) is None:
+            raise refused("INPUT_NOT_FOUND", path, f"there is no output {found.name!r}; see GET /api/vision/gallery")
+    elif found.kind == "input":
+        raise refused("INPUT_NOT_FOUND", path, f"there is no input {found.name!r}; inputs are kept for 24 hours")
+    elif found.kind == "job":
+        if found.name not in after:
+            raise invalid_field(path, f"must name a job of `after`: put {found.name} there, so that it comes first")
     else:
         raise later(path, "files in S3 are")

@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import structlog
 from fleet.v1 import node_pb2 as pb
-from fleet.v1.types_pb2 import JobProgress, JobSpec
+from fleet.v1.types_pb2 import JobProgress
 
 from fleet_server.domain.errors import Code, FleetError
 from fleet_server.domain.job import Claim, JobRecord
 from fleet_server.services.attempts import Attempt, AttemptBook
 from fleet_server.services.beats import Beats
 from fleet_server.services.completion import Ended
+from fleet_server.services.handout import Handout, assignment
 from fleet_server.services.nodes import beat_of
 from fleet_server.services.reports import GivenBack, Reports, Started
 from fleet_server.services.session_parts import SessionParts, SessionSettings
@@ -72,6 +73,13 @@ class Session:
         self._beats = Beats(
             session_id, hello, parts, self._book, self._settling, answer=self._answer, replaced=self._replaced
         )
+        self._handout = Handout(
+            parts.inputs,
+            send=lambda assign: self.send(pb.ServerMessage(assign=assign)),
+            failed=self._on_complete,
+            wanted=self._wanted,
+            repeat_seconds=self._settings.repeat_seconds,
+        )
         if not self._spooled:
             self.spool_settled.set()
 
@@ -121,7 +129,8 @@ class Session:
                 accept_by=_now() + self._settings.accept_seconds,
             )
         )
-        self.send(pb.ServerMessage(assign=self._assignment(claim)))
+        previews = self._parts.hub.previews_wanted(record.job_id)
+        self._handout.give(assignment(claim, self._parts.fleet.node(self.node_id), previews=previews))
         self._slots_changed()
         return True
 
@@ -198,6 +207,7 @@ class Session:
                 elif isinstance(outcome, Exception):
                     _log.error("session failed", node_id=self.node_id, exc_info=outcome)
                     self.stop(FleetError("INTERNAL", "the session failed in the server: dial again"))
+            await self._handout.close()
             self.stop()
             self.ended.set()
 
@@ -364,24 +374,9 @@ class Session:
                 draining=self.goodbye_at is not None,
             )
 
-    def _assignment(self, claim: Claim) -> pb.Assign:
-        record = claim.job
-        spec = JobSpec.FromString(record.spec)
-        view = self._parts.fleet.node(self.node_id)
-        model = view.models.get(spec.resolved_model) if view is not None and spec.resolved_model else None
-        return pb.Assign(
-            job_id=record.job_id,
-            token=claim.token,
-            generation=record.generation,
-            attempt=record.attempt,
-            job_type=spec.job_type,
-            payload=spec.payload,
-            model=spec.resolved_model,
-            model_sha256=model.sha256 if model is not None else "",
-            target_model=spec.target_model,
-            timeout_seconds=record.timeout_ms / 1000,
-            previews=self._parts.hub.previews_wanted(record.job_id),
-        )
+    def _wanted(self, token: str) -> bool:
+        attempt = self._book.get(token)
+        return attempt is not None and not attempt.cancelled and not self._stop.is_set()
 
 
 def _stuck() -> FleetError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fleet_server.domain.massloss import MassLossRule
 from fleet_server.services.completion import Completions
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.inputs import InputResolver
 from fleet_server.services.progress import ProgressHub
 from fleet_server.store import Store
 
@@ -64,3 +65,4 @@ class SessionParts:
     completions: Completions
     settings: SessionSettings
     counters: SessionCounters
+    inputs: InputResolver

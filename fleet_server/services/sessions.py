@@ -23,6 +23,7 @@ from fleet_server.services.departures import Departures
 from fleet_server.services.elsewhere import Elsewhere
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.hello_bucket import HelloBucket
+from fleet_server.services.inputs import InputResolver
 from fleet_server.services.nodes import address_of, beat_of, now_ms
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.session import Session
@@ -65,7 +66,9 @@ class Sessions:
         self.counters = SessionCounters()
         self._store = store
         self._fleet = fleet
-        self._parts = SessionParts(store, fleet, hub, completions, self.settings, self.counters)
+        self._parts = SessionParts(
+            store, fleet, hub, completions, self.settings, self.counters, InputResolver(store.jobs, store.outputs)
+        )
         self._replica = replica
         self._version = version
         self._admission = HelloBucket(self.settings.hellos_per_second)

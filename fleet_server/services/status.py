@@ -14,6 +14,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState, Priority
 from fleet_server.domain.node import NodeStatus
 from fleet_server.services.models import ModelCatalog
+from fleet_server.services.pauses import message_of
 from fleet_server.services.ports import Nodes
 from fleet_server.services.rates import Rates
 from fleet_server.services.words import JOB_TYPES, priority_number, type_number, type_word
@@ -158,8 +159,11 @@ class StatusBoard:
 
     async def queue_stats(self) -> queue_pb2.GetStatsResponse:
         """Depths, rates and waits of the queue."""
-        counts, waiting, lanes = await asyncio.gather(
-            self._store.jobs.counts(), self._store.jobs.waiting_by_priority(), self._store.jobs.lanes(idle=True)
+        counts, waiting, lanes, pauses = await asyncio.gather(
+            self._store.jobs.counts(),
+            self._store.jobs.waiting_by_priority(),
+            self._store.jobs.lanes(idle=True),
+            self._store.pauses.list(),
         )
         reply = queue_pb2.GetStatsResponse(
             jobs=job_counts(counts),
@@ -168,6 +172,7 @@ class StatusBoard:
                 normal=waiting.get(Priority.NORMAL, 0),
                 low=waiting.get(Priority.LOW, 0),
             ),
+            pauses=[message_of(pause) for pause in pauses],
         )
         self._rates.fill(reply)
         now = self._clock()
@@ -189,6 +194,7 @@ class StatusBoard:
             loras=lane.loras,
             queued=view.waiting,
             running=view.running,
+            paused=view.paused,
         )
         if view.oldest_enqueued_ms is not None:
             stats.oldest_queued_seconds = max(0, now - view.oldest_enqueued_ms) / 1000

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from fleet.v1 import types_pb2
 
-from fleet_server.domain.job import JobRecord, JobState, Lane
+from fleet_server.domain.job import JobRecord, JobState, Lane, Priority, WaitReason, paused
 from fleet_server.protojson import JsonCodec
-from fleet_server.services.jobs import Live, in_line, job_message
+from fleet_server.services.groups import joined
+from fleet_server.services.jobs import Live, in_line, job_message, ready
 from fleet_server.services.lanes import lane_of, serves
+from fleet_server.services.pauses import Pauses, held_back
 from fleet_server.services.payloads import payload_json
 from fleet_server.services.ports import Nodes, Ticks
 from fleet_server.store import JobStore
@@ -21,8 +23,9 @@ _KEPT_SPECS = 20_000
 class JobViews:
     """Makes Jobs. Keeps the newest specs, less their payloads, so that events need no second read of the store."""
 
-    def __init__(self, jobs: JobStore, nodes: Nodes, ticks: Ticks, codec: JsonCodec) -> None:
+    def __init__(self, jobs: JobStore, nodes: Nodes, ticks: Ticks, codec: JsonCodec, pauses: Pauses) -> None:
         self._jobs = jobs
+        self._pauses = pauses
         self._nodes = nodes
         self._ticks = ticks
         self._codec = codec
@@ -51,8 +54,15 @@ class JobViews:
         """Whether no registered node could run the lane's jobs, were it online and free."""
         return not any(serves(node, lane) for node in self._nodes.nodes())
 
+    async def obstacle(self, lane: Lane, priority: Priority) -> str | None:
+        """Why a new job of that lane would not be in line: PAUSED, NO_NODE or nothing."""
+        if paused(await self._pauses.current(), lane.cluster, lane.job_type, priority):
+            return WaitReason.PAUSED.value
+        return WaitReason.NO_NODE.value if self.no_node(lane) else None
+
     async def live(self, records: Sequence[JobRecord], specs: Sequence[types_pb2.JobSpec]) -> list[Live]:
-        """What is judged when read, for each job; one round trip at most."""
+        """What is judged when read, for each job; two round trips at most."""
+        pauses = await self._pauses.current() if any(map(ready, records)) else ()
         waiting = [record for record in records if in_line(record)]
         found = await self._jobs.queue_positions([(r.cluster, r.job_id) for r in waiting]) if waiting else []
         positions = {record.job_id: position for record, position in zip(waiting, found, strict=True)}
@@ -61,18 +71,34 @@ class JobViews:
         for record, spec in zip(records, specs, strict=True):
             if record.state is JobState.RUNNING:
                 lives.append(Live(tick=self._ticks.latest(record.job_id)))
-            elif in_line(record):
+            elif ready(record):
+                if held_back(pauses, record):
+                    lives.append(Live(paused=True))
+                    continue
                 # A lane's jobs share the verdict, and one page of a list often is one lane.
                 if record.lane_id not in judged or record.lane_id.startswith("mixed:"):
                     judged[record.lane_id] = self.no_node(lane_of(spec))
-                lives.append(Live(position=positions[record.job_id], no_node=judged[record.lane_id]))
+                lives.append(Live(position=positions.get(record.job_id), no_node=judged[record.lane_id]))
             else:
                 lives.append(Live())
         return lives
 
+    async def joined(self, records: Sequence[JobRecord], specs: Sequence[types_pb2.JobSpec]) -> list[JobRecord]:
+        """The records, those of groups with what their images say; one round trip where there are groups."""
+        wanted = [job_id for record, spec in zip(records, specs, strict=True) for job_id in _images(record, spec)]
+        if not wanted:
+            return list(records)
+        found = dict(zip(wanted, await self._jobs.get_many(wanted), strict=True))
+        ticks = {job_id: tick.progress for job_id in wanted if (tick := self._ticks.latest(job_id)) is not None}
+        return [
+            joined(record, [found[job_id] for job_id in spec.child_job_ids], ticks) if record.children else record
+            for record, spec in zip(records, specs, strict=True)
+        ]
+
     async def messages(self, records: Sequence[JobRecord], *, payload: bool = True) -> list[types_pb2.Job]:
         """Jobs of whole records, in order."""
         specs = [types_pb2.JobSpec.FromString(record.spec) for record in records]
+        records = await self.joined(records, specs)
         lives = await self.live(records, specs)
         return [
             job_message(record, spec, live, payload=payload_json(self._codec, spec.payload) if payload else None)
@@ -82,6 +108,10 @@ class JobViews:
     async def message(self, record: JobRecord, *, payload: bool = True) -> types_pb2.Job:
         """One Job of a whole record."""
         return (await self.messages([record], payload=payload))[0]
+
+
+def _images(record: JobRecord, spec: types_pb2.JobSpec) -> Sequence[str]:
+    return spec.child_job_ids if record.children else ()
 
 
 def _loras(spec: types_pb2.JobSpec) -> Iterable[types_pb2.LoraUse]:

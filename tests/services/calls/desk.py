@@ -25,6 +25,7 @@ from fleet_server.domain.placement import feasible
 from fleet_server.protojson import JsonCodec, apply_defaults
 from fleet_server.rpc.validation import validate
 from fleet_server.services.callbacks import CallbackRules
+from fleet_server.services.dead import DeadLetters, DeadSettings
 from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub, EventSettings
 from fleet_server.services.explain import Explainer
@@ -34,6 +35,7 @@ from fleet_server.services.generation import Generation, GenerationSettings
 from fleet_server.services.intake import Intake
 from fleet_server.services.models import CatalogSettings, ModelCatalog
 from fleet_server.services.nodes import beat_of, description_of
+from fleet_server.services.pauses import Pauses
 from fleet_server.services.payloads import PayloadReader
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.queue import JobQueue, QueueSettings
@@ -97,6 +99,8 @@ class Desk:
     views: JobViews
     rates: Rates
     hub: EventHub
+    pauses: Pauses
+    dead: DeadLetters
     queue: JobQueue
     generation: Generation
     files: LocalOutputs
@@ -262,6 +266,7 @@ async def desk_on(
     catalog: CatalogSettings | None = None,
     events: EventSettings | None = None,
     queue: QueueSettings | None = None,
+    dead: DeadSettings | None = None,
     gallery: GallerySettings | None = None,
     generation: GenerationSettings | None = None,
     callbacks: CallbackRules | None = None,
@@ -269,7 +274,8 @@ async def desk_on(
     """A desk, its event hub running."""
     nodes, ticks, bell, rates = FleetView(), ProgressHub(interval_seconds=0.001), Bell(), Rates(now_ms)
     models = ModelCatalog(nodes, catalog or CatalogSettings({ALIAS: "sketch"}, ALIAS))
-    views = JobViews(store.jobs, nodes, ticks, CODEC)
+    pauses = Pauses(store.pauses, bell, clock=time.monotonic, fresh_seconds=0)
+    views = JobViews(store.jobs, nodes, ticks, CODEC, pauses)
     payloads = PayloadReader(CODEC, validate, random.Random(7).randrange)
     intake = Intake(payloads, models, nodes, store.outputs, lambda: str(uuid7()), now_ms, callbacks or CallbackRules())
     endings, speeds = Endings(), Speeds(clock=now_ms)
@@ -279,7 +285,8 @@ async def desk_on(
     thumbnails = Thumbnails(folder / "thumbnails")
     await files.open()
     desk = Desk(
-        store, nodes, ticks, bell, models, views, rates, hub, jobs,
+        store, nodes, ticks, bell, models, views, rates, hub, pauses,
+        DeadLetters(store.jobs, store.replies, views, bell, dead), jobs,
         Generation(store.jobs, intake, views, hub, nodes, files, bell, bell, rates, generation),
         files, thumbnails, Gallery(store.outputs, files, thumbnails, gallery),
         StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), clock=now_ms), endings,
@@ -291,6 +298,7 @@ async def desk_on(
         yield desk
     finally:
         await jobs.aclose()
+        await desk.dead.aclose()
         await desk.generation.aclose()
         running.cancel()
         await asyncio.wait([running])

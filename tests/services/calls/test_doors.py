@@ -80,6 +80,8 @@ async def doors(desk: Desk) -> AsyncIterator[Doors]:
             desk.board,
             Webhooks(desk.store.jobs, desk.store.webhooks, desk.bell.wake),
             explainer=desk.explainer,
+            pauses=desk.pauses,
+            dead=desk.dead,
         ),
     ]
     methods: list[Method] = []
@@ -307,13 +309,13 @@ async def test_events_over_http_go_on_from_the_last_id(doors: Doors) -> None:
 async def test_what_comes_later_is_501_and_says_so(doors: Doors) -> None:
     for method, path in (
         ("GET", "/api/outputs/stats"), ("GET", "/api/swarm/services"), ("GET", "/api/fleet/logs/agx0/app"),
-        ("GET", "/api/queue/dead"), ("POST", "/api/outputs/sync"), ("GET", "/api/fleet/logs/agx0/app/stream"),
+        ("GET", "/api/outputs/list"), ("POST", "/api/outputs/sync"), ("GET", "/api/fleet/logs/agx0/app/stream"),
     ):  # fmt: skip
         reply = await doors.web.request(method, path)
         assert (reply.status_code, reply.json()["reason"]) == (501, "NOT_IMPLEMENTED"), path
         assert "not available in this version" in reply.json()["detail"]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await doors.queue.ListDead(queue_pb2.ListDeadRequest(limit=1))
+        await doors.fleet.GetOutputStats(fleet_pb2.GetOutputStatsRequest())
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
