@@ -37,7 +37,7 @@ class Client:
     async def step(self) -> None:
         """One call, or one submit said until it is answered."""
         roll = self._random.random()
-        if roll < 0.25 or not self._mine:
+        if roll < 0.2 or not self._mine:
             await self._submit()
         elif roll < 0.35:
             await self.call("cancel", "POST", "/api/queue/jobs/{}/cancel", self._one())
@@ -72,7 +72,7 @@ class Client:
     def _usual(self) -> dict[str, Any]:
         prompt = f"work:{self._random.choice([50, 200, 600, 1500])}"
         if self._random.random() < 0.15:
-            prompt += " fail"
+            prompt = "work:50 fail"
         return self._job(prompt, self._random.randrange(4))
 
     async def _submit(self) -> None:

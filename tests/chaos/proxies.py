@@ -17,6 +17,7 @@ import grpc
 from fleet.v1 import node_pb2 as pb
 
 _CONNECT = "/fleet.v1.Node/Connect"
+_UPLOAD = "/fleet.v1.Node/UploadOutput"
 _LIMIT = [("grpc.max_receive_message_length", 32 << 20), ("grpc.max_send_message_length", 32 << 20)]
 _CHUNK = 1 << 16
 
@@ -142,6 +143,8 @@ class Post:
                 for _ in range(times):
                     yield reply
         except grpc.aio.AioRpcError as error:
+            if path == _UPLOAD and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                self.seen["refused_upload"] += 1
             await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
         finally:
             upward.cancel()
@@ -159,10 +162,11 @@ class Post:
     def _fate(self, kind: Callable[[], Any], data: bytes) -> tuple[int, float]:
         message = kind()
         message.ParseFromString(data)
-        name = message.WhichOneof("message")
-        if name == "complete_ack":
-            name = pb.CompleteOutcome.Name(message.complete_ack.outcome).lower()
-        self.seen[str(name)] += 1
+        for one in message.batch.messages if message.HasField("batch") else [message]:
+            name = one.WhichOneof("message")
+            if name == "complete_ack":
+                name = pb.CompleteOutcome.Name(one.complete_ack.outcome).lower()
+            self.seen[str(name)] += 1
         times, late = self._errs.fate()
         if (times, late) != (1, 0.0):
             self.seen["lost" if not times else "doubled" if times == 2 else "delayed"] += 1

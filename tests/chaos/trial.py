@@ -160,6 +160,6 @@ def _counts(history: History) -> dict[str, int]:
         "messages late": history.seen.get("delayed", 0),
         "callbacks": len(history.hooks),
         "lost leases": sum(attempt["error"]["reason"] == "NODE_LOST" for attempt in attempts),
-        "refused results": history.seen.get("complete_outcome_refused", 0),
+        "refused results": history.seen.get("complete_outcome_refused", 0) + history.seen.get("refused_upload", 0),
         "repeated results": history.seen.get("complete_outcome_already", 0),
     }
