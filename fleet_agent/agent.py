@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import uvloop
 
 from fleet_agent.inventory import Inventory
 from fleet_agent.logs import configure
@@ -37,7 +38,8 @@ def main(settings: AgentSettings) -> int:
     """Runs an agent in this process; the exit code: 0 after a stop, 3 where its folder cannot be used."""
     configure(settings.log_level)
     try:
-        asyncio.run(run_agent(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_agent(settings))
     except FolderError as error:
         sys.stderr.write(f"{error}\n")
         return 3

@@ -19,11 +19,13 @@ class Link:
     outbox: Outbox
     uploader: Uploader
     downloader: Downloader | None = None
+    batches: bool = False
+    """The server takes batches."""
 
-    def say(self, message: node_pb2.AgentMessage) -> None:
-        """Queues a control message of this session."""
+    def say(self, message: node_pb2.AgentMessage, *, soon: bool = False) -> None:
+        """Queues a control message of this session. `soon`: it may wait a few milliseconds for company."""
         message.session = self.session
-        self.outbox.control(message)
+        self.outbox.control(message, soon=soon)
 
     def tick(self, tick: node_pb2.JobTick) -> None:
         """Replaces the waiting tick of its attempt."""

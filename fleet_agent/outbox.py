@@ -13,6 +13,11 @@ from collections import deque
 from fleet.v1 import node_pb2
 
 CONTROL_LIMIT = 1024
+BATCH_MESSAGES = 128
+BATCH_BYTES = 1 << 20
+"""A batch with so many bytes takes no further message."""
+GATHER_SECONDS = 0.004
+"""What need not be heard at once waits so long for company: a short job's start then travels with its end."""
 TICK_SECONDS = 0.1
 PREVIEW_SECONDS = 0.5
 
@@ -28,6 +33,9 @@ class _Lane:
         self._interval = interval
         self._waiting: dict[str, node_pb2.AgentMessage] = {}
         self._sent_at: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
     def put(self, token: str, message: node_pb2.AgentMessage) -> None:
         self._waiting[token] = message
@@ -57,6 +65,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._control: deque[node_pb2.AgentMessage] = deque()
+        self._held_until = 0.0
         self._ticks = _Lane(TICK_SECONDS)
         self._previews = _Lane(PREVIEW_SECONDS)
         self._changed = asyncio.Event()
@@ -64,8 +73,12 @@ class Outbox:
         self._settled.set()
         self._full = False
 
-    def control(self, message: node_pb2.AgentMessage) -> None:
-        """Queues a message that must go in order; past the bound the session is ended."""
+    def control(self, message: node_pb2.AgentMessage, *, soon: bool = False) -> None:
+        """Queues a message that must go in order; past the bound the session is ended. `soon`: it may wait a little."""
+        if not soon:
+            self._held_until = 0.0
+        elif not self._control:
+            self._held_until = time.monotonic() + GATHER_SECONDS
         if len(self._control) >= CONTROL_LIMIT:
             self._full = True
         else:
@@ -97,9 +110,11 @@ class Outbox:
         while True:
             if self._full:
                 raise OutboxFullError(f"{CONTROL_LIMIT:,} messages wait to be sent")
-            if self._control:
-                return self._control.popleft()
             now = time.monotonic()
+            # Nothing of an attempt overtakes its start.
+            held = self._held_until - now if self._control and not self._ticks and not self._previews else 0.0
+            if self._control and held <= 0:
+                return self._control.popleft()
             message, tick_wait = self._ticks.take(now)
             if message is not None:
                 return message
@@ -108,13 +123,25 @@ class Outbox:
                 return message
             self._changed.clear()
             try:
-                async with asyncio.timeout(_sooner(tick_wait, preview_wait)):
+                async with asyncio.timeout(_sooner(tick_wait, preview_wait, held or None)):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
+    def with_company(self, first: node_pb2.AgentMessage) -> node_pb2.AgentMessage:
+        """`first`, which `next` gave, in one batch with the control messages that wait behind it."""
+        if not self._control:
+            return first
+        messages, size = [first], first.ByteSize()
+        while self._control and len(messages) < BATCH_MESSAGES and size < BATCH_BYTES:
+            messages.append(self._control.popleft())
+            size += messages[-1].ByteSize()
+        batch = node_pb2.AgentMessage(session=first.session)
+        batch.batch.messages.extend(messages)
+        return batch
+
     def written(self) -> None:
-        """The message that `next` gave last has been written."""
+        """What `next` gave last has been written."""
         if not self._control and not self._full:
             self._settled.set()
 
@@ -123,5 +150,5 @@ class Outbox:
         await self._settled.wait()
 
 
-def _sooner(one: float | None, other: float | None) -> float | None:
-    return min((wait for wait in (one, other) if wait is not None), default=None)
+def _sooner(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)

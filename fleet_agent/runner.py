@@ -141,7 +141,7 @@ class Runner:
             self._running[token] = attempt
             self._idle.clear()
             self._spawn_run(attempt)
-        self._say(Said(accepted=node_pb2.JobAccepted(job_id=job_id, token=token)))
+        self._say(Said(accepted=node_pb2.JobAccepted(job_id=job_id, token=token)), soon=True)
 
     def cancel(self, job_id: str, token: str) -> None:
         """Stops an attempt on the server's word; the answer is a JobStopped, also where it is not here any more."""
@@ -280,7 +280,7 @@ class Runner:
         job_id, token = attempt.assign.job_id, attempt.token
         if event["event"] == "started":
             attempt.started = True
-            self._say(Said(started=node_pb2.JobStarted(job_id=job_id, token=token)))
+            self._say(Said(started=node_pb2.JobStarted(job_id=job_id, token=token)), soon=True)
         elif event["event"] == "progress":
             attempt.step, attempt.steps = event["step"], event["steps"]
             if self._link is not None:
@@ -356,10 +356,10 @@ class Runner:
         assert self._chores is not None
         self._chores.spawn(_warm(slot), "start a slot again")
 
-    def _say(self, message: Said) -> None:
+    def _say(self, message: Said, *, soon: bool = False) -> None:
         """Queues a control message of the session, if there is one."""
         if self._link is not None:
-            self._link.say(message)
+            self._link.say(message, soon=soon)
 
 
 def _refusal(error: Exception) -> RefusedError:

@@ -61,6 +61,7 @@ class Session:
         self._beats: dict[int, tuple[float, list[str]]] = {}
         self._beat_now = asyncio.Event()
         self._retry_after = 0.0
+        self._reached = False
         self._stopping = False
         self._ended = asyncio.Event()
 
@@ -79,7 +80,10 @@ class Session:
             self._ended.set()
             if self._stopping:
                 return
-            attempt = 0 if time.monotonic() - begun > self._settings.stable_seconds else attempt + 1
+            stable = time.monotonic() - begun > self._settings.stable_seconds
+            # A server that is away is dialled within the same jitter for as long as it takes: so a fleet is back soon
+            # after it, and evenly. Only one that is there and ends our streams is given more and more time.
+            attempt = attempt + 1 if self._reached and not stable else 0
             await asyncio.sleep(self._pause(attempt))
 
     def _pause(self, attempt: int) -> float:
@@ -128,9 +132,14 @@ class Session:
                 files = Uploader(uploads, metadata, seconds), Downloader(uploads, metadata, seconds)
                 await self._converse(call, *files)
             finally:
-                self._runner.disconnected()
-                self._link = self._call = None
+                self._over(channel)
                 call.cancel()
+
+    def _over(self, channel: grpc.aio.Channel) -> None:
+        """The stream on this channel has ended."""
+        self._reached = channel.get_state() is grpc.ChannelConnectivity.READY
+        self._runner.disconnected()
+        self._link = self._call = None
 
     async def _converse(self, call: Any, uploader: Uploader, downloader: Downloader | None = None) -> None:
         seconds = self._settings.welcome_seconds
@@ -142,7 +151,7 @@ class Session:
         if message.WhichOneof("message") != "welcome":
             raise SessionEndedError(f"the server's first message is no Welcome but {message.WhichOneof('message')}")
         welcome: node_pb2.Welcome = message.welcome
-        link = Link(message.session, Outbox(), uploader, downloader)
+        link = Link(message.session, Outbox(), uploader, downloader, welcome.batches)
         self._lease_seconds = welcome.lease_seconds
         self._beats.clear()
         self._link, self._call = link, call
@@ -150,7 +159,7 @@ class Session:
         _log.info("connected", server=self._settings.server, session=link.session)
         self._runner.connected(link, welcome.kill_tokens)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._write(call, link.outbox))
+            tasks.create_task(self._write(call, link))
             tasks.create_task(self._beat(link, welcome.heartbeat_seconds))
             tasks.create_task(self._read(call, link))
 
@@ -177,14 +186,17 @@ class Session:
             gpus=readings.gpus,
             metrics_source=readings.source,
             warnings=[*readings.warnings, *self._inventory.warnings],
+            batches=True,
         )
         hello.now.GetCurrentTime()
         return hello
 
-    async def _write(self, call: Any, outbox: Outbox) -> None:
-        seconds = self._settings.write_seconds
+    async def _write(self, call: Any, link: Link) -> None:
+        seconds, outbox = self._settings.write_seconds, link.outbox
         while True:
             message = await outbox.next()
+            if link.batches:
+                message = outbox.with_company(message)
             async with _deadline(seconds, f"a message could not be written within {seconds:g} s"):
                 await call.write(message)
             outbox.written()
@@ -231,7 +243,12 @@ class Session:
             message = await call.read()
             if message is grpc.aio.EOF:
                 await _raise_status(call)
-            if message.session == link.session:
+            if message.session != link.session:
+                continue
+            if message.HasField("batch"):
+                for one in message.batch.messages:
+                    self._handle(one)
+            else:
                 self._handle(message)
 
     def _handle(self, message: node_pb2.ServerMessage) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,8 +78,8 @@ class Child:
         self._settings = settings
         self._pipe = pipe
         self._engines: dict[str, Engine] = {}
-        self._work: deque[frames.Message] = deque()
-        self._ready = threading.Condition()
+        self._work: queue.SimpleQueue[frames.Message] = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
 
     def listen(self, stream: BinaryIO) -> None:
@@ -94,7 +94,7 @@ class Child:
         os._exit(0)
 
     def _hear(self, message: frames.Message) -> None:
-        with self._ready:
+        with self._lock:
             if message["do"] == "cancel":
                 event = self._cancelled.get(message["token"])
                 if event is not None:
@@ -104,19 +104,14 @@ class Child:
                     _live_until(message["until"])
             elif message["do"] == "run":
                 self._cancelled[message["token"]] = threading.Event()
-                _live_until(message["lease_until"])
-                self._work.append(message)
-                self._ready.notify()
+                _live_until(message.get("lease_until"))
+                self._work.put(message)
 
     def work(self) -> None:
         """Does what comes, in order, for ever."""
         self._pipe.send({"event": "ready"})
         while True:
-            with self._ready:
-                while not self._work:
-                    self._ready.wait()
-                message = self._work.popleft()
-            self._run(message)
+            self._run(self._work.get())
 
     def _run(self, message: frames.Message) -> None:
         token = message["token"]
@@ -134,7 +129,7 @@ class Child:
         except Exception as error:
             traceback.print_exc()
             reply = _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
-        with self._ready:
+        with self._lock:
             self._cancelled.pop(token, None)
             _live_until(None)
         last = {"token": token, "loaded": self._loaded()}
@@ -164,7 +159,7 @@ class Child:
             previews=message["previews"],
             inputs={
                 reference: tuple(InputFile(Path(file["path"]), file["content_type"]) for file in files)
-                for reference, files in message["inputs"].items()
+                for reference, files in message.get("inputs", {}).items()
             },
         )
         result = engine.run(task, reporter)

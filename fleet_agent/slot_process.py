@@ -53,7 +53,8 @@ async def spawn_child(models: Path, data: Path, *more: str, stdin: int) -> async
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name not in _SECRETS},
-        process_group=0,
+        # (uvloop knows no `process_group`; a session is one too.)
+        start_new_session=True,
     )
 
 
@@ -154,6 +155,8 @@ class SlotProcess:
 
     async def _started_or_cancelled(self) -> bool:
         """Waits for the child; false where the task was cancelled meanwhile."""
+        if self.pid is not None and not self._cancelled.is_set() and not self._starting.locked():
+            return True
         async with asyncio.TaskGroup() as tasks:
             cancelled = tasks.create_task(self._cancelled.wait())
             starting = tasks.create_task(self._try_start())
