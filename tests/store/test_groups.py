@@ -16,9 +16,9 @@ S, F, C, Q, R = "succeeded", "failed", "cancelled", "queued", "running"
 
 def group(size: int, **changes: Any) -> list[NewJob]:
     """A group and its children, in order."""
-    children = [new_job(max_retries=0) for _ in range(size)]
-    parent = new_job(child_job_ids=tuple(child.job_id for child in children), **changes)
-    return [parent, *(new_job(child.job_id, group_job_id=parent.job_id, max_retries=0) for child in children)]
+    group_job_id = new_job().job_id
+    children = [new_job(group_job_id=group_job_id, max_retries=0) for _ in range(size)]
+    return [new_job(group_job_id, child_job_ids=tuple(child.job_id for child in children), **changes), *children]
 
 
 async def made(store: Store, size: int, **changes: Any) -> tuple[str, list[str]]:
@@ -126,6 +126,9 @@ async def test_cancel_reaches_all_children(store: Store) -> None:
     assert await states(store, *children[:3], children[63]) == [S, C, C, C]
     assert (await store.jobs.complete(children[1], held.token, result=b"")).outcome == "refused"
     assert (await store.jobs.cancel(parent)).state is JobState.CANCELLED
+    events, _ = await store.events.read("0")
+    ends = [event.fields["id"].decode() for event in events if event.type == "job_complete"]
+    assert sorted(ends) == sorted([parent, *children])
     with pytest.raises(FleetError, match="cancelled"):
         await store.jobs.retry(parent)
 
@@ -158,6 +161,7 @@ async def test_a_child_retried_takes_its_group_along(store: Store) -> None:
     await end(store, children[0], F)
     assert (await store.jobs.retry(children[0])).generation == 2
     for child, how in zip(children, (F, F, S), strict=True):
+        assert (await get(store, parent)).ended_ms is None
         await end(store, child, how)
     assert (await store.jobs.retry(children[0])).generation == 3
     assert (await get(store, parent)).generation == 2
@@ -237,7 +241,7 @@ async def test_repeating_a_submit_answers_with_the_group_alone(store: Store) -> 
 async def test_a_group_comes_with_all_its_children(store: Store) -> None:
     parent, first, second = group(2)
     for jobs in ([parent], [parent, first], [parent, second, first], [new_job(), first]):
-        with pytest.raises(ValueError, match="this submit|same submit"):
+        with pytest.raises(ValueError, match="submit"):
             await store.jobs.submit(jobs)
     many = [job for _ in range(63) for job in group(64)]
     with pytest.raises(FleetError, match="several calls"):

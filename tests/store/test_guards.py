@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-
 import pytest
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState, Priority
 from fleet_server.store import Held, Idempotency, Store
-from fleet_server.store.lua import Script, build, read_sources
-from tests.store.audit import audit
 from tests.store.conftest import Server
+from tests.store.guarding import Guard, play, scripts_without
 from tests.store.making import ERRORS, LEASE_MS, ManualClock, claim, drain, new_job, running, submit, token, wish
-
-Story = Callable[[Store, ManualClock], Awaitable[None]]
+from tests.store.wider_guards import WIDER_GUARDS
 
 
 async def state(store: Store, job_id: str) -> JobState:
@@ -162,17 +156,8 @@ async def the_line_is_fair(store: Store, clock: ManualClock) -> None:
     assert 2 <= sum(taken) <= 4
 
 
-@dataclass(frozen=True)
-class Guard:
-    """Text of a script (or of "lib/...") and what takes the guard out of it."""
-
-    place: str
-    text: str
-    without: str
-    story: Story
-
-
 GUARDS = [
+    *WIDER_GUARDS,
     Guard(
         "complete",
         "local current = j.st == 'running' and j.tk == token",
@@ -182,7 +167,7 @@ GUARDS = [
     Guard("fail", "if j.st ~= 'running' or j.tk ~= token then", "if j.st ~= 'running' then", tokens_are_compared),
     Guard("release", "if j.st ~= 'running' or j.tk ~= token then", "if j.st ~= 'running' then", tokens_are_compared),
     Guard("renew", "known[1] == 'running' and known[2] == token", "known[1] == 'running'", tokens_are_compared),
-    Guard("started", "or j.tk ~= ARGV[4] then", "then", tokens_are_compared),
+    Guard("started", "and j.tk == ARGV[i + 1]", "", tokens_are_compared),
     Guard("cancel", "if j.st == 'cancelled' then", "if false then", ends_are_for_ever),
     Guard("cancel", "if j.st == 'succeeded' or j.st == 'failed' then", "if false then", ends_are_for_ever),
     Guard("complete", "if j.st == 'succeeded' and j.lt == token then", "if false then", ends_are_for_ever),
@@ -209,7 +194,7 @@ GUARDS = [
     ),
     Guard("lib/submitted", "if not stored then", "if true then", repeats_change_nothing),
     Guard("claim", "if mine then", "if false then", repeats_change_nothing),
-    Guard("started", "if not j.sa then", "if true then", repeats_change_nothing),
+    Guard("started", "if mine and not j.sa then", "if mine then", repeats_change_nothing),
     Guard("fail", "if j.ft == token then", "if false then", repeats_change_nothing),
     Guard("submit", "if redis.call('GET', KEYS[2]) ~= spec then", "if false then", ids_and_limits_hold),
     Guard(
@@ -220,56 +205,31 @@ GUARDS = [
     ),
     Guard("submit", "if queued >= tonumber(ARGV[3]) then", "if false then", ids_and_limits_hold),
     Guard("commit", "if queued + size > tonumber(ARGV[3]) then", "if false then", ids_and_limits_hold),
-    Guard("lib/jobs", "if not j.cn then", "if false then", losses_are_judged),
-    Guard("lib/jobs", "and (several or single) then", "then", losses_are_judged),
-    Guard("lib/jobs", "if set.lo >= POISON_LOSSES", "if false", losses_are_judged),
-    Guard("claim", "if current and current ~= session then", "if false then", old_sessions_claim_nothing),
+    Guard("lib/attempts", "if not j.cn then", "if false then", losses_are_judged),
+    Guard("lib/attempts", "and (several or single) then", "then", losses_are_judged),
+    Guard("lib/attempts", "if set.lo >= POISON_LOSSES", "if false", losses_are_judged),
+    Guard("claim", "or current and current ~= session", "", old_sessions_claim_nothing),
     Guard("lose_session", "(j.se == session or j.se ~= current)", "true", old_sessions_claim_nothing),
     Guard("node_update", "what ~= 'cordon' and n.session ~= session", "false", old_sessions_claim_nothing),
-    Guard(
-        "claim", "if high and redis.call('HEXISTS', K.lane_urgent, lane) == 0 then", "if high then", the_line_is_fair
-    ),
-    Guard(
-        "claim", "if high and redis.call('HEXISTS', K.lane_urgent, lane) == 0 then", "if false then", the_line_is_fair
-    ),
-    Guard("lib/lanes", "tonumber(first[2]) + newcomer or 0", "tonumber(first[2]) - 1 or 0", the_line_is_fair),
-    Guard("lib/jobs", "  quit_lane(j.ln)\n", "", ends_are_for_ever),
+    Guard("claim", "local forced = high and not urgent", "local forced = high", the_line_is_fair),
+    Guard("claim", "local forced = high and not urgent", "local forced = false", the_line_is_fair),
+    Guard("lib/owners", "at = math.max(at, tonumber(rested))", "at = at", the_line_is_fair),
+    Guard("lib/ends", "    quit_lane(j.ln)\n", "", ends_are_for_ever),
     Guard("lib/jobs", "    redis.call('ZREM', K.leases, id)\n", "", ends_are_for_ever),
     Guard("lib/lanes", "  redis.call('ZREM', K.waiting .. j.cl, id)\n", "", the_line_is_fair),
 ]
 
 
-def scripts_without(guard: Guard | None) -> dict[str, Script]:
-    sources, lib = read_sources()
-    if guard is not None:
-        texts = lib if guard.place.startswith("lib/") else sources
-        name = guard.place.removeprefix("lib/")
-        assert guard.text in texts[name], f"{guard.place} has no {guard.text!r} any more"
-        texts[name] = texts[name].replace(guard.text, guard.without, 1)
-    return {name: build(name, source, lib) for name, source in sources.items()}
+STORIES = {guard.story.__name__: guard.story for guard in GUARDS}
 
 
-async def play(server: Server, namespace: str, story: Story, guard: Guard | None) -> None:
-    clock = ManualClock()
-    store = Store(server.url, namespace, clock, lambda row: b"row", scripts_without(guard))
-    try:
-        async with asyncio.timeout(20):
-            await story(store, clock)
-    finally:
-        await store.aclose()
-    client = server.client()
-    try:
-        audit(client, namespace)
-    finally:
-        client.close()
-
-
-@pytest.mark.parametrize("story", sorted({guard.story.__name__ for guard in GUARDS}))
+@pytest.mark.parametrize("story", sorted(STORIES))
 async def test_with_all_guards_the_story_ends_well(plain_server: Server, namespace: str, story: str) -> None:
-    await play(plain_server, namespace, globals()[story], None)
+    await play(plain_server, namespace, STORIES[story], scripts_without(None))
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: f"{guard.place}: {guard.text.strip()} -> {guard.without}")
 async def test_without_a_guard_it_does_not(plain_server: Server, namespace: str, guard: Guard) -> None:
-    with pytest.raises((AssertionError, FleetError, pytest.fail.Exception)):
-        await play(plain_server, namespace, guard.story, guard)
+    scripts = scripts_without(guard)
+    with pytest.raises((AssertionError, FleetError, ValueError, pytest.fail.Exception)):
+        await play(plain_server, namespace, guard.story, scripts)

@@ -1,0 +1,50 @@
+"""Takes one guard out of the scripts and plays a story with what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fleet_server.store import Store
+from fleet_server.store.lua import Script, build, read_sources
+from tests.store.audit import audit
+from tests.store.conftest import Server
+from tests.store.making import ManualClock
+
+Story = Callable[[Store, ManualClock], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Text of a script (or of "lib/...") and what takes the guard out of it."""
+
+    place: str
+    text: str
+    without: str
+    story: Story
+
+
+def scripts_without(guard: Guard | None) -> dict[str, Script]:
+    sources, lib = read_sources()
+    if guard is not None:
+        texts = lib if guard.place.startswith("lib/") else sources
+        name = guard.place.removeprefix("lib/")
+        assert guard.text in texts[name], f"{guard.place} has no {guard.text!r} any more"
+        texts[name] = texts[name].replace(guard.text, guard.without, 1)
+    return {name: build(name, source, lib) for name, source in sources.items()}
+
+
+async def play(server: Server, namespace: str, story: Story, scripts: dict[str, Script]) -> None:
+    clock = ManualClock()
+    store = Store(server.url, namespace, clock, lambda row: b"row", scripts)
+    try:
+        async with asyncio.timeout(20):
+            await story(store, clock)
+    finally:
+        await store.aclose()
+    client = server.client()
+    try:
+        audit(client, namespace)
+    finally:
+        client.close()
