@@ -1,0 +1,104 @@
+"""Callbacks of a whole fleet: the documented call, the log, once more, and a server killed between commit and send."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet_client import FleetCommander
+from fleet_client.errors import ApiError
+
+from tests.e2e.commands import fleet_command
+from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.receiver import Hooks, hooks
+from tests.e2e.test_crashes import until
+from tests.e2e.test_documented_calls import QUEUE, reply
+
+QUICK = {
+    "FLEET_WEBHOOK_TIMEOUT_SECONDS": "1",
+    "FLEET_WEBHOOK_LEASE_SECONDS": "2",
+    "FLEET_WEBHOOK_SCHEDULE_SECONDS": "0.2 0.2 0.2 0.2 0.2 0.2 0.2 0.2 0.2 0.2",
+}
+SMALL = {"job_type": "image_gen", "payload": {"prompt": "a sea", "width": 64, "height": 64, "steps": 1}}
+
+
+@pytest.fixture
+def receiver() -> Iterator[Hooks]:
+    with hooks() as opened:
+        yield opened
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[FleetProcess]:
+    """A fleet that may be killed."""
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        process = FleetProcess(Path(folder) / "data", environment=QUICK)
+        with process:
+            yield process
+
+
+def secret_of(fleet: FleetProcess) -> str:
+    return (fleet.folder / "webhook-secret").read_text().strip()
+
+
+def test_the_documented_call_gets_a_signed_post(fleet: FleetProcess, receiver: Hooks, tmp_path: Path) -> None:
+    line = QUEUE.replace("https://your-app.com/webhook", receiver.url)
+    assert receiver.url in line
+    job_id = reply(fleet, line, tmp_path)["job_id"]
+    until(lambda: receiver.came, "the callback")
+    told = receiver.told(0, secret_of(fleet))
+    with FleetCommander(fleet.url) as client:
+        job = client.get_job(job_id)
+        assert told == {"type": "job.complete", "timestamp": job["end_time"], "data": told["data"]}
+        assert told["data"]["status"] == "succeeded"
+        assert told["data"]["result"]["outputs"][0]["filename"] == job["result"]["outputs"][0]["filename"]
+        (delivery,) = until(
+            lambda: [one for one in client.list_deliveries(job_id)["deliveries"] if one["status"] == "delivered"],
+            "the log of the callback",
+        )
+    assert (delivery["webhook_id"], delivery["attempts"][0]["status_code"]) == (f"{job_id}.1", 200)
+    shown = fleet_command("jobs", "deliveries", job_id, url=fleet.url)
+    assert shown.exit_code == 0 and "delivered" in shown.stdout and delivery["delivery_id"] in shown.stdout
+    again = fleet_command("jobs", "redeliver", job_id, delivery["delivery_id"], url=fleet.url)
+    assert again.exit_code == 0 and "pending" in again.stdout
+    until(lambda: len(receiver.came) == 2, "the callback once more")
+    assert receiver.ids == [f"{job_id}.1"] * 2
+    assert receiver.told(1, secret_of(fleet)) == told
+
+
+def test_the_secret_is_its_owners_alone_and_in_no_log(fleet: FleetProcess) -> None:
+    path = fleet.folder / "webhook-secret"
+    assert path.stat().st_mode & 0o777 == 0o600
+    log = fleet.log.read_text()
+    assert str(path) in log
+    assert secret_of(fleet).removeprefix("whsec_") not in log
+
+
+def test_our_own_doors_are_no_receivers(fleet: FleetProcess) -> None:
+    with FleetCommander(fleet.url) as client:
+        for port in (fleet.port, fleet.grpc_port):
+            for host in ("localhost", "127.0.0.1", "[::1]"):
+                with pytest.raises(ApiError) as caught:
+                    client.submit_job({**SMALL, "callback_url": f"http://{host}:{port}/health"})
+                assert caught.value.reason == "CALLBACK_FORBIDDEN"
+
+
+def test_a_server_killed_between_commit_and_answer_sends_again_after_its_restart(
+    own: FleetProcess, receiver: Hooks
+) -> None:
+    receiver.silent.set()
+    with FleetCommander(own.url) as client:
+        job_id = client.submit_job({**SMALL, "callback_url": receiver.url})["job_id"]
+    until(lambda: receiver.came, "the first request")
+    own.kill()
+    before = len(receiver.came)
+    receiver.silent.clear()
+    secret = secret_of(own)
+    own.start()
+    until(lambda: len(receiver.came) > before, "the callback after the restart")
+    assert set(receiver.ids) == {f"{job_id}.1"}
+    assert receiver.told(before, secret)["data"]["job_id"] == job_id
+    with FleetCommander(own.url) as client:
+        until(lambda: client.list_deliveries(job_id)["deliveries"][0]["status"] == "delivered", "its end in the log")
