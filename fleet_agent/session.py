@@ -62,6 +62,7 @@ class Session:
         self._beat_now = asyncio.Event()
         self._retry_after = 0.0
         self._reached = False
+        self._reached = False
         self._stopping = False
         self._ended = asyncio.Event()
 
@@ -134,6 +135,12 @@ class Session:
             finally:
                 self._over(channel)
                 call.cancel()
+
+    def _over(self, channel: grpc.aio.Channel) -> None:
+        """The stream on this channel has ended."""
+        self._reached = channel.get_state() is grpc.ChannelConnectivity.READY
+        self._runner.disconnected()
+        self._link = self._call = None
 
     def _over(self, channel: grpc.aio.Channel) -> None:
         """The stream on this channel has ended."""

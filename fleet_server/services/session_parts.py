@@ -32,7 +32,7 @@ class SessionSettings:
     """How often the store is given a node's last readings; with every third heartbeat."""
     repeat_seconds: float = 0.5
     watch_seconds: float = 1.0
-    hellos_per_second: float = 100.0
+    hellos_per_second: float = 200.0
     mass_loss: MassLossRule = field(default_factory=MassLossRule)
     outbox: int = 1_024
     backlog: int = 1_024

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import grpc
 import pytest
 from fleet.v1 import node_pb2, types_pb2
 
@@ -122,6 +124,41 @@ async def test_reconnects_are_spread(tmp_path: Path) -> None:
     assert 9 < max(first) <= 10
     assert max(pauses(agent, 2)) > 12
     assert 25 < max(pauses(agent, 50)) <= 30
+
+
+async def attempts_seen(agent: Agent, count: int) -> list[int]:
+    """The attempts for which the agent drew its first pauses; each pause is none."""
+    seen: list[int] = []
+    enough = asyncio.Event()
+
+    def pause(attempt: int) -> float:
+        seen.append(attempt)
+        if len(seen) >= count:
+            enough.set()
+        return 0.0
+
+    agent.session._pause = pause  # type: ignore[method-assign]
+    running = asyncio.create_task(agent.session.run())
+    try:
+        await asyncio.wait_for(enough.wait(), 30)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return seen[:count]
+
+
+async def test_a_server_that_is_away_is_dialled_at_the_same_pace_and_one_that_refuses_is_given_time(
+    tmp_path: Path,
+) -> None:
+    """So the whole fleet is back soon after its server, and does not storm one that is too busy."""
+    assert await attempts_seen(Agent(settings_of(tmp_path / "away")), 3) == [0, 0, 0]
+    refusing = grpc.aio.server()
+    port = refusing.add_insecure_port("127.0.0.1:0")
+    await refusing.start()
+    try:
+        assert await attempts_seen(Agent(settings_of(tmp_path / "busy", f"127.0.0.1:{port}")), 3) == [1, 2, 3]
+    finally:
+        await refusing.stop(0)
 
 
 async def test_what_the_server_asks_for_is_waited_with_jitter_on_top(tmp_path: Path) -> None:
