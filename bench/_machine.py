@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import subprocess
@@ -20,6 +21,18 @@ def heading() -> str:
         f"{os.cpu_count()} cores, {_processor()}, {platform.system()}, Python {platform.python_version()}\n"
         f"load average before: {load}\n"
     )
+
+
+def core_waits(pid: int | None = None) -> float:
+    """Seconds that the main thread of a process (ours) was ready to run and had no core, since its start.
+
+    NaN where the kernel does not tell. A machine that others use shows here, not in CPU time.
+    """
+    try:
+        words = Path(f"/proc/{pid or os.getpid()}/schedstat").read_text().split()
+        return int(words[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return math.nan
 
 
 def _commit() -> str:

@@ -48,19 +48,36 @@ class JobSource:
         self._tally = tally
         self._rng = rng
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._stopping = asyncio.Event()
         self._run_id = f"{rng.getrandbits(64):016x}"
         self.last_refusal = ""
 
     async def run(self) -> None:
-        """Submits all jobs, or until cancelled. A server that is slow slows it down; lost time is caught up."""
+        """Submits all jobs, or until `stop`; returns when the server has answered them all.
+
+        A server that is slow slows it down; lost time is caught up.
+        """
         started, due, number = time.monotonic(), 0.0, 0
         async with asyncio.TaskGroup() as tasks:
             while self._load.rate > 0 and (not self._load.jobs or number < self._load.jobs):
                 due += self._rng.expovariate(self._load.rate)
-                await asyncio.sleep(max(0.0, started + due - time.monotonic()))
+                if await self._stopped_within(max(0.0, started + due - time.monotonic())):
+                    return
                 await self._gate.acquire()
                 tasks.create_task(self._submit(number, self._draw(number)))
                 number += 1
+
+    def stop(self) -> None:
+        """Sends no more."""
+        self._stopping.set()
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def check_doubtful(self) -> None:
         """Asks what became of jobs of which an attempt failed."""

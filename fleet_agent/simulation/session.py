@@ -61,32 +61,36 @@ class SimulatedSession(Session):
         self._cut.clear()
         channels = self._channels
         self._tally.dialled(time.monotonic())
-        call: Any = node_pb2_grpc.NodeStub(channels.stream(self._number)).Connect(metadata=channels.metadata)
+        channel = channels.stream(self._number)
+        call: Any = node_pb2_grpc.NodeStub(channel).Connect(metadata=channels.metadata)
         try:
             await self._converse(call, channels.uploader(self._number))
         finally:
             self._tally.offline(self._settings.node_id, time.monotonic())
-            self._runner.disconnected()
-            self._link = self._call = None
+            self._over(channel)
             call.cancel()
 
     async def _beat(self, link: Link, seconds: float) -> None:
         self._tally.online(self._settings.node_id, time.monotonic())
-        sequence = 0
         # The first beat anywhere in the interval: agents that were welcomed together do not beat together.
-        pause = self._rng.uniform(0, seconds)
-        while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._cut.wait()
-            except TimeoutError:
-                pass
-            if self._cut.is_set():
-                raise SessionEndedError("cut by the simulation")
-            sequence += 1
-            link.say(node_pb2.AgentMessage(heartbeat=await self._heartbeat(sequence)))
-            self._tally.beats += 1
-            pause = seconds * self._rng.uniform(1 - _BEAT_JITTER, 1 + _BEAT_JITTER)
+        beats = asyncio.create_task(self._beat_after(self._rng.uniform(0, seconds), link, seconds))
+        cut = asyncio.create_task(self._cut.wait())
+        try:
+            await asyncio.wait({beats, cut}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            beats.cancel()
+            cut.cancel()
+        if self._cut.is_set():
+            raise SessionEndedError("cut by the simulation")
+        beats.result()
+
+    async def _beat_after(self, pause: float, link: Link, seconds: float) -> None:
+        await asyncio.sleep(pause)
+        await super()._beat(link, seconds * self._rng.uniform(1 - _BEAT_JITTER, 1 + _BEAT_JITTER))
+
+    async def _heartbeat(self, sequence: int) -> node_pb2.AgentHeartbeat:
+        self._tally.beats += 1
+        return await super()._heartbeat(sequence)
 
     def _handle(self, message: node_pb2.ServerMessage) -> None:
         kind = message.WhichOneof("message")

@@ -60,9 +60,19 @@ class Simulation:
         self._jobs = random.Random(rng.getrandbits(64))
         self._seeds = [rng.getrandbits(64) for _ in self.nodes]
         self._all_sent = False
+        self._jobs_may_come = asyncio.Event()
         self._stopping = asyncio.Event()
         self.drained = asyncio.Event()
         """All jobs of the load have been sent and have ended."""
+
+    def let_jobs_in(self) -> None:
+        """Lets the load begin, where `run` was told to wait for it."""
+        self._jobs_may_come.set()
+
+    def stop_jobs(self) -> None:
+        """Sends no more; `drained` is set when all that were sent have ended."""
+        if self.source is not None:
+            self.source.stop()
 
     def stop(self) -> None:
         """Lets the agents give back what they run and say goodbye; `run` returns then."""
@@ -72,8 +82,13 @@ class Simulation:
         """Returns when every node is connected."""
         await self.tally.all_online.wait()
 
-    async def run(self, load: Load, until: Callable[[Simulation], Awaitable[None]]) -> None:
-        """Runs the fleet until `until` returns (or `stop`), then stops it."""
+    async def run(self, load: Load, until: Callable[[Simulation], Awaitable[None]], *, jobs_wait: bool = False) -> None:
+        """Runs the fleet until `until` returns (or `stop`), then stops it.
+
+        Jobs come once all nodes are online, with `jobs_wait` not before `let_jobs_in`.
+        """
+        if not jobs_wait:
+            self._jobs_may_come.set()
         settings = AgentSettings(
             server=self.plan.server, node_id="simulated", disk_floor_bytes=0, labels={}, clusters=(), engines=()
         )
@@ -126,6 +141,7 @@ class Simulation:
     async def _submit(self, source: JobSource) -> None:
         """Jobs come once the fleet is there: else the first of them would be refused for want of their models."""
         await self.all_online()
+        await self._jobs_may_come.wait()
         self.working_since = time.monotonic()
         await source.run()
         self._all_sent = True

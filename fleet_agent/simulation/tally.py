@@ -53,6 +53,7 @@ class Tally:
     lease_seconds: float = 30.0
     nodes: int = 0
     all_online: asyncio.Event = field(default_factory=asyncio.Event)
+    someone_offline: asyncio.Event = field(default_factory=asyncio.Event)
     submitted: int = 0
     refused_submits: int = 0
     assigns: int = 0
@@ -123,6 +124,7 @@ class Tally:
         self._online.add(node_id)
         if len(self._online) == self.nodes:
             self.all_online.set()
+            self.someone_offline.clear()
         self.welcomes.append(at)
         self._note("online", node_id=node_id, at=at)
 
@@ -131,6 +133,7 @@ class Tally:
             self._offline_at[node_id] = at
             self._online.discard(node_id)
             self.all_online.clear()
+            self.someone_offline.set()
             self._note("offline", node_id=node_id)
 
     def crashed(self, node_id: str) -> None:
