@@ -50,6 +50,11 @@ class Client:
         """A job that takes its agent with it, wherever it runs."""
         await self._said([self._job("kill-agent work:20", max_retries=3)])
 
+    async def occupy(self, seconds: float) -> None:
+        """After so many seconds: long jobs for all agents, so that whatever then happens to one, it is at work."""
+        await asyncio.sleep(seconds)
+        await self._said([{**self._job("work:4500", max_retries=1), "priority": "high"} for _ in range(3)])
+
     async def exhaust(self) -> None:
         """A job that fails as often as it may."""
         await self._said([self._job("fail work:10", max_retries=2)])

@@ -71,6 +71,9 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
 async def _trouble(world: World, callers: list[Client], seed: int, seconds: float) -> None:
     faults = plan(seed, seconds, list(world.agents))
     tasks = [asyncio.create_task(caller.work()) for caller in callers]
+    lead = 1.5
+    stops = [fault.at for fault in faults if fault.what == "stop agent"]
+    tasks += [asyncio.create_task(callers[0].occupy(max(0.0, at - lead))) for at in stops[:2]]
     special = random.Random(seed).sample(callers, 2)
     tasks += [asyncio.create_task(special[0].poison()), asyncio.create_task(special[1].exhaust())]
     try:
