@@ -130,6 +130,8 @@ class WebhookSender:
         while True:
             with contextlib.suppress(FleetError):
                 async with self._store.events.subscribe() as events:
+                    # What ended before we listened.
+                    self.wake()
                     async for event in events:
                         if event.type == "gap" or (event.type == "job_complete" and ends_with_callback(event.fields)):
                             self.wake()

@@ -102,11 +102,17 @@ async def test_each_of_many_arrives_under_one_id_and_nothing_reaches_a_forbidden
                 doomed.cancel()
                 await asyncio.wait([doomed])
             states: Counter[DeliveryState] = Counter()
+            left = list(sent)
 
             async def over() -> bool:
-                states.clear()
-                states.update([(await works.row(job_id)).state for job_id in sent])
-                return not states[DeliveryState.PENDING]
+                # Each is looked at until it has ended, the oldest first.
+                while left:
+                    found = (await works.row(left[-1])).state
+                    if found is DeliveryState.PENDING:
+                        return False
+                    states[found] += 1
+                    left.pop()
+                return True
 
             await wait_until(over, seconds=SECONDS)
 

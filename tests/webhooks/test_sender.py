@@ -199,6 +199,28 @@ async def test_a_sender_that_is_shut_down_finishes_what_it_sends_and_gives_back_
     assert sorted(receiver.ids) == sorted(f"{job_id}.1" for job_id in ids)
 
 
+async def test_an_end_wakes_the_sender(works: Works) -> None:
+    """No poll comes in the time of this test, nor does another try: events alone bring it."""
+    async with receiving() as receiver, works.sending(poll_seconds=3_600.0):
+        for _ in range(3):
+            (job_id,) = await works.ended(receiver.url)
+            await state(works, job_id, DeliveryState.DELIVERED)
+    assert len(receiver.ids) == 3
+
+
+async def test_what_waited_too_long_is_claimed_anew_before_it_is_sent(works: Works) -> None:
+    """Else its claim would end in the middle of the request, and another sender would send it at the same time."""
+    async with receiving() as receiver:
+        receiver.answers = [hang] * 6
+        ids = await works.ended(*[receiver.url] * 4)
+        limits = HostLimits(per_host=1, defer_seconds=0.1)
+        async with works.sending(limits=limits, seconds=0.3, lease_seconds=0.5):
+            for job_id in ids:
+                await state(works, job_id, DeliveryState.DELIVERED)
+    for job_id in ids:
+        assert receiver.ids.count(f"{job_id}.1") == len(await works.tries(job_id))
+
+
 async def test_two_senders_never_send_the_same(works: Works) -> None:
     async with receiving() as receiver, open_store(works.url, namespace=works.namespace) as other:
         ids = await works.ended(*[receiver.url] * 200)
