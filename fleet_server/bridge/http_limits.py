@@ -21,13 +21,12 @@ from typing import Any, ClassVar
 
 import httptools
 import uuid_utils
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from fleet_server.bridge.asgi import ABORT_EXTENSION, BODY_EXTENSION, REPLY_EXTENSION
+from fleet_server.bridge.asgi import ABORT_EXTENSION
 from fleet_server.bridge.errors import error_reply
-from fleet_server.bridge.http_exchange import HttpExchange
+from fleet_server.bridge.http_protocol import LeanHttpProtocol
 from fleet_server.domain.errors import FleetError
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -54,6 +53,10 @@ class _Phase(enum.Enum):
     """Nothing that matters: the connection is being closed."""
 
 
+# Reading a member from its class takes a call, and these are read a dozen times for each request.
+_IDLE, _HEAD, _BODY, _OVER = _Phase
+
+
 class _RefusalError(Exception):
     """Stops the parser from within a callback."""
 
@@ -62,7 +65,7 @@ class _RefusalError(Exception):
         self.error = error
 
 
-class LimitedHttpProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(LeanHttpProtocol):
     """HTTP/1.1 with bounded headers; `limited_protocol` makes classes for `uvicorn.Config(http=...)`."""
 
     max_header_bytes: ClassVar[int] = MAX_HEADER_BYTES
@@ -71,7 +74,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._head_bytes = 0  # fed to the parser for the header section that has not ended
         self._head_size = 0  # of the complete lines of that section
         self._idle_bytes = 0  # of a body's framing since the last byte of content
@@ -80,7 +83,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._linger_timer: asyncio.TimerHandle | None = None
         self._refusal: FleetError | None = None
         self._closing = False
-        self._active: RequestResponseCycle | None = None
 
     # The connection.
 
@@ -88,7 +90,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         count = len(self.connections)
         if count > self.max_connections + max(64, self.max_connections // 10):
-            self._phase = _Phase.OVER
+            self._phase = _OVER
             transport.abort()  # even polite refusals have an end
         elif count > self.max_connections:
             detail = f"this server takes {self.max_connections} connections; close idle ones or try again later"
@@ -97,7 +99,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(self.header_seconds, self._on_head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._cancel_timers()
         super().connection_lost(exc)
         active = self._active  # uvicorn tells only the newest of pipelined requests
@@ -106,20 +108,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             active.message_event.set()
 
     def handle_websocket_upgrade(self) -> None:
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._cancel_timers()
         super().handle_websocket_upgrade()
 
     def close_after_reply(self) -> None:
         """Closes once all that was written is out; lingers when the peer may still be sending."""
-        if self._phase in (_Phase.HEAD, _Phase.BODY):
+        if self._phase in (_HEAD, _BODY):
             self._close_lingering()
         else:
-            self._phase = _Phase.OVER
+            self._phase = _OVER
             self.transport.close()
 
     def _close_lingering(self) -> None:
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._closing = True
         self._linger()
         if self.transport.can_write_eof():
@@ -130,10 +132,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         while data and not self.transport.is_closing():
-            if self._phase is _Phase.OVER:
+            if self._phase is _OVER:
                 self._throw_away(len(data))
                 return
-            if self._phase is _Phase.BODY:
+            if self._phase is _BODY:
                 piece, data = data, b""
                 self._feed_body(piece)
             else:
@@ -142,10 +144,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._feed_head(piece)
 
     def _feed_head(self, piece: bytes) -> None:
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._head_bytes += len(piece)
         self._feed(piece)
-        if self._phase is not _Phase.HEAD:
+        if self._phase is not _HEAD:
             return
         if self._head_bytes >= self.max_header_bytes:
             self._refuse(self._too_large())
@@ -157,9 +159,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._throw_away(len(piece))  # answered already: finds the end of the body, within bounds
         self._idle_bytes += len(piece)
         self._feed(piece)
-        if self._phase is _Phase.BODY and self._idle_bytes > self.max_header_bytes:
+        if self._phase is _BODY and self._idle_bytes > self.max_header_bytes:
             self._refuse(self._too_large())  # endless trailers or chunk extensions
-        elif self._phase is _Phase.HEAD and self._head_timer is None:
+        elif self._phase is _HEAD and self._head_timer is None:
             self._head_timer = self.loop.call_later(self.header_seconds, self._on_head_timeout)
 
     def _feed(self, piece: bytes) -> None:
@@ -186,19 +188,26 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        self._phase = _Phase.HEAD
-        self._head_size = 0
-        super().on_message_begin()
+        self._phase = _HEAD
+        self._head_size = len(" HTTP/1.1\r\n")
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count_line(len(url) + len(" HTTP/1.1\r\n"))
+        self.url += url
+        self._head_size += len(url)
+        if self._head_size > self.max_header_bytes:
+            raise _RefusalError(self._too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is not _Phase.HEAD:
-            return
-        super().on_header(name, value)
-        self._head_size += len(name) + len(value) + 4  # ": " and the line's end; inline, for it runs for each header
+        if self._phase is not _HEAD:
+            return  # a trailer
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+        self._head_size += len(name) + len(value) + 4  # ": " and the line's end
         if self._head_size > self.max_header_bytes:
             raise _RefusalError(self._too_large())
 
@@ -206,59 +215,40 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             detail = f"at most {MAX_PIPELINED} pipelined requests may wait; read replies before sending more"
             raise _RefusalError(FleetError("RATE_LIMITED", detail))
-        self._phase = _Phase.BODY
+        self._phase = _BODY
         self._head_bytes = self._idle_bytes = self._drained = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        before = self.cycle
-        super().on_headers_complete()
-        cycle = self.cycle
-        if cycle is not None and cycle is not before:  # else the upgrade to a WebSocket
-            exchange = HttpExchange(self.transport, cycle, self.close_after_reply)
-            cycle.transport = exchange  # type: ignore[assignment]
-            self.scope["extensions"] = {
-                ABORT_EXTENSION: self.transport.abort,  # type: ignore[dict-item]
-                REPLY_EXTENSION: exchange.reply,  # type: ignore[dict-item]
-                BODY_EXTENSION: exchange.take_body,  # type: ignore[dict-item]
-            }
+        self._open_request()
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
-        super().on_body(body)
+        self._take_in(body)
 
     def on_message_complete(self) -> None:
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._head_bytes = self._drained = 0
         if self._linger_timer is not None:
             self._linger_timer.cancel()
             self._linger_timer = None
-        super().on_message_complete()
-
-    def _count_line(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self.max_header_bytes:
-            raise _RefusalError(self._too_large())
+        self._end_request()
 
     # Replies.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._active = cycle
-        super()._start_asgi_task(cycle, app)
-
     def on_response_complete(self) -> None:
-        if self._closing:
-            self.server_state.total_requests += 1
+        self.server_state.total_requests += 1
+        if self._closing or self.transport.is_closing():
             return
         was_last = not self.pipeline
-        super().on_response_complete()
-        if self.transport.is_closing() or not was_last:
+        self._go_on()
+        if not was_last:
             return
         if self._refusal is not None:
             self._send_refusal(self._refusal)
-        elif self._phase is _Phase.HEAD:
+        elif self._phase is _HEAD:
             self._unset_keepalive_if_required()  # the header's own clock runs
-        elif self._phase is _Phase.BODY:
+        elif self._phase is _BODY:
             self._linger()  # the reply did not wait for the whole body
 
     def _too_large(self) -> FleetError:
@@ -268,11 +258,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _on_head_timeout(self) -> None:
         self._head_timer = None
-        if self._phase is _Phase.OVER or self.transport.is_closing():
+        if self._phase is _OVER or self.transport.is_closing():
             return
         if self.flow.read_paused:  # we do not read: the peer cannot be late
             self._head_timer = self.loop.call_later(self.header_seconds, self._on_head_timeout)
-        elif self._phase is _Phase.HEAD:
+        elif self._phase is _HEAD:
             detail = f"the headers did not end within {self.header_seconds:g} s; send them faster"
             self._refuse(FleetError("REQUEST_TIMEOUT", detail))
         else:
@@ -282,9 +272,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Ends the connection with `error`, after the replies to earlier requests."""
         if self._refusal is not None:
             return
-        broken_body = self._phase is _Phase.BODY
+        broken_body = self._phase is _BODY
         self._refusal = error
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._drained = 0
         self._cancel_timers()
         if broken_body and self.pipeline and self.pipeline[0][0] is self.cycle:
