@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.fleet_process import FleetProcess
@@ -20,3 +21,28 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
         FleetProcess(Path(folder) / "data", environment=within) as process,
     ):
         yield process
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Iterator[httpx.Client]:
+    """The door of a fleet on which nothing ever runs: nobody's job may end while what is stored is counted."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fleet-") as folder,
+        FleetProcess(Path(folder) / "data") as process,
+        httpx.Client(base_url=process.url, timeout=30) as session,
+    ):
+        yield session
+
+
+@pytest.fixture
+def nothing_stored(quiet: httpx.Client) -> Iterator[None]:
+    """The test may leave no job or output behind on it."""
+
+    def stored() -> tuple[int, int]:
+        jobs = quiet.get("/api/status").json()["jobs"]
+        images = quiet.get("/api/vision/gallery", params={"limit": 1000}).json()["images"]
+        return sum(jobs.values()), len(images)
+
+    before = stored()
+    yield
+    assert stored() == before
