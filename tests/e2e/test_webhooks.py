@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fleet_client import FleetCommander
 from fleet_client.errors import ApiError
 
+from fleet_server.settings import Settings
 from tests.e2e.commands import fleet_command
-from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.fleet_process import FleetProcess, clean_environment
 from tests.e2e.receiver import Hooks, hooks
-from tests.e2e.test_crashes import until
+from tests.e2e.test_crashes import free_ports, until
 from tests.e2e.test_documented_calls import QUEUE, reply
 
 QUICK = {
@@ -102,3 +108,45 @@ def test_a_server_killed_between_commit_and_answer_sends_again_after_its_restart
     assert receiver.told(before, secret)["data"]["job_id"] == job_id
     with FleetCommander(own.url) as client:
         until(lambda: client.list_deliveries(job_id)["deliveries"][0]["status"] == "delivered", "its end in the log")
+
+
+def test_the_receiver_of_the_documentation_works_as_it_stands(fleet: FleetProcess) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (port,) = free_ports(1)
+    environment = clean_environment({"WEBHOOK_SECRET": secret_of(fleet), "PORT": str(port)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{port}/webhook"
+        forged = {"webhook-id": "x.1", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,AAAA"}
+        answer = until(lambda: httpx.post(url, headers=forged, content=b"{}", timeout=5), "the receiver")
+        assert answer.status_code == 401
+        with FleetCommander(fleet.url) as client:
+            job_id = client.submit_job({**SMALL, "callback_url": url})["job_id"]
+            words = process.stdout.readline().split()
+            (output,) = client.get_job(job_id)["result"]["outputs"]
+        assert words == [job_id, "succeeded", output["filename"]]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_documented_settings_are_the_settings() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    named = dict(re.findall(r"^\| `(FLEET_[A-Z_]+)` \| ([0-9 ]+) \|", text, re.MULTILINE))
+    settings = {
+        f"FLEET_{name.upper()}": field.default
+        for name, field in Settings.model_fields.items()
+        if name.startswith("webhook_") and "secret" not in name
+    }
+    assert set(named) == set(settings)
+    for name, default in settings.items():
+        values = default if isinstance(default, tuple) else (default,)
+        assert [float(word) for word in named[name].split()] == list(values), name
