@@ -80,7 +80,7 @@ chaos: $(DEV) ## Kill, cut and stop parts of a fleet in 20 trials, mutants and 5
 
 soak: $(DEV) ## The long forms of tests that `make test` runs short: state machine, webhooks, codec
 	@FLEET_STATE_STEPS=100000 FLEET_WEBHOOK_COUNT=20000 FLEET_CODEC_MESSAGES=50000 \
-	$(PY) -m pytest tests/store/test_machine.py tests/services/webhooks tests/protojson/test_differential.py \
+	$(PY) -m pytest tests/store/test_machine.py tests/webhooks/test_many.py tests/protojson/test_differential.py \
 	-n $(WORKERS) --timeout 0 --durations 15 $(PYTEST_ARGS)
 
 generate: $(DEV) ## Make the Python stubs from the protos again
