@@ -31,6 +31,8 @@ class DispatchSettings:
 
     poll_seconds: float = 1.0
     repeat_seconds: float = 0.5
+    avoid_seconds: float = 1.0
+    """How long a node is not asked again for a lane whose next jobs have just failed on it."""
     mixed_jobs: int = 32
     """How many jobs of a cluster's overflow lane are looked at in a round."""
 
@@ -125,7 +127,10 @@ class Dispatcher:
         return min(poll, max(0.0, (self._look_again_ms - self._clock()) / 1000))
 
     async def round(self) -> int:
-        """One look at lanes and slots, one batch of claims; how many jobs were sent out. Raises STORE_UNAVAILABLE."""
+        """One look at lanes and slots, one batch of claims; 0 if another round at once would find nothing new.
+
+        Raises STORE_UNAVAILABLE.
+        """
         self._look_again_ms = None
         if self._unsettled:
             # The outcome of these is unknown: the same tokens again.
@@ -218,11 +223,15 @@ class Dispatcher:
         self._unsettled = requests
         claims = await self._store.jobs.claim(requests)
         self._unsettled = []
-        sent = 0
-        for claim in claims:
+        moved = 0
+        for request, claim in zip(requests, claims, strict=True):
             if claim is not None:
-                sent += await self._send(claim)
-        return sent
+                moved += await self._send(claim)
+            elif request.avoid:
+                # What waits there has just failed on this node: the next round asks another for it.
+                self._fleet.avoid(request.node_id, request.job_id or request.lane_id, self._settings.avoid_seconds)
+                moved += 1
+        return moved
 
     async def _send(self, claim: Claim) -> bool:
         node = self._fleet.node(claim.job.node_id)

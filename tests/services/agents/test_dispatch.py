@@ -12,6 +12,7 @@ from fleet.v1 import node_pb2 as pb
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.job import JobState
+from fleet_server.services.reaper import Reaper, ReaperSettings
 from fleet_server.store import Store
 from tests.services.agents.agent import ScriptedAgent, image_engine, wait_until
 from tests.services.agents.bench import QUICK, Bench, bench_on
@@ -291,3 +292,24 @@ async def test_no_job_is_given_twice_in_a_crowd(bench: Bench) -> None:
     for job_id in jobs:
         record = await bench.job(job_id)
         assert (record.state, record.attempt) == (JobState.SUCCEEDED, 1)
+
+
+async def test_a_failed_job_goes_to_another_idle_node_at_once(bench: Bench) -> None:
+    """Whichever node placement likes best: it is not asked again and again while the other stands idle."""
+    nodes = [bench.agent(name) for name in ("a", "b")]
+    for node in nodes:
+        await node.dial()
+    job_id = await bench.submit()
+    first = await wait_until(lambda: next((node for node in nodes if assigns(node)), None))
+    other = next(node for node in nodes if node is not first)
+    assign = await first.start()
+    await first.complete(assign, error=types_pb2.JobError(reason="ENGINE_FAILED", detail="once"), retryable=True)
+    bench.tasks.append(asyncio.create_task(promoting(bench)))
+    await wait_until(lambda: assigns(other))
+    assert assigns(other)[0].job_id == job_id
+
+
+async def promoting(bench: Bench) -> None:
+    """What a reaper does for jobs whose backoff is over."""
+    reaper = Reaper(bench.store, bench.fleet, bench.dispatcher.wake, settings=ReaperSettings(sweep_seconds=0.02))
+    await reaper.run()
