@@ -39,6 +39,7 @@ class Deliveries:
         self._spool = spool
         self._entries: dict[str, SpoolEntry] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._link: Link | None = None
         self._chores: Chores | None = None
 
@@ -72,6 +73,9 @@ class Deliveries:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
     def add(self, entry: SpoolEntry) -> None:
         """Takes an end over from its slot."""
@@ -84,12 +88,26 @@ class Deliveries:
         task = self._tasks.pop(token, None)
         if task is not None:
             task.cancel()
-        if self._entries.pop(token, None) is not None and self._chores is not None:
+        timer = self._timers.pop(token, None)
+        if timer is not None:
+            timer.cancel()
+        if self._entries.pop(token, None) is None or self._spool.forget(token):
+            return
+        if self._chores is not None:
             self._chores.spawn(asyncio.to_thread(self._spool.remove, token), f"forget {token}")
 
     def _deliver(self, entry: SpoolEntry, link: Link) -> None:
         assert self._chores is not None
+        if not entry.files:
+            self._say(entry, link)
+            return
         self._tasks[entry.token] = self._chores.spawn(self._delivery(entry, link), f"deliver {entry.token}")
+
+    def _say(self, entry: SpoolEntry, link: Link) -> None:
+        """Says an end that has no files, now and every few seconds."""
+        link.say(node_pb2.AgentMessage(complete=entry.complete))
+        loop = asyncio.get_running_loop()
+        self._timers[entry.token] = loop.call_later(self._settings.resend_seconds, self._say, entry, link)
 
     async def _delivery(self, entry: SpoolEntry, link: Link) -> None:
         try:

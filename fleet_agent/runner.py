@@ -78,6 +78,7 @@ class Runner:
     async def close(self) -> None:
         """Ends every child; call it when no attempt is running."""
         await asyncio.gather(*(slot.close() for slot in self._slots))
+        await self._spool.aclose()
 
     @property
     def slots_free(self) -> int:
@@ -325,6 +326,8 @@ class Runner:
         Where not even that fits, the end itself comes back: said once; if it is lost, the lease runs out.
         """
         try:
+            if not outputs:
+                return await self._spool.keep(complete)
             return await asyncio.to_thread(self._spool.add, complete, outputs)
         except BadOutputError as error:
             complete = failure(attempt, "ENGINE_FAILED", str(error), True)

@@ -7,6 +7,7 @@ written in a folder beside, fsynced and renamed into place, so that after a cras
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -21,6 +22,8 @@ import orjson
 import structlog
 from fleet.v1 import node_pb2
 from google.protobuf.message import DecodeError
+
+from fleet_agent.journal import Journal
 
 _log = structlog.get_logger("fleet.agent.spool")
 _COMPLETE = "complete.pb"
@@ -71,17 +74,44 @@ class Spool:
         self._scratch.mkdir(exist_ok=True)
         for made in (folder, folder.parent):
             _sync_folder(made)
+        self._journal = Journal(folder / "journal")
 
     def work_folder(self, token: str) -> Path:
         """A new empty folder for an attempt's outputs. Raises BadTokenError or OSError."""
         folder = self._scratch / _checked(token)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        try:
+            folder.mkdir()
+        except (FileExistsError, FileNotFoundError):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         return folder
 
     def discard(self, token: str) -> None:
         """Removes an attempt's work folder."""
         shutil.rmtree(self._scratch / _checked(token), ignore_errors=True)
+
+    async def keep(self, complete: node_pb2.JobComplete) -> SpoolEntry:
+        """Keeps an end without files; returns when it is on the disk: one fsync for all that wait. Raises OSError."""
+        token = _checked(complete.token)
+        await self._journal.add(complete)
+        try:
+            (self._scratch / token).rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            await asyncio.to_thread(self.discard, token)
+        return SpoolEntry(self._entries, complete, ())
+
+    def forget(self, token: str) -> bool:
+        """Forgets an end that `keep` kept, without waiting; False where it is none of those."""
+        if token not in self._journal:
+            return False
+        self._journal.forget(token)
+        return True
+
+    async def aclose(self) -> None:
+        """Call it when nothing is kept any more."""
+        await self._journal.aclose()
 
     def add(self, complete: node_pb2.JobComplete, outputs: Sequence[tuple[Path, str]]) -> SpoolEntry:
         """Keeps an end and its (path, content type) outputs; returns when they are on the disk.
@@ -115,6 +145,7 @@ class Spool:
 
     def entries(self) -> list[SpoolEntry]:
         """What is kept, oldest first. A damaged entry is removed; one that cannot be read just now is left alone."""
+        kept = [SpoolEntry(self._entries, complete, ()) for complete in self._journal.open()]
         found: list[tuple[int, SpoolEntry]] = []
         for folder in self._entries.iterdir():
             try:
@@ -124,10 +155,12 @@ class Spool:
                 self._drop(folder)
             except OSError as error:
                 _log.error("a spool entry cannot be read", entry=folder.name, error=str(error))
-        return [entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].token))]
+        return [*kept, *(entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].token)))]
 
     def remove(self, token: str) -> None:
         """Forgets an entry, once it is acknowledged."""
+        if self.forget(token):
+            return
         self._drop(self._entries / _checked(token))
 
     def _drop(self, path: Path) -> None:

@@ -35,6 +35,16 @@ class MemorySpool(Spool):
         self._kept[complete.token] = entry
         return entry
 
+    async def keep(self, complete: node_pb2.JobComplete) -> SpoolEntry:
+        return self.add(complete, ())
+
+    def forget(self, token: str) -> bool:
+        self.remove(token)
+        return True
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
     def entries(self) -> list[SpoolEntry]:
         return list(self._kept.values())
 
