@@ -71,15 +71,24 @@ class Hosts(Generic[T]):
 
     def next(self) -> tuple[str, T] | None:
         """The next item to send now, with its host; `finished` is to be called for it."""
-        if self._waiting == 0 or self._active >= self._limits.total:
+        host = self._first()
+        if host is None:
             return None
-        for host in self._in_line:
-            known = self._hosts[host]
-            if known.active < self._limit(known):
-                known.active += 1
-                self._active += 1
-                return host, self._pop(host, known)
-        return None
+        known = self._hosts[host]
+        known.active += 1
+        self._active += 1
+        return host, self._pop(host, known)
+
+    @property
+    def startable(self) -> bool:
+        """Whether `next` would give something."""
+        return self._first() is not None
+
+    def _first(self) -> str | None:
+        if self._active >= self._limits.total:
+            return None
+        fits = (host for host in self._in_line if self._hosts[host].active < self._limit(self._hosts[host]))
+        return next(fits, None)
 
     def _pop(self, host: str, known: _Host[T]) -> T:
         """The first that waits for this host, which is last in turn from now on."""

@@ -44,7 +44,7 @@ class SenderSettings:
     seconds: float = 15.0
     lease_seconds: float = 60.0
     poll_seconds: float = 1.0
-    claim: int = 50
+    claim: int = 25
     user_agent: str = "fleet-commander"
 
 
@@ -148,7 +148,7 @@ class WebhookSender:
             except Exception:
                 # A fault of ours may cost callbacks time, never the server its life.
                 _log.error("callbacks cannot be claimed", trace=traceback.format_exc())
-            self._start(group)
+            await self._start(group)
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._some.wait(), max(wait, _SHORTEST_SECONDS))
@@ -190,9 +190,11 @@ class WebhookSender:
         log = with_try(row.log, answer, self._clock(), 0.0)
         await self._store.webhooks.settle(row, token, Verdict(DeliveryState.FAILED), log)
 
-    def _start(self, group: asyncio.TaskGroup) -> None:
+    async def _start(self, group: asyncio.TaskGroup) -> None:
+        """Begins what may begin now, one in a turn of the loop: all at once would hold up everybody else."""
         while not self._closing and (turn := self._hosts.next()) is not None:
             group.create_task(self._send(group, *turn), name="webhook")
+            await asyncio.sleep(0)
 
     async def _send(self, group: asyncio.TaskGroup, host: str, due: _Due) -> None:
         """One try, from the claim to its outcome. Never raises but when cancelled."""
@@ -222,8 +224,9 @@ class WebhookSender:
                 self._hosts.skipped(host)
             else:
                 self._hosts.finished(host, answered=answer.status is not None, seconds=loop.time() - began)
-            self._start(group)
-            if self._full or self._closing:
+            if not self._closing and (turn := self._hosts.next()) is not None:
+                group.create_task(self._send(group, *turn), name="webhook")
+            if self._full or self._closing or self._hosts.startable:
                 self.wake()
 
     async def _try(self, due: _Due) -> Answer:
