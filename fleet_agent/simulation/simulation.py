@@ -38,6 +38,8 @@ class Plan:
     faults: Faults = NONE
     arrival_seconds: float = 10.0
     streams_per_channel: int = STREAMS_PER_CHANNEL
+    reconnect_seconds: float = 10.0
+    """A lost stream is dialled again within that time, at random."""
     api_key: str | None = None
 
 
@@ -90,7 +92,13 @@ class Simulation:
         if not jobs_wait:
             self._jobs_may_come.set()
         settings = AgentSettings(
-            server=self.plan.server, node_id="simulated", disk_floor_bytes=0, labels={}, clusters=(), engines=()
+            server=self.plan.server,
+            node_id="simulated",
+            disk_floor_bytes=0,
+            labels={},
+            clusters=(),
+            engines=(),
+            reconnect_seconds=self.plan.reconnect_seconds,
         )
         metadata: Metadata = () if self.plan.api_key is None else (("x-api-key", self.plan.api_key),)
         channels = Channels(
