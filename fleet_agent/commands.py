@@ -18,6 +18,9 @@ def agent(
     clusters: Annotated[str | None, typer.Option(help="Clusters to serve, parted by commas.")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels, name=value parted by commas.")] = None,
     engines: Annotated[str | None, typer.Option(help="Engines to run; all that are installed when left out.")] = None,
+    ready_json: Annotated[
+        bool | None, typer.Option("--json", help="Say as one line of JSON that the server has welcomed it.")
+    ] = None,
 ) -> None:
     """Run an agent on this machine: it dials the server and works through its slots.
 
@@ -47,6 +50,7 @@ def sketch_model(
     name: Annotated[str | None, typer.Option(help="File name; from the style when left out.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives other brushes.")] = 0,
     size: Annotated[str | None, typer.Option(help="Pad the file to this size, for instance 64MB.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a palette-and-brush file for the sketch engine; it is no diffusion model."""
     from fleet_agent.engines import sketch_model as maker
@@ -54,4 +58,5 @@ def sketch_model(
     words = ["--out", str(out), "--seed", str(seed)]
     for option, value in (("--style", style), ("--name", name), ("--size", size)):
         words += [option, value] if value is not None else []
-    raise typer.Exit(maker.main(words + (["--lora"] if lora else [])))
+    words += [flag for flag, given in (("--lora", lora), ("--json", as_json)) if given]
+    raise typer.Exit(maker.main(words))

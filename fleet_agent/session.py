@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import platform
 import random
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -62,8 +65,8 @@ class Session:
         self._beat_now = asyncio.Event()
         self._retry_after = 0.0
         self._reached = False
-        self._reached = False
         self._stopping = False
+        self._said_ready = False
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -142,12 +145,6 @@ class Session:
         self._runner.disconnected()
         self._link = self._call = None
 
-    def _over(self, channel: grpc.aio.Channel) -> None:
-        """The stream on this channel has ended."""
-        self._reached = channel.get_state() is grpc.ChannelConnectivity.READY
-        self._runner.disconnected()
-        self._link = self._call = None
-
     async def _converse(self, call: Any, uploader: Uploader, downloader: Downloader | None = None) -> None:
         seconds = self._settings.welcome_seconds
         async with _deadline(seconds, f"no Welcome within {seconds:g} s"):
@@ -164,11 +161,20 @@ class Session:
         self._link, self._call = link, call
         self._ended.clear()
         _log.info("connected", server=self._settings.server, session=link.session)
+        self._say_ready()
         self._runner.connected(link, welcome.kill_tokens)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write(call, link))
             tasks.create_task(self._beat(link, welcome.heartbeat_seconds))
             tasks.create_task(self._read(call, link))
+
+    def _say_ready(self) -> None:
+        """Once, on standard output, for who started this process and waits."""
+        if self._settings.ready_json and not self._said_ready:
+            self._said_ready = True
+            ready = {"status": "ready", "node_id": self._settings.node_id, "server": self._settings.server}
+            sys.stdout.write(json.dumps({**ready, "slots": self._settings.slots, "pid": os.getpid()}) + "\n")
+            sys.stdout.flush()
 
     async def _hello(self) -> node_pb2.Hello:
         readings = await self._metrics.read()

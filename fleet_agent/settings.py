@@ -36,6 +36,8 @@ class AgentSettings(BaseSettings):
     engines: Names = ()
     api_key: SecretStr | None = Field(default=None, validation_alias="FLEET_API_KEY")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ready_json: bool = False
+    """Say in one line of JSON that the server has welcomed it, the first time."""
 
     reconnect_seconds: Annotated[float, Field(gt=0)] = 10
     """The first reconnect waits a random part of this."""

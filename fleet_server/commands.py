@@ -19,6 +19,7 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder for everything that i
 RedisUrl = Annotated[
     str | None, typer.Option(help="Your Redis or Valkey, redis://HOST:PORT/DB.", show_default="embedded")
 ]
+ReadyJson = Annotated[bool, typer.Option("--json", help="Say that it is ready as one line of JSON.")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")]
 
 
@@ -33,6 +34,7 @@ def up(
     agent: Annotated[bool | None, typer.Option("--agent/--no-agent", help="Run an agent of this machine too.")] = None,
     agent_slots: Annotated[int | None, typer.Option(min=1, max=64, help="Jobs that agent runs at once.")] = None,
     log_level: LogLevel = None,
+    as_json: ReadyJson = False,
 ) -> None:
     """Start everything on this machine: server, store and an agent. Ctrl-C stops it.
 
@@ -49,6 +51,7 @@ def up(
         agent=agent,
         agent_slots=agent_slots,
         log_level=log_level,
+        ready_json=as_json or None,
     )
 
 
@@ -60,6 +63,7 @@ def server(
     comfy_port: ComfyPort = None,
     data_dir: DataDir = None,
     log_level: LogLevel = None,
+    as_json: ReadyJson = False,
 ) -> None:
     """Start the server alone, against your own Redis or Valkey; agents join with `fleet agent`."""
     _serve(
@@ -71,6 +75,7 @@ def server(
         redis_url=redis_url,
         agent=False,
         log_level=log_level,
+        ready_json=as_json or None,
         needs_redis=True,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import socket
 import sys
@@ -114,7 +116,7 @@ async def _run(
             await http.started()
             settle_memory()
             if agent is None or await _until_online(server, stopping):
-                _say_ready(origin, grpc_port)
+                _say_ready(origin, grpc_port, settings.ready_json)
             await stopping.wait()
             _log.info("stopping")
             readiness.stopping = True
@@ -173,6 +175,17 @@ async def _until_online(server: Server, stopping: asyncio.Event) -> bool:
     return not stopping.is_set()
 
 
-def _say_ready(origin: str, grpc_port: int) -> None:
-    sys.stdout.write(f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port})\n")
+def _say_ready(origin: str, grpc_port: int, as_json: bool) -> None:
+    if as_json:
+        ready = {
+            "status": "ready",
+            "url": origin,
+            "docs_url": f"{origin}/docs",
+            "grpc_port": grpc_port,
+            "pid": os.getpid(),
+        }
+        line = json.dumps(ready)
+    else:
+        line = f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port})"
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     allowed_origins: Names = ()
     default_model: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ready_json: bool = False
+    """Say that it is ready in one line of JSON."""
 
     agent: bool = True
     """Start an agent of this machine beside the server."""
@@ -97,6 +99,8 @@ class Settings(BaseSettings):
     store_memory_bytes: Annotated[int, Field(ge=64 << 20)] = 2 << 30
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 512 << 20
     """Below this much free disk no job is accepted."""
+    decisions_file: Path | None = None
+    """Every decision of dispatch is written here, for `fleet replay`; the file is made anew at each start."""
 
     @field_validator("data_dir", "api_keys_file", "webhook_secrets_file")
     @classmethod

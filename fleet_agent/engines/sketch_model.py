@@ -190,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default=None, help="file name (default: from the style)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other brushes (checkpoints)")
     parser.add_argument("--size", default=None, help="pad the file to this size, e.g. 64MB")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     style = options.style or ("ink" if options.lora else "classic")
     name = options.name or (f"{style}.safetensors" if options.lora else f"sketch-{style}.safetensors")
@@ -203,5 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = make_checkpoint(options.out / "checkpoints" / name, style, options.seed, size)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    sys.stdout.write(f"{path} ({path.stat().st_size} bytes): {_NOTE}\n")
+    size_bytes = path.stat().st_size
+    if options.json:
+        kind = "lora" if options.lora else "checkpoint"
+        made = {"path": str(path), "name": name, "kind": kind, "style": style, "size_bytes": size_bytes, "note": _NOTE}
+        sys.stdout.write(f"{json.dumps(made)}\n")
+    else:
+        sys.stdout.write(f"{path} ({size_bytes} bytes): {_NOTE}\n")
     return 0

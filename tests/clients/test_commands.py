@@ -56,8 +56,6 @@ def test_every_command_has_help(words: list[str]) -> None:
     "words", [words for words in all_commands() if words not in ([], ["jobs"], ["nodes"])], ids=" ".join
 )
 def test_every_command_that_prints_data_has_json(words: list[str]) -> None:
-    if words[0] in ("up", "server", "agent", "sketch-model"):
-        return
     assert "--json" in CliRunner().invoke(build(), [*words, "--help"], terminal_width=200).output
 
 

@@ -88,7 +88,7 @@ class AsyncFleetCommander:
         self, prompt: str, priority: str = "normal", callback_url: str | None = None, **kwargs: Any
     ) -> Json:
         """Queue a picture; the receipt has its `job_id`. Keywords are image fields, or fields of the job such as
-        max_retries, timeout_seconds and request_id: with the same request_id, the same job."""
+        max_retries, after and request_id: with the same request_id, the same job. With `n` it is a group of n jobs."""
         return await self.submit_job(calls.job_body(prompt, priority, callback_url, kwargs))
 
     async def submit_job(self, job: Mapping[str, Any]) -> Json:
@@ -127,6 +127,33 @@ class AsyncFleetCommander:
         """Send a callback again, at once; the delivery, pending."""
         path = f"/api/queue/jobs/{segment(job_id)}/deliveries/{segment(delivery_id)}/redeliver"
         return await self._json("POST", path, params=calls.given({"request_id": request_id}))
+
+    async def explain_job(self, job_id: str) -> Json:
+        """Why a job waits, and what each node says to it."""
+        return await self._json("GET", f"/api/queue/jobs/{segment(job_id)}/explain")
+
+    async def dry_run_job(self, job: Mapping[str, Any]) -> Json:
+        """Where a job would run, and when; nothing is stored."""
+        return await self._json("POST", "/api/queue/dry-run", json=calls.exact(job))
+
+    async def list_dead(self, **filters: Any) -> Json:
+        """A page of jobs that failed for good, newest end first: `jobs` and `next_page_token`. Filters are job_type,
+        target_cluster, target_model and reason."""
+        return await self._json("GET", "/api/queue/dead", params=calls.given(filters))
+
+    async def redrive_jobs(self, job_ids: Sequence[str] = (), request_id: str | None = None, **filters: Any) -> Json:
+        """Run failed jobs again, by their ids or by the filters of `list_dead`, at most `limit`; the reply has
+        `redriven`, `remaining` and `failures`."""
+        body = {"job_ids": list(job_ids) or None, "request_id": request_id, **filters}
+        return await self._json("POST", "/api/queue/dead/redrive", json=calls.given(body))
+
+    async def pause_queue(self, **what: Any) -> Json:
+        """Hold queued jobs back: all, or those of a target_cluster, job_type or priority; all `pauses` in force."""
+        return await self._json("POST", "/api/queue/pause", json=calls.given(what))
+
+    async def resume_queue(self, **what: Any) -> Json:
+        """End the pause that was made with just these; all `pauses` in force."""
+        return await self._json("POST", "/api/queue/resume", json=calls.given(what))
 
     async def queue_stats(self) -> Json:
         """Depths, rates and waits."""

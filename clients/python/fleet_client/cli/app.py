@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fleet_client.cli import events, fleet, generate, jobs, nodes, pictures
+from fleet_client.cli import events, fleet, generate, nodes, pictures, queue
 from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
@@ -31,7 +31,7 @@ def build() -> typer.Typer:
         app.command(entry.name, rich_help_panel="Run")(_load(entry))
     app.command("generate", rich_help_panel="Use")(generate.generate)
     app.command("status", rich_help_panel="Use")(fleet.status)
-    app.add_typer(jobs.app, name="jobs", rich_help_panel="Use")
+    app.add_typer(queue.app, name="jobs", rich_help_panel="Use")
     app.add_typer(nodes.app, name="nodes", rich_help_panel="Use")
     app.command("models", rich_help_panel="Use")(fleet.models)
     app.command("gallery", rich_help_panel="Use")(pictures.gallery)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +43,15 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Same seed, same picture.", show_default="drawn")] = None,
     model: Annotated[str | None, typer.Option(help="One of `fleet models`.", show_default="the server's")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME or NAME:WEIGHT; may be given again.")] = None,
+    init_image: Annotated[
+        str | None, typer.Option(help="Picture to start from: output:FILE of the gallery, or job:ID.")
+    ] = None,
+    mask_image: Annotated[str | None, typer.Option(help="White is painted; as --init-image, which it needs.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far from --init-image, 0 to 1.", show_default="0.75")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, max=64, help="How many pictures.")] = 1,
+    after: Annotated[list[str] | None, typer.Option(help="Job that must succeed first; may be given again.")] = None,
     priority: Annotated[str, typer.Option(help="high, normal or low.")] = "high",
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Cancel it after so many seconds.", show_default="none")
@@ -50,10 +61,18 @@ def generate(
     url: UrlOption = None,
     api_key: KeyOption = None,
 ) -> None:
-    """Make a picture and save it. Ctrl-C cancels the job."""
+    """Make a picture, or several, and save them. Ctrl-C cancels the job."""
     if as_json and output == STANDARD_OUTPUT:
         fail("--json: standard output is taken by the picture", USAGE, "Leave out one of --json and -o -.")
     target = destination(output)
+    if number > 1 and target is not None and target != STANDARD_OUTPUT and not target.is_dir():
+        fail(
+            f"--output: {target} is no folder, and there are {number} pictures",
+            USAGE,
+            "Give a folder, or leave it out.",
+        )
+    if number > 1 and target == STANDARD_OUTPUT:
+        fail("--output: standard output holds one picture", USAGE, "Give a folder, or leave it out.")
     options: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "width": width,
@@ -63,16 +82,27 @@ def generate(
         "seed": seed,
         "model": model,
         "loras": [_lora(text) for text in lora] if lora else None,
+        "init_image": init_image,
+        "mask_image": mask_image,
+        "strength": strength,
+        "n": number if number > 1 else None,
+        "after": _parents(after or (), init_image, mask_image) or None,
         "priority": priority,
     }
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
         job = _run(fleet, prompt, given(options), preview=preview, timeout_seconds=timeout)
-        made = job["result"]["outputs"][0]
-        data = fleet.get_output(made["filename"])
-        path = save(target, made["filename"], data)
+        saved = []
+        for made in job["result"]["outputs"]:
+            data = fleet.get_output(made["filename"])
+            path = save(target, made["filename"], data)
+            saved.append({**made, "path": str(path)})
+            if not as_json:
+                _show(job, made, data, path, preview=preview)
     if as_json:
-        print_json({**made, "path": str(path)})
-        return
+        print_json(saved[0] if number == 1 else saved)
+
+
+def _show(job: Json, made: Json, data: bytes, path: Path | None, *, preview: bool) -> None:
     if preview and can_show(err):
         err.print(draw(data, err, spare_rows=2), end="")
     line = f"{path or made['filename']}  {_told(job, made)}"
@@ -80,6 +110,12 @@ def generate(
         say(line)
     else:
         out.print(plain(line), markup=False, soft_wrap=True)
+
+
+def _parents(after: Sequence[str], *references: str | None) -> list[str]:
+    """The jobs to wait for: those named, and those whose pictures are used."""
+    used = [text.removeprefix("job:") for text in references if text is not None and text.startswith("job:")]
+    return list(dict.fromkeys([*after, *used]))
 
 
 def _run(fleet: FleetCommander, prompt: str, options: Json, *, preview: bool, timeout_seconds: float | None) -> Json:

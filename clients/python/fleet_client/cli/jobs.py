@@ -45,14 +45,24 @@ def list_jobs(
     job_type: Annotated[str | None, typer.Option(help="Only this type, such as image_gen.")] = None,
     priority: Annotated[str | None, typer.Option(help="Only high, normal or low.")] = None,
     node: Annotated[str | None, typer.Option(help="Only those on this node.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only what this key submitted.")] = None,
+    group: Annotated[str | None, typer.Option(help="The images of this group.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most jobs to print.")] = 20,
     as_json: JsonOption = False,
     url: UrlOption = None,
     api_key: KeyOption = None,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; a group of images is one of them."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        page = fleet.list_jobs(status=status, job_type=job_type, priority=priority, node_id=node, limit=limit)
+        page = fleet.list_jobs(
+            status=status,
+            job_type=job_type,
+            priority=priority,
+            node_id=node,
+            owner=owner,
+            group_job_id=group,
+            limit=limit,
+        )
     if as_json:
         print_json(page)
         return
@@ -101,6 +111,10 @@ def _fields(job: Json) -> list[tuple[str, str | Text | None]]:
         ("status", Text.assemble(state(job["status"]), "" if where == job["status"] else f", {where}")),
         ("error", Text(plain(f"{error['reason']}: {error['detail']}"), style="red") if error else None),
         ("type", f"{job['job_type']}, priority {job['priority']}, cluster {job['target_cluster']}"),
+        ("owner", job["owner"]),
+        ("after", "\n".join(job["after"])),
+        ("group", job["group_job_id"]),
+        ("images", f"{len(job['child_job_ids'])} jobs" if job["child_job_ids"] else None),
         ("model", model),
         ("node", job["node_id"]),
         ("progress", percent(job["progress"]) + (f", step {job['step']} of {job['steps']}" if job["steps"] else "")),
@@ -249,6 +263,9 @@ def stats(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption
             ("ran", _quantiles(reply["run_seconds"])),
         ]
     )
+    for one in reply["pauses"]:
+        words = (one["target_cluster"], one["job_type"], one["priority"])
+        say(f"paused for {age(one['create_time'])}: {', '.join(word for word in words if word) or 'all'}")
     rows = [
         [
             lane["target_cluster"],
