@@ -39,6 +39,7 @@ from fleet_server.rpc.validation import validate
 from fleet_server.rpc.vision import VisionServicer
 from fleet_server.services.completion import Completions
 from fleet_server.services.dead import DeadLetters
+from fleet_server.services.decisions import DecisionLog
 from fleet_server.services.dispatch import Dispatcher
 from fleet_server.services.endings import Endings
 from fleet_server.services.events import EventHub
@@ -139,7 +140,14 @@ class Server:
             replica=server_name(settings.data_dir),
             version=__version__,
         )
-        self._dispatcher = Dispatcher(store, self.fleet, self._sessions, speeds=self._speeds)
+        self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)
+        self._dispatcher = Dispatcher(
+            store,
+            self.fleet,
+            self._sessions,
+            speeds=self._speeds,
+            on_decision=None if self._decisions is None else self._decisions.note,
+        )
         self._reaper = Reaper(
             store,
             self.fleet,
@@ -289,6 +297,8 @@ class Server:
         loops = [self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run, self._sender.run]
         if self.key_file is not None:
             loops.append(self.key_file.run)
+        if self._decisions is not None:
+            loops.append(self._opened(self._decisions).run)
         running = [tasks.create_task(loop(), name=loop.__qualname__) for loop in loops]
         await self._sessions.loaded()
         try:
@@ -300,6 +310,17 @@ class Server:
             ) from error
         self._callbacks.own_port(port)
         return port, running
+
+    @staticmethod
+    def _opened(decisions: DecisionLog) -> DecisionLog:
+        try:
+            decisions.open()
+        except OSError as error:
+            raise StartError(
+                f"decisions_file: {error.filename} cannot be written ({error.strerror}): give another with "
+                "FLEET_DECISIONS_FILE"
+            ) from error
+        return decisions
 
     async def stop(self, bridge: Bridge, grace_seconds: float) -> None:
         """Ends streams and sessions, lets calls under way finish, closes the doors."""

@@ -183,7 +183,7 @@ class Tally:
         word = types_pb2.JobType.Name(assign.job_type).removeprefix("JOB_TYPE_").lower()
         self.placements[assign.model or word, node_id] += 1
         self._note(
-            "assign", job_id=assign.job_id, node_id=node_id, token=assign.token, model=assign.model, at=at,
+            "assign", job_id=assign.job_id, node_id=node_id, token=assign.token, model=assign.model or word, at=at,
             generation=assign.generation, attempt=assign.attempt,
         )  # fmt: skip
 
