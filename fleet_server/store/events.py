@@ -24,6 +24,8 @@ from fleet_server.store.client import (
 from fleet_server.store.records import StoredEvent, pairs
 
 KEEP_EVENTS = 100_000
+MANY_EVENTS, GATHER_SECONDS = 16, 0.01
+"""After a read of so many the next waits a little: many small reads cost the store more than the events do."""
 BLOCK_MS = 5_000
 READ_COUNT = 500
 
@@ -144,7 +146,8 @@ class EventStore:
                 await self._find_place()
                 backoff = FIRST_BACKOFF_SECONDS
                 while True:
-                    await self._read_once(connection)
+                    if await self._read_once(connection) >= MANY_EVENTS:
+                        await asyncio.sleep(GATHER_SECONDS)
             except Exception as error:  # the reader must outlive whatever ends its connection
                 log.warning("the event stream is interrupted: %s", error)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
@@ -164,13 +167,16 @@ class EventStore:
         if behind:
             self._last = newest
 
-    async def _read_once(self, connection: AbstractConnection) -> None:
+    async def _read_once(self, connection: AbstractConnection) -> int:
+        """Hands out what comes next; how many events."""
         request = pack("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._room.keys.events, self._last)
         await connection.send_packed_command([request], check_health=False)
         async with asyncio.timeout(BLOCK_MS / 1000 + 5):
             reply = await connection.read_response(disable_decoding=True)
-        for entry in reply[0][1] if reply else ():
+        entries = reply[0][1] if reply else ()
+        for entry in entries:
             event = _event(entry)
             self._last = event.id
             for subscription in self._subscribers:
                 subscription.put(event)
+        return len(entries)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
@@ -140,7 +142,14 @@ class JobReader:
 
     async def lanes(self, *, idle: bool = False) -> Lanes:
         """Every lane in which jobs wait in line; with `idle` also those with running or deferred jobs alone."""
-        reply = await self._room.dispatch.run("lanes", [self._room.keys.events], self._room.args(1 if idle else 0))
+        return self.read_lanes(await self.post_lanes(idle=idle))
+
+    def post_lanes(self, *, idle: bool = False) -> asyncio.Future[Any]:
+        """Asks for the lanes; read the reply with `read_lanes`."""
+        return self._room.dispatch.post("lanes", [self._room.keys.events], self._room.args(1 if idle else 0))
+
+    def read_lanes(self, reply: Any) -> Lanes:
+        """What `post_lanes` was answered."""
         return [
             LaneView(
                 lane=decode_lane(lane_id.decode(), definition),

@@ -11,7 +11,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import Claim, JobRecord
 from fleet_server.store._room import Room, reason_of, short
 from fleet_server.store.client import Argument, gather
-from fleet_server.store.job_reads import JobReader
+from fleet_server.store.job_reads import JobReader, Lanes
 from fleet_server.store.job_submit import JobSubmitter, key_reused
 from fleet_server.store.memory import MemoryGuard
 from fleet_server.store.records import (
@@ -41,6 +41,7 @@ Records = list[JobRecord]
 MaybeRecords = list[JobRecord | None]
 Completions = list[Completion]
 Retried = list[JobRecord | FleetError]
+Posted = list[tuple[list[int], asyncio.Future[Any]]]
 
 
 def _optional(value: int | None) -> Argument:
@@ -81,8 +82,16 @@ class JobStore(JobSubmitter, JobReader):
         lanes count too, at most 33 (32 is the most that anybody can be behind). Who comes into line is level with the
         least served in line, or where they left if that is further on: leaving and coming back gains nothing.
         """
-        if not requests:
-            return []
+        return await self._claims(requests, self._post_claims(requests)) if requests else []
+
+    async def claim_and_look(self, requests: Sequence[ClaimRequest]) -> tuple[Claims, Lanes]:
+        """`claim`, and `lanes` as they are after it, in one round trip."""
+        posted = self._post_claims(requests)
+        looked = self.post_lanes()
+        claims = await self._claims(requests, posted) if requests else []
+        return claims, self.read_lanes(await looked)
+
+    def _post_claims(self, requests: Sequence[ClaimRequest]) -> Posted:
         together: dict[tuple[str, ...], list[list[int]]] = {}
         for n, wish in enumerate(requests):
             alike = (wish.lane_id, wish.node_id, wish.session, str(wish.lease_ms), wish.job_id, str(int(wish.avoid)))
@@ -90,19 +99,23 @@ class JobStore(JobSubmitter, JobReader):
             if len(parts[-1]) == MAX_CLAIMS or (parts[-1] and wish.job_id):
                 parts.append([])
             parts[-1].append(n)
-        steps = [(alike, part) for alike, parts in together.items() for part in parts]
-        replies = await gather(
-            [
+        return [
+            (
+                part,
                 self._room.dispatch.post(
                     "claim",
                     [self._room.keys.held(alike[1]), self._room.keys.node(alike[1])],
                     self._room.args(*alike, *(requests[n].token for n in part)),
-                )
-                for alike, part in steps
-            ]
-        )
+                ),
+            )
+            for alike, parts in together.items()
+            for part in parts
+        ]
+
+    async def _claims(self, requests: Sequence[ClaimRequest], posted: Posted) -> Claims:
+        replies = await gather([future for _, future in posted])
         claims: Claims = [None] * len(requests)
-        for (_, part), reply in zip(steps, replies, strict=True):
+        for (part, _), reply in zip(posted, replies, strict=True):
             for n, row in zip(part, reply, strict=True):
                 if row is not None:
                     claims[n] = Claim(decode_job(pairs(row[0]), spec=row[1]), requests[n].token)

@@ -210,6 +210,18 @@ async def test_a_retry_waits_again_for_what_has_not_succeeded(store: Store, cloc
     assert set(await drain(store)) == {one, three}
 
 
+async def test_a_parent_that_succeeded_after_all_is_no_longer_waited_for(store: Store, clock: ManualClock) -> None:
+    parent = await submit(store)
+    child = await submit(store, after=(parent,), queue_ttl_ms=1000)
+    clock.tick(1000)
+    await store.jobs.reap(ERRORS)
+    await fail(store, parent)
+    await store.jobs.retry(parent)
+    await succeed(store, parent)
+    assert (await store.jobs.retry(child)).wait_reason is WaitReason.NONE
+    assert await drain(store) == [child]
+
+
 async def test_a_waiting_job_can_be_cancelled(store: Store) -> None:
     parent = await submit(store)
     child = await submit(store, after=(parent,))

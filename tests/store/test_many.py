@@ -124,3 +124,11 @@ async def test_a_node_with_many_slots_takes_few_steps(store: Store, server: Serv
     assert await store.jobs.claim([wish()]) == [None]
     await submit(store)
     await claim(store)
+
+
+async def test_claims_and_lanes_in_one_go(store: Store) -> None:
+    ids = [await submit(store) for _ in range(3)]
+    claims, lanes = await store.jobs.claim_and_look([wish(), wish()])
+    assert [claimed and claimed.job.job_id for claimed in claims] == ids[:2]
+    assert [(view.waiting, view.running) for view in lanes] == [(1, 2)]
+    assert (await store.jobs.claim_and_look([]))[0] == []

@@ -51,6 +51,7 @@ before = told_by(after.test_ends_before_the_submit_count_alike, batch=False)
 in_batch = told_by(after.test_ends_before_the_submit_count_alike, batch=True)
 unknown = told_by(after.test_an_unknown_parent_is_named)
 both = told_by(after.test_a_job_may_wait_for_others_and_for_a_time)
+after_all = told_by(after.test_a_parent_that_succeeded_after_all_is_no_longer_waited_for)
 given_up = told_by(after.test_a_waiting_job_can_be_cancelled)
 never_in_line = told_by(groups.test_a_group_is_never_in_line_and_its_children_are)
 last_child = told_by(
@@ -116,6 +117,7 @@ WIDER_GUARDS = [
     Guard("lib/ends", "{tb = j.tb or j.en, en = NOW}", "{en = NOW}", in_time),
     Guard("lib/ends", "{tb = j.tb or j.en, en = NOW}", "{}", in_line),
     Guard("retry", "ipairs(redis.call('SMEMBERS', K.unmet .. id))", "ipairs({})", again),
+    Guard("retry", "if state == 'succeeded' then", "if false then", after_all),
     Guard("retry", "doomed = doomed or state ~= 'queued' and state ~= 'running'", "doomed = false", again),
     Guard("lib/ends", "  if j.gj then\n    child_ended(j.gj)\n  end\n", "", last_child),
     Guard("lib/ends", "  if g.kl > 0 then", "  if false then", last_child),

@@ -33,8 +33,13 @@ local function again(id, j, children)
   local parents, doomed = {}, false
   for _, parent in ipairs(redis.call('SMEMBERS', K.unmet .. id)) do
     local state = redis.call('HGET', K.job .. parent, 'st')
-    parents[#parents + 1] = parent
-    doomed = doomed or state ~= 'queued' and state ~= 'running'
+    if state == 'succeeded' then
+      -- It failed first, which this job no longer waited for, and was retried.
+      redis.call('SREM', K.unmet .. id, parent)
+    else
+      parents[#parents + 1] = parent
+      doomed = doomed or state ~= 'queued' and state ~= 'running'
+    end
   end
   if j.cb == '1' then
     keep_end(id, j, flat_of(id, j))
