@@ -184,7 +184,7 @@ class Server:
             callbacks=self._callbacks.rules,
             refusal=self._readiness.refusal,
         )
-        self._sender = self._callbacks.sender(store, views, self._codec, now_ms)
+        self._sender = self._callbacks.sender(store, views, self._codec, now_ms, self.registry)
         self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions)
         self._dead = DeadLetters(store.jobs, store.replies, views, self._dispatcher)
         self._generation = Generation(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import structlog
+from prometheus_client import CollectorRegistry, Counter
 
 from fleet_server import __version__
 from fleet_server.domain.webhook import RetryPlan
@@ -43,9 +44,13 @@ class Callbacks:
         if port:
             self._own_ports.add(port)
 
-    def sender(self, store: Store, views: JobViews, codec: JsonCodec, clock: Callable[[], int]) -> WebhookSender:
-        """The sender of this replica."""
+    def sender(
+        self, store: Store, views: JobViews, codec: JsonCodec, clock: Callable[[], int], registry: CollectorRegistry
+    ) -> WebhookSender:
+        """The sender of this replica; its tries are counted in `registry`."""
         settings = self._settings
+        words = "Tries to deliver callbacks, by how the callback stands afterwards"
+        tries = Counter("fleet_webhook_tries_total", words, ["state"], registry=registry)
         post = PostSettings(
             seconds=settings.webhook_timeout_seconds, connect_seconds=settings.webhook_timeout_seconds / 3
         )
@@ -57,6 +62,7 @@ class Callbacks:
             self._secrets,
             clock=clock,
             draw=random.random,
+            tell=lambda state: tries.labels(state.value).inc(),
             settings=SenderSettings(
                 plan=RetryPlan(
                     tuple(int(seconds * 1000) for seconds in settings.webhook_schedule_seconds),

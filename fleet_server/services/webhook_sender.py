@@ -62,7 +62,7 @@ class _Due:
 class WebhookSender:
     """Claims, sends, writes. `run` has to be running; `wake` says that something may be due.
 
-    `message` makes the Job of a record that has its spec, as events show it.
+    `message` makes the Job of a record that has its spec, as events show it; `tell` hears what each try came to.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class WebhookSender:
         clock: Callable[[], int],
         draw: Callable[[], float],
         settings: SenderSettings | None = None,
+        tell: Callable[[DeliveryState], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._message = message
@@ -84,6 +85,7 @@ class WebhookSender:
         self._secrets = secrets_
         self._clock = clock
         self._draw = draw
+        self._tell = tell
         self._settings = settings or SenderSettings()
         self._name = secrets.token_hex(8)
         self._hosts: Hosts[_Due] = Hosts(self._settings.limits)
@@ -256,7 +258,9 @@ class WebhookSender:
         log = with_try(due.row.log, answer, started_ms, seconds)
         if verdict.state is DeliveryState.FAILED:
             _log.warning("a callback is given up", webhook_id=due.row.webhook_id, detail=answer.detail)
-        if not await self._store.webhooks.settle(due.row, due.token, verdict, log):
+        if await self._store.webhooks.settle(due.row, due.token, verdict, log):
+            self._tell(verdict.state)
+        else:
             _log.warning("a callback's claim was lost", webhook_id=due.row.webhook_id)
 
 

@@ -65,6 +65,8 @@ def test_the_documented_call_gets_a_signed_post(fleet: FleetProcess, receiver: H
             "the log of the callback",
         )
     assert (delivery["webhook_id"], delivery["attempts"][0]["status_code"]) == (f"{job_id}.1", 200)
+    counted = 'fleet_webhook_tries_total{state="delivered"}'
+    until(lambda: counted in httpx.get(f"{fleet.url}/metrics").text, "the count of tries")
     shown = fleet_command("jobs", "deliveries", job_id, url=fleet.url)
     assert shown.exit_code == 0 and "delivered" in shown.stdout and delivery["delivery_id"] in shown.stdout
     again = fleet_command("jobs", "redeliver", job_id, delivery["delivery_id"], url=fleet.url)
