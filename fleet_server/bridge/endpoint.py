@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from fleet.transcode.v1 import options_pb2
@@ -15,7 +16,7 @@ from fleet_server.bridge.binding import RequestBinder, Variables
 from fleet_server.bridge.body import announced_length, body_chunks, read_body
 from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.httprule import Binding, takes_raw_body
-from fleet_server.bridge.invoker import Invoker
+from fleet_server.bridge.invoker import Invoker, Request
 from fleet_server.bridge.replies import ReplyEncoder, SharedEncodings, reply_head
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.streams import StreamReply
@@ -59,7 +60,9 @@ class Endpoint:
         """Answer one HTTP request. Raises FleetError only before anything was sent."""
         reason: Stop | None = None
         try:
-            request = self._upload(call, variables) if self._uploads else await self._request(call, variables)
+            request: Request = (
+                self._upload(call, variables) if self._uploads else partial(self._request, call, variables)
+            )
             if self._streams_out:
                 reason = await self._stream(call, context, request)
             elif self._cancel_on_disconnect:
@@ -71,7 +74,7 @@ class Endpoint:
             reason = Stop.GONE
             raise
         finally:
-            context.finish(cancelled=reason in (Stop.GONE, Stop.STUCK))
+            context.finish(cancelled=reason is not None and reason.is_callers)
 
     async def serve_socket(self, call: Call, context: InProcContext, variables: Variables) -> None:
         """Answer one WebSocket. Raises FleetError only before the upgrade."""
@@ -81,7 +84,7 @@ class Endpoint:
         try:
             reason = await socket.run(self._invoker, self._path, bidirectional=self._bidirectional, live=self._live)
         finally:
-            context.finish(cancelled=reason in (Stop.GONE, Stop.STUCK))
+            context.finish(cancelled=reason is not None and reason.is_callers)
 
     async def _request(self, call: Call, variables: Variables) -> Message:
         headers = call.headers
@@ -104,7 +107,7 @@ class Endpoint:
                 yield request
                 variables, query = (), b""
 
-    async def _unary(self, call: Call, context: InProcContext, request: Message | AsyncIterator[Message]) -> None:
+    async def _unary(self, call: Call, context: InProcContext, request: Request) -> None:
         reply = await self._invoker.unary(self._path, request, context)
         failure = context.failure()
         if failure is not None:
@@ -119,9 +122,7 @@ class Endpoint:
             headers.append((b"content-type", content_type))
         await call.reply(status, headers, body)
 
-    async def _stream(
-        self, call: Call, context: InProcContext, request: Message | AsyncIterator[Message]
-    ) -> Stop | None:
+    async def _stream(self, call: Call, context: InProcContext, request: Request) -> Stop | None:
         self._refuse_when_closing()
         replies = self._invoker.stream(self._path, request, context)
         return await StreamReply(call, context, replies, self._encoder, self._settings).run(self._live)

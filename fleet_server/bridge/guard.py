@@ -16,13 +16,15 @@ from typing import Any, Final
 import uuid_utils
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fleet_server.bridge.errors import error_reply
+from fleet_server.bridge.errors import Header, error_reply
 from fleet_server.domain.errors import FleetError
 
 _NAME: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*\.?")
 _AUTHORITY: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/?#\\%\s]+)(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_JUDGED: Final = frozenset({b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"})
+_MAX_ADMITTED: Final = 256  # what was admitted once, by what was judged
 _MAX_SHOWN: Final = 100
 _MAX_AUTHORITY: Final = 262  # the longest name, a dot, a port
 
@@ -116,6 +118,7 @@ class HostOriginGuard:
         self._loopback_bind = loopback_bind
         self._hosts = frozenset(self._configured_host(entry) for entry in allowed_hosts)
         self._origins = frozenset(self._configured_origin(entry) for entry in allowed_origins)
+        self._admitted: set[tuple[Any, ...]] = set()
         self._bound = frozenset(map(_address, bound_addresses)) - {None, "0.0.0.0", "::"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,15 +131,27 @@ class HostOriginGuard:
         await self._app(scope, receive, send)
 
     def _judge(self, scope: Scope) -> None:
+        judged = [header for header in scope["headers"] if header[0] in _JUDGED]
+        server = scope.get("server")
+        key = (*judged, server and tuple(server))
+        if key in self._admitted:
+            return
+        self._judge_headers(judged, scope)
+        if len(judged) == 1:  # a Host alone, as of all callers but browsers
+            if len(self._admitted) >= _MAX_ADMITTED:
+                self._admitted.clear()
+            self._admitted.add(key)
+
+    def _judge_headers(self, judged: list[Header], scope: Scope) -> None:
         hosts: list[bytes] = []
         origins: list[bytes] = []
         fetch: dict[bytes, list[bytes]] = {}
-        for name, value in scope["headers"]:
+        for name, value in judged:
             if name == b"host":
                 hosts.append(value)
             elif name == b"origin":
                 origins.append(value)
-            elif name.startswith(b"sec-fetch-"):
+            else:
                 fetch.setdefault(name, []).append(value.lower())
         host = self._check_host(hosts, scope)
         if origins:

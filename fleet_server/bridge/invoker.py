@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc.aio
 from google.protobuf.message import Message
+
+Request = Message | AsyncIterator[Message] | Callable[[], Awaitable[Message]]
+"""A request, a stream of them, or the way to read one: it is called once the caller was let in, so that nobody learns
+of faults in a body before the key was judged."""
 
 
 class Invoker(Protocol):
@@ -15,7 +19,7 @@ class Invoker(Protocol):
     async def unary(
         self,
         path: str,
-        request: Message | AsyncIterator[Message],
+        request: Request,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> Message:
         """The reply of a method with one reply."""
@@ -24,7 +28,7 @@ class Invoker(Protocol):
     def stream(
         self,
         path: str,
-        request: Message | AsyncIterator[Message],
+        request: Request,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncGenerator[Message, None]:
         """The replies of a method with many; closing the generator cancels the call."""

@@ -54,6 +54,8 @@ class _Entry(Generic[T]):
     binding: Binding
     target: T
     captures: tuple[_Capture, ...]
+    singles: tuple[tuple[str, int], ...] | None
+    """Name and place of each variable where all are whole single segments, else None."""
 
 
 class _Methods(dict[str, _Entry[T]]):
@@ -103,7 +105,8 @@ class Router(Generic[T]):
         self._verbs: set[str] = set()
         _check_overlaps(self.bindings)
         for binding in self.bindings:
-            self._add(_Entry(binding, compile_target(binding), _captures(binding.template)))
+            captures = _captures(binding.template)
+            self._add(_Entry(binding, compile_target(binding), captures, _singles(binding.template, captures)))
         self._check_required(required, frozenset(map(_normal, specials)))
 
     def match(self, http_method: str, raw_path: bytes) -> Match[T]:
@@ -113,30 +116,27 @@ class Router(Generic[T]):
         """
         methods = self._exact.get(raw_path)
         if methods is not None:
-            entry = methods.get(http_method)
-            if entry is not None:
-                return Match(entry.target, ())
-            texts, segments = [], None
-        elif _PLAIN.fullmatch(raw_path):
-            texts, segments = raw_path.decode("ascii").split("/")[1:], None
-            methods = self._find(texts, texts[-1].rpartition(":"), raw_path)
-            entry = methods.get(http_method)
-        else:
-            segments = raw_path.split(b"/")[1:]
-            methods = self._find_encoded(segments, raw_path)
-            entry = methods.get(http_method)
-        if entry is None:
-            entry = self._other_method(methods, http_method, raw_path)
-        if not entry.captures:
-            return Match(entry.target, ())
-        if segments is None:
-            if entry.binding.template.verb:
-                texts[-1] = texts[-1].rpartition(":")[0]
-            plain = [(capture.name, "/".join(texts[capture.start : capture.end])) for capture in entry.captures]
-            return Match(entry.target, plain)
+            return Match((methods.get(http_method) or self._other_method(methods, http_method, raw_path)).target, ())
+        if _PLAIN.fullmatch(raw_path):
+            return self._match_plain(http_method, raw_path)
+        segments = raw_path.split(b"/")[1:]
+        methods = self._find_encoded(segments, raw_path)
+        entry = methods.get(http_method) or self._other_method(methods, http_method, raw_path)
         if entry.binding.template.verb:
             segments[-1] = segments[-1].rpartition(b":")[0]
         return Match(entry.target, [(capture.name, _value(capture, segments)) for capture in entry.captures])
+
+    def _match_plain(self, http_method: str, raw_path: bytes) -> Match[T]:
+        """The same for a path whose segments are their own text."""
+        texts = raw_path[1:].decode("ascii").split("/")
+        methods = self._find(texts, texts[-1].rpartition(":"), raw_path)
+        entry = methods.get(http_method) or self._other_method(methods, http_method, raw_path)
+        if entry.singles is not None:
+            return Match(entry.target, [(name, texts[at]) for name, at in entry.singles])
+        if entry.binding.template.verb:
+            texts[-1] = texts[-1].rpartition(":")[0]
+        plain = [(capture.name, "/".join(texts[capture.start : capture.end])) for capture in entry.captures]
+        return Match(entry.target, plain)
 
     def _other_method(self, methods: _Methods[T], http_method: str, raw_path: bytes) -> _Entry[T]:
         shown = raw_path.decode("ascii", "replace")
@@ -272,6 +272,12 @@ def _captures(template: Template) -> tuple[_Capture, ...]:
             captures.append(_Capture(segment.name, at, None if open_end else at + width, segment.multi_segment))
         at += width
     return tuple(captures)
+
+
+def _singles(template: Template, captures: Sequence[_Capture]) -> tuple[tuple[str, int], ...] | None:
+    if template.verb or any(capture.multi_segment for capture in captures):
+        return None
+    return tuple((capture.name, capture.start) for capture in captures)
 
 
 def _shape(template: Template) -> str:

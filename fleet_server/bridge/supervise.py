@@ -23,6 +23,11 @@ class Stop(enum.Enum):
     HEAD = "only the head was asked for"
     OVERSIZE = "a frame was too large"
 
+    @property
+    def is_callers(self) -> bool:
+        """Whether the caller is no longer there for the reply."""
+        return self in (Stop.GONE, Stop.STUCK)
+
 
 class Stopper:
     """Stops one call, once; the first reason counts."""

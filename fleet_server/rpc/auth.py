@@ -86,7 +86,8 @@ class KeyRing:
                 retry_after_seconds=60,
             )
         if found:
-            _remember(self._welcome, address, None)
+            if address not in self._welcome:
+                _remember(self._welcome, address, None)
             return found
         _remember(self._failures, address, [*recent, self._clock()])
         raise FleetError("API_KEY_INVALID", "the API key is not one of this server's: check FLEET_API_KEY")

@@ -43,11 +43,8 @@ def set_caller(caller: Caller) -> None:
 
 def read_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
     """The call's text metadata; of a name given twice the first counts."""
-    found: dict[str, str] = {}
-    for key, value in context.invocation_metadata() or ():
-        if isinstance(value, str):
-            found.setdefault(key, value)
-    return found
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in reversed(tuple(metadata)) if isinstance(value, str)}
 
 
 def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> Caller:

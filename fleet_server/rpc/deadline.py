@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import types
+from collections.abc import Coroutine, Generator
 from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ExpiredError(TimeoutError):
+    """The time of a Deadline ran out."""
 
 
 class Deadline:
-    """Cancels the task that entered it after `seconds` (None: never), and turns that cancellation into TimeoutError.
+    """Cancels the task that entered it after `seconds` (None: never), and turns that cancellation into ExpiredError.
 
     What `asyncio.timeout` does, for the one use of each call: it is entered once, at once, and never moved, which makes
     it three times as fast. A cancellation from outside passes as it is, also where both meet.
@@ -40,9 +49,39 @@ class Deadline:
         if self.expired and self._task is not None:
             ours_alone = self._task.uncancel() <= self._cancelling
             if ours_alone and isinstance(error, asyncio.CancelledError):
-                raise TimeoutError from error
+                raise ExpiredError from error
 
     def _expire(self) -> None:
         self.expired = True
         if self._task is not None:
             self._task.cancel()
+
+
+@types.coroutine
+def within(seconds: float | None, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Awaits `work` with a Deadline from the moment that it waits for something: what never waits needs no timer.
+
+    Raises ExpiredError.
+    """
+    try:
+        waits_for = work.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    with Deadline(seconds):
+        return (yield from _rest(work, waits_for))
+
+
+def _rest(work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """What is left of a coroutine that was begun: passes on what it waits for, and to it what comes of that."""
+    while True:
+        try:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(value)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result

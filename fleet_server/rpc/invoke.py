@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,7 @@ from fleet_server.domain.errors import Code, FleetError
 from fleet_server.protojson import apply_defaults
 from fleet_server.rpc.auth import KeyRing, key_in
 from fleet_server.rpc.caller import NOBODY, Caller, read_metadata, set_caller
-from fleet_server.rpc.deadline import Deadline
+from fleet_server.rpc.deadline import ExpiredError, within
 from fleet_server.rpc.methods import Method
 from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.scopes import scope_missing
@@ -25,6 +25,8 @@ from fleet_server.rpc.validation import validate
 
 _log = structlog.get_logger("fleet.rpc")
 Context = grpc.aio.ServicerContext[Any, Any]
+Request = Message | AsyncIterator[Message] | Callable[[], Awaitable[Message]]
+"""A request, a stream of them, or the way to read one."""
 
 
 class Invoker:
@@ -43,20 +45,22 @@ class Invoker:
         """The owner of the key in `metadata`; for doors that are no RPC."""
         return self._keys.owner(key_in(metadata), peer)
 
-    async def unary(self, path: str, request: Message | AsyncIterator[Message], context: Context) -> Message:
-        """One reply. The deadline is the caller's or the method's, whichever is earlier."""
+    async def unary(self, path: str, request: Request, context: Context) -> Message:
+        """One reply. The deadline is the caller's or the method's, whichever is earlier.
+
+        A request that is still to be read is read once the caller was let in.
+        """
         method = self._methods[path]
         started = time.perf_counter()
         caller = NOBODY
-        deadline: Deadline | None = None
         try:
             caller = self._admit(method, context)
+            if callable(request):
+                request = await request()
             prepared = self._prepare(method, request, caller)
-            with Deadline(_seconds(method, context)) as deadline:
-                reply: Message = await method.handler(prepared, context)
+            reply: Message = await within(_seconds(method, context), method.handler(prepared, context))
         except BaseException as error:
-            expired = isinstance(error, TimeoutError) and deadline is not None and deadline.expired
-            mapped = _mapped(error, method, caller, expired)
+            mapped = _mapped(error, method, caller, isinstance(error, ExpiredError))
             self._metrics.observe(path, mapped, time.perf_counter() - started)
             if mapped is error:
                 raise
@@ -64,10 +68,8 @@ class Invoker:
         self._metrics.observe(path, None, time.perf_counter() - started)
         return reply
 
-    async def stream(
-        self, path: str, request: Message | AsyncIterator[Message], context: Context
-    ) -> AsyncGenerator[Message, None]:
-        """Replies as they come. Closing it closes the servicer's generator."""
+    async def stream(self, path: str, request: Request, context: Context) -> AsyncGenerator[Message, None]:
+        """Replies as they come; the request as in `unary`. Closing it closes the servicer's generator."""
         method = self._methods[path]
         started = time.perf_counter()
         caller = NOBODY
@@ -75,6 +77,8 @@ class Invoker:
         expired = False
         try:
             caller = self._admit(method, context)
+            if callable(request):
+                request = await request()
             prepared = self._prepare(method, request, caller)
             seconds = _seconds(method, context)
             ends = None if seconds is None else asyncio.get_running_loop().time() + seconds

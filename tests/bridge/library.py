@@ -116,6 +116,8 @@ class LibraryInvoker:
         self.library = library
 
     async def unary(self, path: str, request: Any, context: Any) -> Message:
+        if callable(request):
+            request = await request()
         if isinstance(request, Message):
             self.library.requests.append(request)
         try:
@@ -126,6 +128,8 @@ class LibraryInvoker:
             raise FleetError("TIMEOUT", "the deadline has passed") from None
 
     async def stream(self, path: str, request: Any, context: Any) -> AsyncGenerator[Message, None]:
+        if callable(request):
+            request = await request()
         if isinstance(request, Message):
             self.library.requests.append(request)
         async with contextlib.aclosing(self.library.method(path.rpartition("/")[2])(request, context)) as replies:
