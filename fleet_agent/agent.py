@@ -103,7 +103,7 @@ def _folders(settings: AgentSettings) -> Spool:
     except OSError as error:
         _log.warning("there is no model folder", folder=str(settings.models_folder), error=error.strerror)
     try:
-        return Spool(settings.data_dir / "spool")
+        return Spool(settings.data_dir / "spool", settings.inline_bytes)
     except OSError as error:
         raise FolderError(_cannot(settings.data_dir, error)) from error
 

@@ -40,6 +40,7 @@ class Deliveries:
         self._entries: dict[str, SpoolEntry] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._kept: dict[str, asyncio.Event] = {}
         self._link: Link | None = None
         self._chores: Chores | None = None
 
@@ -77,10 +78,26 @@ class Deliveries:
             timer.cancel()
         self._timers.clear()
 
-    def add(self, entry: SpoolEntry) -> None:
-        """Takes an end over from its slot."""
-        self._entries[entry.token] = entry
+    def begin(self, entry: SpoolEntry) -> None:
+        """Sends the files of an end that is still being written to the disk; the end itself is said after `add`."""
+        self._kept[entry.token] = asyncio.Event()
         if self._link is not None:
+            self._deliver(entry, self._link)
+
+    def abandon(self, token: str) -> None:
+        """What was begun is not to be said."""
+        self._kept.pop(token, None)
+        task = self._tasks.pop(token, None)
+        if task is not None:
+            task.cancel()
+
+    def add(self, entry: SpoolEntry) -> None:
+        """Takes an end over from its slot; it is on the disk."""
+        self._entries[entry.token] = entry
+        kept = self._kept.pop(entry.token, None)
+        if kept is not None:
+            kept.set()
+        if self._link is not None and entry.token not in self._tasks:
             self._deliver(entry, self._link)
 
     def acknowledged(self, token: str) -> None:
@@ -110,12 +127,15 @@ class Deliveries:
         self._timers[entry.token] = loop.call_later(self._settings.resend_seconds, self._say, entry, link)
 
     async def _delivery(self, entry: SpoolEntry, link: Link) -> None:
+        kept = self._kept.get(entry.token)
         try:
             complete = await self._uploaded(entry, link)
         except UnwantedError as error:
             _log.info("an output is not wanted any more", job_id=entry.complete.job_id, why=str(error))
             self.acknowledged(entry.token)
             return
+        if kept is not None:
+            await kept.wait()
         while True:
             link.say(node_pb2.AgentMessage(complete=complete))
             await asyncio.sleep(self._settings.resend_seconds)

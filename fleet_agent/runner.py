@@ -309,16 +309,17 @@ class Runner:
         if complete is None or _given_up(attempt, complete):
             await asyncio.to_thread(self._spool.discard, token)
             return _parting(attempt), None
-        entry = await self._keep(attempt, complete, end.outputs)
+        entry = await self._kept(attempt, complete, end.outputs)
         if attempt.stop is Stop.CANCELLED:
             # The server's word came while the end was being written: it is not wanted any more.
+            self.deliveries.abandon(token)
             await asyncio.to_thread(self._spool.remove, token)
             return Said(stopped=node_pb2.JobStopped(job_id=job_id, token=token)), None
         if isinstance(entry, SpoolEntry):
             return None, entry
         return Said(complete=entry), None
 
-    async def _keep(
+    async def _kept(
         self, attempt: Attempt, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]
     ) -> SpoolEntry | node_pb2.JobComplete:
         """Puts an end into the spool; where its files do not fit, the end is a failure.
@@ -326,9 +327,7 @@ class Runner:
         Where not even that fits, the end itself comes back: said once; if it is lost, the lease runs out.
         """
         try:
-            if not outputs:
-                return await self._spool.keep(complete)
-            return await asyncio.to_thread(self._spool.add, complete, outputs)
+            return await self._keep(complete, outputs)
         except BadOutputError as error:
             complete = failure(attempt, "ENGINE_FAILED", str(error), True)
         except OSError as error:
@@ -340,6 +339,21 @@ class Runner:
         except OSError:
             await asyncio.to_thread(self._spool.discard, attempt.token)
             return complete
+
+    async def _keep(self, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]) -> SpoolEntry:
+        """Puts an end into the spool; its files are on their way to the server meanwhile."""
+        if outputs:
+            entry = await asyncio.to_thread(self._spool.stage, complete, outputs)
+            complete = entry.complete
+        if not outputs or not entry.files:
+            return await self._spool.keep(complete)
+        self.deliveries.begin(entry)
+        try:
+            await asyncio.to_thread(self._spool.commit, entry)
+        except BaseException:
+            self.deliveries.abandon(entry.token)
+            raise
+        return entry
 
     async def _kill_later(self, attempt: Attempt) -> None:
         await asyncio.sleep(self._settings.cancel_grace_seconds)

@@ -92,7 +92,8 @@ class Session:
 
     def _pause(self, attempt: int) -> float:
         """What the server asked for and full jitter on top, so that a fleet does not come back as one."""
-        growth = min(_RECONNECT_GROWTH ** max(0, attempt - 1), _RECONNECT_MOST)
+        # The exponent is bounded: after hours without a server the power would be no float any more.
+        growth = min(_RECONNECT_GROWTH ** min(max(0, attempt - 1), 10), _RECONNECT_MOST)
         pause = self._retry_after + random.uniform(0, self._settings.reconnect_seconds * growth)
         self._retry_after = 0.0
         return pause

@@ -56,6 +56,8 @@ class AgentSettings(BaseSettings):
     upload_timeout_seconds: Annotated[float, Field(gt=0)] = 600
     upload_retry_seconds: Annotated[float, Field(gt=0)] = 10
     """Longest pause between tries of an upload."""
+    inline_bytes: Annotated[int, Field(ge=0, le=65_536)] = 65_536
+    """Outputs that have no more together ride in the end of their attempt: no uploads, no files of their own."""
     resend_seconds: Annotated[float, Field(gt=0)] = 15
     """An end that is not acknowledged is said again so often."""
     rescan_seconds: Annotated[float, Field(gt=0)] = 5

@@ -1,14 +1,16 @@
 """Results of attempts on the agent's disk, from the engine's end until the server's CompleteAck.
 
-An entry is a folder named by the attempt's token with `complete.pb` (an encoded fleet.v1.JobComplete, receipts not yet
-filled in), `files.json` (the hash of the former, and name, size and hash of each output) and the output files. It is
-written in a folder beside, fsynced and renamed into place, so that after a crash an entry is whole or not there.
+An entry is a file `TOKEN.end` (a line of JSON: a hash of what follows, and name, size and hash of each output file;
+then an encoded fleet.v1.JobComplete, receipts not yet filled in) and the output files `TOKEN.INDEX.SUFFIX` beside it.
+The outputs are there, and fsynced, before the end gets its name, so that after a crash an entry is whole or not there:
+files without an end are removed at the start. Small outputs are in the JobComplete itself; an end without files is a
+record of the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -26,8 +28,7 @@ from google.protobuf.message import DecodeError
 from fleet_agent.journal import Journal
 
 _log = structlog.get_logger("fleet.agent.spool")
-_COMPLETE = "complete.pb"
-_FILES = "files.json"
+_END = ".end"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
 
@@ -52,7 +53,7 @@ class SpooledFile:
 
 @dataclass(frozen=True, slots=True)
 class SpoolEntry:
-    """The end of one attempt, not yet acknowledged."""
+    """The end of one attempt, not yet acknowledged. `files` lie in `folder`; none where outputs are in `complete`."""
 
     folder: Path
     complete: node_pb2.JobComplete
@@ -66,14 +67,16 @@ class SpoolEntry:
 class Spool:
     """The entries under one folder. All methods block: call them in a thread. Each is safe to repeat."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inline_bytes: int = 0) -> None:
+        self._inline_bytes = inline_bytes
         self._entries = folder / "entries"
         self._scratch = folder / "scratch"
         self._entries.mkdir(parents=True, exist_ok=True)
+        self._remove_halves()
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(exist_ok=True)
         for made in (folder, folder.parent):
-            _sync_folder(made)
+            _sync(made)
         self._journal = Journal(folder / "journal")
 
     def work_folder(self, token: str) -> Path:
@@ -114,65 +117,93 @@ class Spool:
         await self._journal.aclose()
 
     def add(self, complete: node_pb2.JobComplete, outputs: Sequence[tuple[Path, str]]) -> SpoolEntry:
-        """Keeps an end and its (path, content type) outputs; returns when they are on the disk.
+        """`stage`, then `commit`."""
+        entry = self.stage(complete, outputs)
+        self.commit(entry)
+        return entry
 
-        The files are taken out of the attempt's work folder, which is removed. Raises BadOutputError for a path that is
-        no plain file there, and OSError (ENOSPC among them), with no entry left behind.
+    def stage(self, complete: node_pb2.JobComplete, outputs: Sequence[tuple[Path, str]]) -> SpoolEntry:
+        """Takes an end and its (path, content type) outputs over; an entry, kept by no crash until `commit`.
+
+        The files are taken out of the attempt's work folder; they may be read at once and do not change or move until
+        `remove`. Raises BadOutputError for a path that is no plain file there, and OSError, with nothing left behind.
         """
         token = _checked(complete.token)
-        work, folder, target = self._scratch / token, self._scratch / f"{token}.entry", self._entries / token
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self._drop(token)
+        work = (self._scratch / token).resolve()
+        sizes = [_judged(path, work) for path, _ in outputs]
+        if len(sizes) == len(complete.outputs) and sum(sizes) <= self._inline_bytes:
+            return SpoolEntry(self._entries, _with_data(complete, [path for path, _ in outputs]), ())
         try:
-            files = tuple(_take(path, word, work, folder, index) for index, (path, word) in enumerate(outputs))
-            data = complete.SerializeToString()
-            manifest = {"complete": hashlib.sha256(data).hexdigest(), "files": [asdict(file) for file in files]}
-            _write(folder / _FILES, orjson.dumps(manifest))
-            _write(folder / _COMPLETE, data)
-            _sync_folder(folder)
-            shutil.rmtree(target, ignore_errors=True)
-            folder.rename(target)
-            try:
-                _sync_folder(self._entries)
-            except OSError:
-                self.remove(token)
-                raise
+            files = tuple(self._take(token, index, *output) for index, output in enumerate(outputs))
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._drop(token)
+            raise
+        return SpoolEntry(self._entries, complete, files)
+
+    def commit(self, entry: SpoolEntry) -> None:
+        """Keeps a staged entry; returns when it is on the disk. The attempt's work folder is removed.
+
+        Raises OSError (ENOSPC among them), with no entry left behind.
+        """
+        token = entry.token
+        data = entry.complete.SerializeToString()
+        head = {"sha256": hashlib.sha256(data).hexdigest(), "files": [asdict(file) for file in entry.files]}
+        written = self._scratch / f"{token}{_END}"
+        try:
+            for file in entry.files:
+                _sync(self._entries / file.name)
+            with written.open("wb") as end:
+                end.write(orjson.dumps(head) + b"\n" + data)
+                end.flush()
+                os.fsync(end.fileno())
+            written.rename(self._entries / written.name)
+            _sync(self._entries)
+        except BaseException:
+            written.unlink(missing_ok=True)
+            self._drop(token)
             raise
         self.discard(token)
-        return SpoolEntry(target, complete, files)
 
     def entries(self) -> list[SpoolEntry]:
         """What is kept, oldest first. A damaged entry is removed; one that cannot be read just now is left alone."""
         kept = [SpoolEntry(self._entries, complete, ()) for complete in self._journal.open()]
         found: list[tuple[int, SpoolEntry]] = []
-        for folder in self._entries.iterdir():
+        for end in self._entries.glob(f"*{_END}"):
             try:
-                found.append((folder.stat().st_mtime_ns, _read(folder)))
-            except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, DecodeError) as error:
-                _log.error("a damaged spool entry is removed", entry=folder.name, error=str(error))
-                self._drop(folder)
+                found.append((end.stat().st_mtime_ns, _read(end)))
+            except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, DecodeError) as error:
+                _log.error("a damaged spool entry is removed", entry=end.stem, error=str(error))
+                self._drop(end.stem)
             except OSError as error:
-                _log.error("a spool entry cannot be read", entry=folder.name, error=str(error))
+                _log.error("a spool entry cannot be read", entry=end.stem, error=str(error))
         return [*kept, *(entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].token)))]
 
     def remove(self, token: str) -> None:
-        """Forgets an entry, once it is acknowledged."""
-        if self.forget(token):
-            return
-        self._drop(self._entries / _checked(token))
+        """Forgets an entry, staged or kept, once it is acknowledged."""
+        if not self.forget(token):
+            self._drop(_checked(token))
 
-    def _drop(self, path: Path) -> None:
-        """Takes an entry away in one step: a crash leaves it whole, or gone but for scratch."""
-        gone = self._scratch / f"{path.name}.gone"
-        shutil.rmtree(gone, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(gone)
-        if gone.is_dir():
-            shutil.rmtree(gone, ignore_errors=True)
-        else:
-            gone.unlink(missing_ok=True)
+    def _drop(self, token: str) -> None:
+        """The end first: a crash leaves files without one, which are none of anybody's."""
+        _delete(self._entries / f"{token}{_END}")
+        for path in self._entries.glob(f"{glob.escape(token)}.*"):
+            _delete(path)
+
+    def _remove_halves(self) -> None:
+        """Removes the outputs of ends that were never written, or are forgotten."""
+        tokens = {path.stem for path in self._entries.glob(f"*{_END}")}
+        for path in self._entries.iterdir():
+            if path.name.partition(".")[0] not in tokens:
+                _delete(path)
+
+    def _take(self, token: str, index: int, path: Path, content_type: str) -> SpooledFile:
+        target = self._entries / f"{token}.{index}{path.suffix if _SUFFIX.match(path.suffix) else ''}"
+        path.rename(target)
+        with target.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        return SpooledFile(target.name, content_type, size, digest)
 
 
 def _checked(token: str) -> str:
@@ -181,50 +212,58 @@ def _checked(token: str) -> str:
     return token
 
 
-def _read(folder: Path) -> SpoolEntry:
-    data = (folder / _COMPLETE).read_bytes()
-    manifest = orjson.loads((folder / _FILES).read_bytes())
-    if hashlib.sha256(data).hexdigest() != manifest["complete"]:
-        raise ValueError(f"{_COMPLETE} is not what {_FILES} says")
+def _read(end: Path) -> SpoolEntry:
+    head, _, data = end.read_bytes().partition(b"\n")
+    known = orjson.loads(head)
+    if hashlib.sha256(data).hexdigest() != known["sha256"]:
+        raise ValueError("its bytes are not what its first line says")
     complete = node_pb2.JobComplete.FromString(data)
-    files = tuple(SpooledFile(**fields) for fields in manifest["files"])
-    if complete.token != folder.name or len(files) != len(complete.outputs):
+    files = tuple(SpooledFile(**fields) for fields in known["files"])
+    apart = sum(not output.HasField("data") for output in complete.outputs)
+    if complete.token != end.stem or len(files) != apart:
         raise ValueError("the parts of the entry do not belong together")
     for file in files:
-        size = (folder / file.name).stat().st_size
+        size = (end.parent / file.name).stat().st_size
         if size != file.size_bytes:
             raise ValueError(f"{file.name} has {size} bytes, not {file.size_bytes}")
-    return SpoolEntry(folder, complete, files)
+    return SpoolEntry(end.parent, complete, files)
 
 
-def _take(path: Path, content_type: str, work: Path, folder: Path, index: int) -> SpooledFile:
-    """Moves an output into the entry; its bytes are on the disk when this returns."""
-    if path.parent.resolve() != work.resolve() and work.resolve() not in path.parent.resolve().parents:
+def _judged(path: Path, work: Path) -> int:
+    """The size of an output that lies in the work folder. Raises BadOutputError."""
+    folder = path.parent.resolve()
+    if folder != work and work not in folder.parents:
         raise BadOutputError(f"the engine named {path.name}, which is not in its output folder")
     try:
-        mode = path.lstat().st_mode
+        status = path.lstat()
     except FileNotFoundError:
         raise BadOutputError(f"the engine named {path.name}, but wrote no such file") from None
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise BadOutputError(f"the engine named {path.name}, which is no plain file")
-    target = folder / f"{index}{path.suffix if _SUFFIX.match(path.suffix) else ''}"
-    path.rename(target)
-    with target.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-        size = file.tell()
-    return SpooledFile(target.name, content_type, size, digest)
+    return status.st_size
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _with_data(complete: node_pb2.JobComplete, paths: Sequence[Path]) -> node_pb2.JobComplete:
+    """The end with its outputs in it."""
+    whole = node_pb2.JobComplete()
+    whole.CopyFrom(complete)
+    for output, path in zip(whole.outputs, paths, strict=True):
+        output.data = path.read_bytes()
+        output.receipt.size_bytes = len(output.data)
+        output.receipt.sha256 = hashlib.sha256(output.data).hexdigest()
+        path.unlink()
+    return whole
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

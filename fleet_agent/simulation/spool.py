@@ -26,14 +26,15 @@ class MemorySpool(Spool):
     def discard(self, token: str) -> None:
         self._remove_files(token)
 
-    def add(self, complete: node_pb2.JobComplete, outputs: Sequence[tuple[Path, str]]) -> SpoolEntry:
+    def stage(self, complete: node_pb2.JobComplete, outputs: Sequence[tuple[Path, str]]) -> SpoolEntry:
         files = []
         for path, content_type in outputs:
             data = path.read_bytes()
             files.append(SpooledFile(path.name, content_type, len(data), hashlib.sha256(data).hexdigest()))
-        entry = SpoolEntry(self.work_folder(complete.token), complete, tuple(files))
-        self._kept[complete.token] = entry
-        return entry
+        return SpoolEntry(self.work_folder(complete.token), complete, tuple(files))
+
+    def commit(self, entry: SpoolEntry) -> None:
+        self._kept[entry.token] = entry
 
     async def keep(self, complete: node_pb2.JobComplete) -> SpoolEntry:
         return self.add(complete, ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -16,11 +16,14 @@ from fleet_server.domain.job import JobRecord
 from fleet_server.domain.retry import backoff_ms
 from fleet_server.services.endings import Endings
 from fleet_server.services.nodes import now_ms, set_time
-from fleet_server.services.uploads import accepts_output, output_stem
+from fleet_server.services.uploads import accepts_output, output_name, output_stem
 from fleet_server.storage.outputs import LocalOutputs
 from fleet_server.store import Completion, Outcome, OutputRow, Report, Store
 
 _log = structlog.get_logger("fleet.completion")
+
+MAX_DATA_BYTES = 65_536
+"""Larger outputs are uploaded."""
 
 _OUTCOMES = {
     Outcome.OK: CompleteOutcome.COMPLETE_OUTCOME_OK,
@@ -80,11 +83,12 @@ class Completions:
         Successes whose spec is known go to the store together, the others each for itself.
         """
         outcomes: dict[int, CompleteOutcome.ValueType | FleetError] = {}
-        plain: list[int] = []
-        rest: list[int] = []
-        for n, one in enumerate(ended):
-            known = one.spec and not one.complete.HasField("error")
-            (plain if known and not (await self._wrong_output(one.complete)) else rest).append(n)
+        plain = [n for n, one in enumerate(ended) if one.spec and not one.complete.HasField("error")]
+        files = [n for n in plain if ended[n].complete.outputs]
+        ready = await asyncio.gather(*(self._ready(ended[n].complete) for n in files))
+        unready = {n for n, is_ready in zip(files, ready, strict=True) if not is_ready}
+        plain = [n for n in plain if n not in unready]
+        rest = [n for n in range(len(ended)) if n not in set(plain)]
         others = asyncio.gather(*(self._settle_one(node_id, ended[n]) for n in rest))
         outcomes.update(zip(plain, await self._settle_plain(node_id, [ended[n] for n in plain]), strict=True))
         outcomes.update(zip(rest, await others, strict=True))
@@ -112,7 +116,7 @@ class Completions:
         try:
             record = await self._store.jobs.get(complete.job_id)
             if error is None and (spec or accepts_output(record, complete.token)):
-                wrong = await self._wrong_output(complete)
+                wrong = await self._save_small(complete) or await self._wrong_output(complete)
                 if wrong:
                     error, retryable = job_error("OUTPUT_NOT_FOUND", wrong), True
             if error is None:
@@ -167,6 +171,37 @@ class Completions:
             result=_result(complete).SerializeToString(),
         )
 
+    async def _ready(self, complete: JobComplete) -> bool:
+        """Whether all its outputs are on the disk, with receipts."""
+        try:
+            return not (await self._save_small(complete) or await self._wrong_output(complete))
+        except FleetError:
+            # `_settle_one` meets it again, and says it.
+            return False
+
+    async def _save_small(self, complete: JobComplete) -> str:
+        """Puts outputs that came in the report on the disk, each with a receipt; why one cannot be taken, or "".
+
+        Raises DISK_FULL.
+        """
+        for index, output in enumerate(complete.outputs):
+            if not output.HasField("data"):
+                continue
+            data, receipt = output.data, output.receipt
+            if len(data) > MAX_DATA_BYTES:
+                return f"outputs[{index}].data: has {len(data)} bytes; more than {MAX_DATA_BYTES} are to be uploaded"
+            name = output_name(complete.token, index, output.content_type)
+            try:
+                await self._outputs.write(name, _one(data), size=receipt.size_bytes, sha256=receipt.sha256)
+            except FleetError as error:
+                if error.reason != "INVALID_FIELD":
+                    raise
+                return f"outputs[{index}].data: {error.detail}"
+            # If this comes again because the store was away, the file is there.
+            receipt.filename = name
+            output.ClearField("data")
+        return ""
+
     async def _wrong_output(self, complete: JobComplete) -> str:
         """Why an output cannot be taken; "" if all are there."""
         for index, output in enumerate(complete.outputs):
@@ -185,6 +220,10 @@ class Completions:
                 continue
             if await self._store.outputs.get(filename) is None and await self._outputs.delete(filename):
                 _log.info("removed an output that no job has", filename=filename, job_id=complete.job_id)
+
+
+async def _one(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int) -> Report:

@@ -41,7 +41,8 @@ class Reports:
 
     A start and the end of one attempt keep their order. The callbacks must not wait: `unwanted(job_id, token)` for a
     start of what is not the job's attempt any more, `given_back()` after work went back to the queue,
-    `settled(complete, outcome)` for each end. `run` is one task.
+    `settled(complete, outcome)` for each end, `refused(complete)` for one that cannot be taken now (the disk is full):
+    it may come again. `run` is one task.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Reports:
         unwanted: Callable[[str, str], None],
         given_back: Callable[[], None],
         settled: Callable[[JobComplete, CompleteOutcome.ValueType], None],
+        refused: Callable[[JobComplete], None],
     ) -> None:
         self._node_id = node_id
         self._jobs = jobs
@@ -63,6 +65,7 @@ class Reports:
         self._unwanted = unwanted
         self._given_back = given_back
         self._settled = settled
+        self._refused = refused
         self._waiting: asyncio.Queue[Report] = asyncio.Queue(backlog)
 
     async def put(self, report: Report) -> None:
@@ -131,6 +134,7 @@ class Reports:
                 continue
             else:
                 _log.warning("report not taken", node_id=self._node_id, reason=outcome.reason, detail=outcome.detail)
+                self._refused(one.complete)
             ended.remove(one)
         if away is not None:
             raise away

@@ -69,6 +69,7 @@ class Session:
             unwanted=self.cancel,
             given_back=self._slots_changed,
             settled=self._on_settled,
+            refused=self._on_refused,
         )
         self._beats = Beats(
             session_id, hello, parts, self._book, self._settling, answer=self._answer, replaced=self._replaced
@@ -341,6 +342,10 @@ class Session:
         spec = attempt.spec if attempt is not None and not attempt.cancelled else b""
         self._slots_changed()
         await self._reports.put(Ended(complete, spec))
+
+    def _on_refused(self, complete: pb.JobComplete) -> None:
+        """The agent keeps the end, and says it again."""
+        self._settling.pop(complete.token, None)
 
     def _on_settled(self, complete: pb.JobComplete, outcome: pb.CompleteOutcome.ValueType) -> None:
         self._settling.pop(complete.token, None)

@@ -215,6 +215,8 @@ def settings_of(folder: Path, server: str = "127.0.0.1:1", **more: Any) -> Agent
         "upload_retry_seconds": 0.1,
         "rescan_seconds": 0.05,
         "disk_floor_bytes": 0,
+        # Most tests are about uploads.
+        "inline_bytes": 0,
     }
     return AgentSettings(**{**quick, **more})
 
@@ -225,7 +227,7 @@ class Agent:
     def __init__(self, settings: AgentSettings, metrics: MetricsReader | None = None) -> None:
         self.settings = settings
         self.inventory = Inventory(settings)
-        self.runner = Runner(settings, self.inventory, Spool(settings.data_dir / "spool"))
+        self.runner = Runner(settings, self.inventory, Spool(settings.data_dir / "spool", settings.inline_bytes))
         reader = metrics or MetricsReader(settings.data_dir, 5)
         self.session = Session(settings, self.inventory, self.runner, reader)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from fleet_agent.spool import SpoolEntry
+from fleet_agent.spool import Spool, SpoolEntry
 from fleet_agent.upload import Uploader
 from tests.agent.helpers import (
     ScriptedServer,
@@ -16,7 +20,7 @@ from tests.agent.helpers import (
     assign_of,
     settings_of,
 )
-from tests.agent.test_session import spool_folders
+from tests.agent.test_session import ack, spool_folders
 from tests.waiting import wait_until
 
 
@@ -98,7 +102,7 @@ async def test_a_file_that_cannot_be_read_back_makes_the_end_a_failure(server: S
         talk.say(assign=assign_of("t1"))
         await wait_until(agent.runner.spooled)
         talk.end()
-        (tmp_path / "spool" / "entries" / "t1" / "0.png").unlink()
+        (tmp_path / "spool" / "entries" / "t1.0.png").unlink()
         server.upload_gate.set()
         again = await server.conversation(1)
         complete = await again.first("complete")
@@ -122,3 +126,97 @@ async def test_the_api_key_goes_with_the_stream_and_the_uploads_and_to_no_engine
 async def test_without_a_key_none_is_sent(server: ScriptedServer, tmp_path: Path) -> None:
     async with agent_running(settings_of(tmp_path, server.address)):
         assert "x-api-key" not in (await server.conversation()).metadata
+
+
+class HeldCommit:
+    """Stands where `Spool.commit` stands: waits for `gate`, then does it, or fails with `error`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+        self.error: OSError | None = None
+        commit = Spool.commit
+
+        def held(spool: Spool, entry: SpoolEntry) -> None:
+            if self.error is None or entry.files:
+                self.begun.set()
+                assert self.gate.wait(30)
+                if self.error is not None:
+                    spool.remove(entry.token)
+                    raise self.error
+            commit(spool, entry)
+
+        monkeypatch.setattr(Spool, "commit", held)
+
+
+@pytest.fixture
+def commit(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldCommit]:
+    held = HeldCommit(monkeypatch)
+    yield held
+    held.gate.set()
+
+
+async def test_outputs_are_uploaded_while_the_end_is_written_and_the_end_is_said_after(
+    server: ScriptedServer, tmp_path: Path, commit: HeldCommit
+) -> None:
+    async with agent_running(settings_of(tmp_path, server.address)):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        await wait_until(lambda: server.uploads)
+        beats = len(talk.all("heartbeat"))
+        await talk.first("heartbeat", lambda beat: beat.sequence > beats + 1 and beat.held and not beat.slots_free)
+        assert not talk.all("complete")
+        assert not (tmp_path / "spool" / "entries" / "t1.end").exists()
+        commit.gate.set()
+        complete = await talk.first("complete")
+        assert complete.outputs[0].receipt.filename == "t1-0"
+        assert (tmp_path / "spool" / "entries" / "t1.end").exists()
+        assert len(server.uploads) == 1
+
+
+async def test_an_end_that_the_disk_does_not_take_is_a_failure_though_its_file_was_sent(
+    server: ScriptedServer, tmp_path: Path, commit: HeldCommit
+) -> None:
+    commit.error = OSError(errno.ENOSPC, "no space left on device")
+    async with agent_running(settings_of(tmp_path, server.address, resend_seconds=0.05)):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        await wait_until(lambda: server.uploads)
+        commit.gate.set()
+        await wait_until(lambda: len(talk.all("complete")) > 2)
+        assert {complete.error.reason for complete in talk.all("complete")} == {"DISK_FULL"}
+
+
+async def test_a_session_lost_while_the_end_is_written_does_not_lose_the_end(
+    server: ScriptedServer, tmp_path: Path, commit: HeldCommit
+) -> None:
+    async with agent_running(settings_of(tmp_path, server.address)):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        await wait_until(lambda: server.uploads)
+        talk.end()
+        again = await server.conversation(1)
+        assert [held.token for held in again.hello.held] == ["t1"]
+        commit.gate.set()
+        complete = await again.first("complete")
+        assert complete.outputs[0].receipt.filename == "t1-0"
+
+
+async def test_small_outputs_ride_in_the_end_also_of_an_earlier_process(server: ScriptedServer, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, server.address, inline_bytes=65_536)
+    async with agent_running(settings):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        first = await talk.first("complete")
+        assert spool_folders(tmp_path) == []
+    async with agent_running(settings) as agent:
+        talk = await server.conversation(1)
+        again = await talk.first("complete")
+        ack(talk, "t1")
+        await wait_until(lambda: not agent.runner.spooled())
+    assert first == again
+    (output,) = again.outputs
+    assert output.data and output.receipt.size_bytes == len(output.data)
+    assert output.receipt.sha256 == hashlib.sha256(output.data).hexdigest()
+    assert not output.receipt.filename
+    assert not server.uploads

@@ -126,7 +126,7 @@ async def test_killed_while_the_server_was_away(server: ScriptedServer, tmp_path
         await busy(server, agent, "wait")
         await server.stop()
         let_go(settings, "t1")
-        await wait_until((tmp_path / "spool" / "entries" / "t1").exists)
+        await wait_until((tmp_path / "spool" / "entries" / "t1.end").exists)
         agent.signal(signal.SIGKILL)
         await agent.wait()
     await server.start()

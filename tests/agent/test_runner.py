@@ -14,7 +14,7 @@ from fleet.v1 import node_pb2, types_pb2
 
 from fleet_agent.attempt import Stop
 from fleet_agent.slot_process import SlotProcess
-from fleet_agent.spool import Spool
+from fleet_agent.spool import Spool, SpoolEntry
 from tests.agent.helpers import ScriptedServer, agent_running, assign_of, let_go, settings_of
 from tests.waiting import wait_until
 
@@ -117,20 +117,21 @@ async def test_a_result_that_came_after_its_cancel_is_thrown_away(server: Script
         assert [path for path in (tmp_path / "spool").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("step", ["stage", "commit"])
 async def test_a_cancel_while_the_end_is_being_written(
-    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    add = Spool.add
+    real = getattr(Spool, step)
 
     def slow(self: Spool, *arguments: Any) -> Any:
         loop.call_soon_threadsafe(entered.set)
         asyncio.run_coroutine_threadsafe(leave.wait(), loop).result(20)
-        return add(self, *arguments)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(Spool, "add", slow)
-    async with agent_running(settings_of(tmp_path, server.address)) as agent:
+    monkeypatch.setattr(Spool, step, slow)
+    async with agent_running(settings_of(tmp_path, server.address, resend_seconds=0.05)) as agent:
         talk = await server.conversation()
         talk.say(assign=assign_of("t1"))
         await entered.wait()
@@ -138,9 +139,12 @@ async def test_a_cancel_while_the_end_is_being_written(
         await wait_until(lambda: [attempt.stop for attempt in agent.runner._running.values()] == [Stop.CANCELLED])
         leave.set()
         await talk.about("stopped", "t1")
-        assert not talk.all("complete")
         assert not agent.runner.spooled()
+        assert not agent.runner.deliveries._tasks
         assert [path for path in (tmp_path / "spool").rglob("*") if path.is_file()] == []
+        talk.say(assign=assign_of("t2"))
+        await talk.about("complete", "t2")
+        assert {complete.token for complete in talk.all("complete")} == {"t2"}
 
 
 async def test_the_stronger_of_two_reasons_to_stop_stands(server: ScriptedServer, tmp_path: Path) -> None:
@@ -167,14 +171,14 @@ async def test_the_stronger_of_two_reasons_to_stop_stands(server: ScriptedServer
 async def test_outputs_that_the_disk_does_not_take(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
-    add = Spool.add
+    stage = Spool.stage
 
     def full(self: Spool, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]) -> Any:
         if complete.token == "t1" and outputs:
             raise OSError(number, os.strerror(number))
-        return add(self, complete, outputs)
+        return stage(self, complete, outputs)
 
-    monkeypatch.setattr(Spool, "add", full)
+    monkeypatch.setattr(Spool, "stage", full)
     complete = await ended(server, tmp_path, "paint")
     assert (complete.error.reason, complete.retryable) == (reason, True)
     assert os.strerror(number) in complete.error.detail
@@ -184,14 +188,15 @@ async def test_outputs_that_the_disk_does_not_take(
 async def test_an_end_that_the_disk_does_not_take_at_all_is_said_once(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = Spool.add
+    commit = Spool.commit
 
-    def full(self: Spool, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]) -> Any:
-        if complete.token == "t1":
+    def full(self: Spool, entry: SpoolEntry) -> None:
+        if entry.token == "t1":
+            self.remove(entry.token)
             raise OSError(errno.ENOSPC, "no space left on device")
-        return add(self, complete, outputs)
+        commit(self, entry)
 
-    monkeypatch.setattr(Spool, "add", full)
+    monkeypatch.setattr(Spool, "commit", full)
     complete = await ended(server, tmp_path, "paint")
     assert complete.error.reason == "DISK_FULL"
 
@@ -199,14 +204,14 @@ async def test_an_end_that_the_disk_does_not_take_at_all_is_said_once(
 async def test_a_bug_of_the_agent_fails_the_attempt_alone(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = Spool.add
+    stage = Spool.stage
 
     def broken(self: Spool, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]) -> Any:
         if complete.token == "t1":
             raise ZeroDivisionError("a bug of ours")
-        return add(self, complete, outputs)
+        return stage(self, complete, outputs)
 
-    monkeypatch.setattr(Spool, "add", broken)
+    monkeypatch.setattr(Spool, "stage", broken)
     complete = await ended(server, tmp_path, "paint")
     assert (complete.error.reason, complete.retryable) == ("ENGINE_FAILED", True)
     assert "a bug of ours" in complete.error.detail

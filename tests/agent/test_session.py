@@ -24,7 +24,9 @@ def ack(talk: Conversation, token: str, outcome: int = node_pb2.COMPLETE_OUTCOME
 
 
 def spool_folders(folder: Path) -> list[str]:
-    return sorted(path.name for part in ("entries", "scratch") for path in (folder / "spool" / part).iterdir())
+    """The tokens of which something lies in the spool."""
+    paths = (path for part in ("entries", "scratch") for path in (folder / "spool" / part).iterdir())
+    return sorted({path.name.partition(".")[0] for path in paths})
 
 
 async def test_an_attempt_from_hello_to_complete_ack(server: ScriptedServer, tmp_path: Path) -> None:

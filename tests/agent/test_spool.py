@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +66,7 @@ def test_entries_come_oldest_first(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for number, token in enumerate(("b", "a", "c")):
         entry = fill(spool, token)
-        os.utime(entry.folder, ns=(number, number))
+        os.utime(entry.folder / f"{entry.token}.end", ns=(number, number))
     assert [entry.token for entry in spool.entries()] == ["b", "a", "c"]
 
 
@@ -129,49 +128,41 @@ def test_outputs_in_a_folder_below_and_with_odd_names(tmp_path: Path) -> None:
     assert spool.entries() == [entry]
 
 
-def damage_nothing_there(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
-def damage_to_words(folder: Path) -> None:
+def damage_to_words(end: Path) -> None:
     """Whole by its hash, and no JobComplete."""
     words = b"\xff\xff\xff"
-    (folder / "complete.pb").write_bytes(words)
-    manifest = orjson.loads((folder / "files.json").read_bytes())
-    manifest["complete"] = hashlib.sha256(words).hexdigest()
-    (folder / "files.json").write_bytes(orjson.dumps(manifest))
+    head = orjson.loads(end.read_bytes().partition(b"\n")[0])
+    head["sha256"] = hashlib.sha256(words).hexdigest()
+    end.write_bytes(orjson.dumps(head) + b"\n" + words)
 
 
-def damage_to_a_file(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_bytes(b"a file")
+def damage_to_a_folder(end: Path) -> None:
+    end.unlink()
+    end.mkdir()
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "empty folder": damage_nothing_there,
-    "no end": lambda folder: (folder / "complete.pb").unlink(),
-    "empty end": lambda folder: (folder / "complete.pb").write_bytes(b""),
-    "end cut short": lambda folder: os.truncate(folder / "complete.pb", 5),
-    "no protobuf": lambda folder: (folder / "complete.pb").write_bytes(b"\xff\xff\xff"),
+    "empty": lambda end: end.write_bytes(b""),
+    "first line cut short": lambda end: os.truncate(end, 20),
+    "end cut short": lambda end: os.truncate(end, end.stat().st_size - 1),
+    "no second line": lambda end: end.write_bytes(end.read_bytes().replace(b"\n", b" ")),
+    "first line of another kind": lambda end: end.write_bytes(b"[]" + end.read_bytes()),
     "another language": damage_to_words,
-    "no manifest": lambda folder: (folder / "files.json").unlink(),
-    "manifest cut short": lambda folder: os.truncate(folder / "files.json", 20),
-    "manifest of another kind": lambda folder: (folder / "files.json").write_bytes(b"[]"),
-    "output gone": lambda folder: (folder / "0.png").unlink(),
-    "output cut short": lambda folder: os.truncate(folder / "0.png", 3),
-    "another's name": lambda folder: folder.rename(folder.with_name("another")),
-    "no folder": damage_to_a_file,
+    "output gone": lambda end: end.with_name(f"{TOKEN}.0.png").unlink(),
+    "output cut short": lambda end: os.truncate(end.with_name(f"{TOKEN}.0.png"), 3),
+    "another's name": lambda end: end.rename(end.with_name("another.end")),
+    "a folder": damage_to_a_folder,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_entry_is_removed_and_the_others_stay(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     spool = Spool(tmp_path)
-    damage(fill(spool).folder)
+    damage(fill(spool).folder / f"{TOKEN}.end")
     fill(spool, "whole")
     assert [entry.token for entry in spool.entries()] == ["whole"]
-    assert [path.name for path in (tmp_path / "entries").iterdir()] == ["whole"]
+    assert [entry.token for entry in Spool(tmp_path).entries()] == ["whole"]
+    assert everything(tmp_path / "entries") == ["whole.0.png", "whole.end"]
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -179,7 +170,7 @@ def test_an_entry_that_cannot_be_read_just_now_is_left_alone(tmp_path: Path, mon
     spool = Spool(tmp_path)
     fill(spool)
 
-    def failing(folder: Path) -> SpoolEntry:
+    def failing(end: Path) -> SpoolEntry:
         raise OSError(errno.EMFILE, "too many open files")
 
     with monkeypatch.context() as patch:
@@ -244,42 +235,74 @@ def test_killed_at_each_step_of_add_an_entry_is_whole_or_not_there(tmp_path: Pat
             assert entry.complete.job_id == "job-1"
             assert (entry.folder / entry.files[0].name).read_bytes() == b"picture"
         assert not list((folder / "scratch").iterdir())
-        assert len(list((folder / "entries").iterdir())) == len(entries)
+        assert everything(folder / "entries") == (["t1.0.png", "t1.end"] if entries else [])
     assert seen == {0, 1}
 
 
+@pytest.mark.parametrize(("inline_bytes", "outputs"), [(0, ["sync TOKEN.0.png", "sync TOKEN.1.png"]), (100, [])])
 def test_every_byte_is_on_the_disk_before_the_entry_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline_bytes: int, outputs: list[str]
 ) -> None:
-    spool = Spool(tmp_path)
+    spool = Spool(tmp_path, inline_bytes)
     folder = spool.work_folder(TOKEN)
-    (folder / "a.png").write_bytes(b"picture")
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"picture")
+    entry = spool.stage(complete_of(outputs=2), [(folder / name, "image/png") for name in ("a.png", "b.png")])
     done: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
     def noted_fsync(fd: int) -> None:
-        done.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name}")
+        done.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name.replace(TOKEN, 'TOKEN')}")
         fsync(fd)
 
     def noted_rename(path: Path, target: Path) -> Path:
-        done.append(f"name {target.name}")
+        done.append(f"name {target.name.replace(TOKEN, 'TOKEN')}")
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "rename", noted_rename)
-    spool.add(complete_of(outputs=1), [(folder / "a.png", "image/png")])
-    assert done == [
-        "name 0.png",
-        "sync 0.png",
-        "sync files.json",
-        "sync complete.pb",
-        f"sync {TOKEN}.entry",
-        f"name {TOKEN}",
-        "sync entries",
-    ]
+    spool.commit(entry)
+    assert done == [*outputs, "sync TOKEN.end", "name TOKEN.end", "sync entries"]
 
 
-@pytest.mark.parametrize("failing", range(5))
+def test_staged_files_may_be_read_at_once_and_stay_where_they_are(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    folder = spool.work_folder(TOKEN)
+    (folder / "a.png").write_bytes(b"picture")
+    entry = spool.stage(complete_of(outputs=1), [(folder / "a.png", "image/png")])
+    staged = entry.folder / entry.files[0].name
+    assert staged.read_bytes() == b"picture"
+    assert spool.entries() == []
+    spool.commit(entry)
+    assert staged.read_bytes() == b"picture"
+    assert spool.entries() == [entry]
+
+
+def test_what_was_staged_and_not_kept_is_gone_at_the_next_start(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    kept = fill(spool, "kept")
+    folder = spool.work_folder(TOKEN)
+    (folder / "a.png").write_bytes(b"picture")
+    spool.stage(complete_of(outputs=1), [(folder / "a.png", "image/png")])
+    assert Spool(tmp_path).entries() == [kept]
+    assert everything(tmp_path) == ["entries/kept.0.png", "entries/kept.end"]
+
+
+def test_small_outputs_are_in_the_end_itself(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, inline_bytes=10)
+    entry = fill(spool, data=(b"12345", b"67890"))
+    assert entry.files == ()
+    assert [output.data for output in entry.complete.outputs] == [b"12345", b"67890"]
+    assert [output.receipt.size_bytes for output in entry.complete.outputs] == [5, 5]
+    assert entry.complete.outputs[0].receipt.sha256 == hashlib.sha256(b"12345").hexdigest()
+    assert everything(tmp_path) == [f"entries/{TOKEN}.end"]
+    assert Spool(tmp_path).entries() == [entry]
+    larger = fill(spool, "larger", data=(b"12345", b"678901"))
+    assert len(larger.files) == 2
+    assert not any(output.HasField("data") for output in larger.complete.outputs)
+
+
+@pytest.mark.parametrize("failing", range(3))
 def test_a_failing_sync_leaves_no_entry_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     spool = Spool(tmp_path)
     folder = spool.work_folder(TOKEN)
@@ -296,7 +319,7 @@ def test_a_failing_sync_leaves_no_entry_behind(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(OSError, match="input/output"):
             spool.add(complete_of(outputs=1), [(folder / "a.png", "image/png")])
     assert next(count) == failing + 1
-    assert not list((tmp_path / "entries").iterdir())
+    assert everything(tmp_path) == []
     spool.add(complete_of(), [])
     assert [entry.files for entry in spool.entries()] == [()]
 
@@ -318,7 +341,6 @@ def test_a_disk_that_takes_no_more_leaves_no_entry_behind(tmp_path: Path, small_
     complete.text = "x" * 10_000
     with pytest.raises(OSError, match="too large"):
         spool.add(complete, [])
-    assert not list((tmp_path / "entries").iterdir())
-    assert not list((tmp_path / "scratch").iterdir())
+    assert everything(tmp_path) == []
     spool.add(complete_of(), [])
     assert len(spool.entries()) == 1

@@ -179,7 +179,7 @@ def test_a_result_finished_while_the_server_was_down_is_not_lost(folder: Path) -
             until(lambda: client.get_job(job_id)["status"] == "running", "the job runs")
             fleet.kill()
             spool = agent_folder / "spool" / "entries"
-            until(lambda: list(spool.iterdir()), "the result is in the spool")
+            until(lambda: list(spool.glob("*.end")), "the result is in the spool")
             fleet.start()
             job = until(lambda: ends(client, {job_id: 0}), "the job has ended")[0]
             assert (job["status"], job["attempt"], job["attempts"]) == ("succeeded", 1, [])

@@ -56,6 +56,7 @@ class Bench:
     dispatcher: Dispatcher
     server: GrpcServer
     address: str
+    folder: Path
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     agents: list[ScriptedAgent] = field(default_factory=list)
 
@@ -139,7 +140,7 @@ async def bench_on(
     server = GrpcServer(Invoker(methods, keys=KeyRing([], clock=time.monotonic), metrics=metrics))
     address = f"unix:{folder / 'g'}"
     await server.start(address)
-    bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address)
+    bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address, folder)
     bench.tasks.append(asyncio.create_task(sessions.run()))
     if dispatch:
         bench.tasks.append(asyncio.create_task(dispatcher.run()))

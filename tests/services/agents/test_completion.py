@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from fleet.v1 import node_pb2 as pb
@@ -213,3 +214,77 @@ def test_backoff_doubles_up_to_a_minute() -> None:
     assert backoff_ms(1, 0.0) == 800
     assert backoff_ms(1, 1.0) == 1200
     assert backoff_ms(10_000) == 60_000
+
+
+def small(data: bytes = PICTURE, **receipt: Any) -> pb.UploadedOutput:
+    """An output that rides in its report."""
+    told = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **receipt}
+    return pb.UploadedOutput(receipt=pb.OutputReceipt(**told), content_type="image/png", data=data)
+
+
+async def test_small_outputs_come_in_the_report(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    assert await agent.complete(assign, outputs=[small(), small(b"other")]) == OK
+    record = await bench.job(job_id)
+    first, second = types_pb2.JobResult.FromString(record.result).outputs
+    assert (first.size_bytes, first.sha256) == (len(PICTURE), hashlib.sha256(PICTURE).hexdigest())
+    assert await bench.outputs.read(first.filename) == PICTURE
+    assert await bench.outputs.read(second.filename) == b"other"
+    assert await agent.complete(assign, outputs=[small(), small(b"other")]) == ALREADY
+    assert len(await bench.store.outputs.by_job(job_id)) == 2
+    assert await bench.outputs.read(first.filename) == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (small(sha256="0" * 64), "hash"),
+        (small(size_bytes=len(PICTURE) + 1), "fewer bytes"),
+        (small(size_bytes=len(PICTURE) - 1), "more bytes"),
+        (small(bytes(65_537)), "more than 65536"),
+    ],
+    ids=["hash", "short", "long", "large"],
+)
+async def test_a_small_output_that_is_not_what_it_says_is_a_failure(
+    bench: Bench, output: pb.UploadedOutput, told: str
+) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit(max_retries=0)
+    assign = await agent.start()
+    assert await agent.complete(assign, outputs=[output]) == OK
+    record = await bench.job(job_id)
+    assert record.state is JobState.FAILED
+    assert told in types_pb2.JobError.FromString(record.error).detail
+    assert not list((bench.folder / "outputs").iterdir())
+
+
+async def test_a_small_output_of_an_attempt_that_is_over_leaves_no_file(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    await bench.store.jobs.cancel(job_id)
+    assert await agent.complete(assign, outputs=[small()]) == REFUSED
+    assert not list((bench.folder / "outputs").iterdir())
+
+
+async def test_a_report_that_the_disk_has_no_room_for_is_taken_when_it_comes_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    free = bench.outputs.free_bytes
+    monkeypatch.setattr(bench.outputs, "free_bytes", lambda: 0)
+    report = pb.JobComplete(job_id=assign.job_id, token=assign.token, outputs=[small()])
+    await agent.send(complete=report)
+    await wait_until(lambda: not bench.sessions._live["agx0"]._settling)
+    assert (await bench.job(job_id)).state is JobState.RUNNING
+    monkeypatch.setattr(bench.outputs, "free_bytes", free)
+    assert await agent.complete(assign, outputs=[small()]) == OK
+    assert (await bench.job(job_id)).state is JobState.SUCCEEDED

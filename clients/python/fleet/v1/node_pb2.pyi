@@ -1481,6 +1481,7 @@ class UploadedOutput(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     """Media type."""
     width: _builtins.int
@@ -1491,9 +1492,11 @@ class UploadedOutput(_message.Message):
     """Of a clip or a sound."""
     seed: _builtins.int
     """The seed that made it."""
+    data: _builtins.bytes
+    """The file itself, in place of UploadOutput, where all outputs together have at most 64 KiB."""
     @_builtins.property
     def receipt(self) -> Global___OutputReceipt:
-        """What UploadOutput answered."""
+        """What UploadOutput answered. With data: its size and hash, no name."""
 
     def __init__(
         self,
@@ -1504,11 +1507,14 @@ class UploadedOutput(_message.Message):
         height: _builtins.int | None = ...,
         duration_seconds: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        data: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "duration_seconds", b"duration_seconds", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data", b"_data", "_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "data", b"data", "duration_seconds", b"duration_seconds", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "content_type", b"content_type", "duration_seconds", b"duration_seconds", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data", b"_data", "_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "content_type", b"content_type", "data", b"data", "duration_seconds", b"duration_seconds", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__data: _TypeAlias = _typing.Literal["data"]  # noqa: Y015
+    _WhichOneofArgType__data: _TypeAlias = _typing.Literal["_data", b"_data"]  # noqa: Y015
     _WhichOneofReturnType__duration_seconds: _TypeAlias = _typing.Literal["duration_seconds"]  # noqa: Y015
     _WhichOneofArgType__duration_seconds: _TypeAlias = _typing.Literal["_duration_seconds", b"_duration_seconds"]  # noqa: Y015
     _WhichOneofReturnType__height: _TypeAlias = _typing.Literal["height"]  # noqa: Y015
@@ -1517,6 +1523,8 @@ class UploadedOutput(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__width: _TypeAlias = _typing.Literal["width"]  # noqa: Y015
     _WhichOneofArgType__width: _TypeAlias = _typing.Literal["_width", b"_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data) -> _WhichOneofReturnType__data | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__duration_seconds) -> _WhichOneofReturnType__duration_seconds | None: ...
     @_typing.overload
