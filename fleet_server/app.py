@@ -328,7 +328,7 @@ class Server:
         self._hub.close()
         await bridge.shut_down()
         await self._sessions.shutdown()
-        await self._sender.shut_down(grace_seconds)
+        await self._sender.shut_down(min(grace_seconds, _LAST_CALLBACKS_SECONDS))
         await self._grpc.stop(grace_seconds)
         await self._generation.aclose()
         await self._queue.aclose()
@@ -339,6 +339,9 @@ class Server:
         await self._thumbnails.aclose()
         await self._outputs.aclose()
 
+
+_LAST_CALLBACKS_SECONDS = 2.0
+"""What a stop waits for receivers; what they have not answered by then is sent again later."""
 
 _PUBLIC = {"Fleet": ("GetHealth", "Connect")}
 """Methods that need no key."""
