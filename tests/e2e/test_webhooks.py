@@ -112,6 +112,16 @@ def test_a_server_killed_between_commit_and_answer_sends_again_after_its_restart
         until(lambda: client.list_deliveries(job_id)["deliveries"][0]["status"] == "delivered", "its end in the log")
 
 
+def test_a_receiver_that_hangs_holds_up_neither_jobs_nor_the_stop(own: FleetProcess, receiver: Hooks) -> None:
+    receiver.silent.set()
+    with FleetCommander(own.url) as client:
+        client.submit_job({**SMALL, "callback_url": receiver.url})
+        until(lambda: receiver.came, "the request that is never answered")
+        other = client.submit_job(SMALL)["job_id"]
+        assert client.wait(other)["status"] == "succeeded"
+    assert own.stop() == 0
+
+
 def test_the_receiver_of_the_documentation_works_as_it_stands(fleet: FleetProcess) -> None:
     text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
