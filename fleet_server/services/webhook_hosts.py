@@ -16,7 +16,8 @@ _KEPT = 4_096
 @dataclass(frozen=True, slots=True)
 class HostLimits:
     """At most `total` requests at once and `per_host` to one receiver; one that left three in a row without an answer
-    gets one at a time until it answers. What has no room is put off for at most `defer_seconds`.
+    gets one at a time until it answers, and all such receivers together get half of `total`. What has no room is put
+    off for at most `defer_seconds`.
     """
 
     total: int = 64
@@ -42,6 +43,7 @@ class Hosts(Generic[T]):
         self._limits = limits
         self._hosts: dict[str, _Host[T]] = {}
         self._in_line: dict[str, None] = {}
+        self._silent: set[str] = set()
         self._active = 0
         self._waiting = 0
 
@@ -60,7 +62,7 @@ class Hosts(Generic[T]):
         known = self._hosts.get(host)
         if known is None:
             known = self._hosts[host] = _Host(seconds=self._limits.first_guess_seconds)
-        if len(known.waiting) < _WAITING_ROUNDS * self._limit(known):
+        if len(known.waiting) < _WAITING_ROUNDS * self._limit(known) and not self._crowded_by_silent(host):
             known.waiting.append(item)
             self._in_line[host] = None
             self._waiting += 1
@@ -87,8 +89,18 @@ class Hosts(Generic[T]):
     def _first(self) -> str | None:
         if self._active >= self._limits.total:
             return None
-        fits = (host for host in self._in_line if self._hosts[host].active < self._limit(self._hosts[host]))
-        return next(fits, None)
+        half = sum(self._hosts[host].active for host in self._silent) >= self._limits.total / 2
+        for host in self._in_line:
+            known = self._hosts[host]
+            if known.active < self._limit(known) and not (half and host in self._silent):
+                return host
+        return None
+
+    def _crowded_by_silent(self, host: str) -> bool:
+        """Whether this one is silent, and so many wait for such receivers that others might find no room."""
+        if host not in self._silent:
+            return False
+        return sum(len(self._hosts[silent].waiting) for silent in self._silent) >= self._limits.total
 
     def _pop(self, host: str, known: _Host[T]) -> T:
         """The first that waits for this host, which is last in turn from now on."""
@@ -116,6 +128,9 @@ class Hosts(Generic[T]):
         known.silent = 0 if answered else known.silent + 1
         if answered:
             known.next_free = 0.0
+            self._silent.discard(host)
+        elif known.silent >= _SILENT:
+            self._silent.add(host)
         if len(self._hosts) > _KEPT:
             self._forget_idle()
 
@@ -130,3 +145,4 @@ class Hosts(Generic[T]):
     def _forget_idle(self) -> None:
         for host in [name for name, known in self._hosts.items() if not known.active and not known.waiting]:
             del self._hosts[host]
+            self._silent.discard(host)

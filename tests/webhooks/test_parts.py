@@ -67,6 +67,24 @@ def test_a_silent_receiver_gets_one_at_a_time_until_it_answers() -> None:
     assert turns(hosts) == ["a", "a"]
 
 
+def test_all_silent_receivers_together_leave_half_to_the_others() -> None:
+    hosts: Hosts[int] = Hosts(LIMITS)
+    dead = [f"dead-{number}" for number in range(6)]
+    for host in dead:
+        for _ in range(3):
+            hosts.offer(host, 0, 0.0)
+            assert turns(hosts) == [host]
+            hosts.finished(host, answered=False, seconds=15.0)
+    taken = [hosts.offer(host, 0, 0.0) is None for host in dead]
+    assert taken == [True] * 4 + [False] * 2
+    assert turns(hosts) == dead[:2]
+    hosts.offer("fine", 0, 0.0)
+    hosts.offer("fine", 0, 0.0)
+    assert turns(hosts) == ["fine", "fine"]
+    hosts.finished(dead[0], answered=True, seconds=1.0)
+    assert turns(hosts) == [dead[2]]
+
+
 def test_room_is_what_is_left_and_comes_back() -> None:
     hosts: Hosts[int] = Hosts(LIMITS)
     assert hosts.room == 12
