@@ -39,7 +39,11 @@ def test_receivers_take_turns_within_their_limits() -> None:
     for host in ("b", "c"):
         assert hosts.offer(host, 9, 0.0) is None
     assert turns(hosts) == ["a", "b", "c", "a"]
+    hosts.offer("d", 9, 0.0)
+    assert not hosts.startable and turns(hosts) == [], "there are four"
     hosts.finished("b", answered=True, seconds=0.1)
+    assert hosts.startable and turns(hosts) == ["d"]
+    hosts.finished("c", answered=True, seconds=0.1)
     assert turns(hosts) == [], "the first has its two"
     hosts.finished("a", answered=True, seconds=0.1)
     assert turns(hosts) == ["a"]
