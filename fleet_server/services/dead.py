@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from fleet.v1 import queue_pb2, types_pb2
@@ -74,13 +74,10 @@ class DeadLetters:
     ) -> queue_pb2.RedriveJobsResponse:
         """Retries the jobs named, or the newest `limit` that fit; how many, what is left, what could not be.
 
-        Raises INVALID_FIELD (neither ids nor filters, or both), IDEMPOTENCY_KEY_REUSED. `only` is whose jobs these may
-        be, None for everybody's.
+        With both, those named that fit. Raises INVALID_FIELD (neither), IDEMPOTENCY_KEY_REUSED. `only` is whose jobs
+        these may be, None for everybody's.
         """
-        filters = [field.name for field, _ in request.ListFields() if field.name in _FILTERS]
-        if request.job_ids and filters:
-            raise invalid_field("job_ids", f"must be given without filters; leave out {filters[0]} or the ids")
-        if not request.job_ids and not filters:
+        if not request.job_ids and not _filtered(request):
             raise invalid_field("job_ids", "or a filter must be given: " + ", ".join(_FILTERS))
         once = idempotency(request, method="Queue/RedriveJobs", owner=owner, key=key)
         if once is None:
@@ -97,9 +94,9 @@ class DeadLetters:
     ) -> queue_pb2.RedriveJobsResponse:
         reply = queue_pb2.RedriveJobsResponse()
         if request.job_ids:
-            job_ids = list(dict.fromkeys(request.job_ids))
+            job_ids = await self._allowed(request, only, reply)
             reply.remaining = max(0, len(job_ids) - request.limit)
-            wanted = await self._allowed(job_ids[: request.limit], only, reply)
+            wanted = job_ids[: request.limit]
         else:
             wanted = []
             async for record in self._fitting(request, only):
@@ -118,18 +115,19 @@ class DeadLetters:
         return reply
 
     async def _allowed(
-        self, job_ids: Iterable[str], only: str | None, reply: queue_pb2.RedriveJobsResponse
+        self, request: queue_pb2.RedriveJobsRequest, only: str | None, reply: queue_pb2.RedriveJobsResponse
     ) -> list[str]:
-        """The ids less those of others, which are told as failures."""
-        wanted = list(job_ids)
-        if only is None:
+        """The ids that fit the filters, less those of others' jobs, which are told as failures."""
+        wanted = list(dict.fromkeys(request.job_ids))
+        if only is None and not _filtered(request):
             return wanted
-        records = dict(zip(wanted, await self._jobs.get_many(wanted), strict=True))
-        for job_id, record in records.items():
+        allowed = []
+        for job_id, record in zip(wanted, await self._jobs.get_many(wanted), strict=True):
             if record is not None and not_theirs(record, only):
                 _fail(reply, job_id, other_owner(job_id))
-        failed = {failure.job_id for failure in reply.failures}
-        return [job_id for job_id in wanted if job_id not in failed]
+            elif record is None or (_fits(request, record) and _fits_short(request, record)):
+                allowed.append(job_id)
+        return allowed
 
     async def _fitting(self, request: queue_pb2.RedriveJobsRequest, only: str | None) -> AsyncIterator[JobRecord]:
         before: PageKey | None = None
@@ -153,6 +151,19 @@ class DeadLetters:
             limit=limit,
             examine=self._settings.chunk,
         )
+
+
+def _filtered(request: queue_pb2.RedriveJobsRequest) -> bool:
+    return any(field.name in _FILTERS for field, _ in request.ListFields())
+
+
+def _fits_short(request: Request, record: JobRecord) -> bool:
+    """What the store judges where it lists."""
+    return (
+        (not request.HasField("job_type") or record.job_type == type_word(request.job_type))
+        and (not request.HasField("target_cluster") or record.cluster == request.target_cluster)
+        and (not request.HasField("reason") or record.reason == request.reason)
+    )
 
 
 def _fits(request: Request, record: JobRecord) -> bool:

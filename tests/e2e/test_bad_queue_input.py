@@ -71,7 +71,6 @@ def test_pictures_to_start_from_and_jobs_to_wait_for(
         ("dead/redrive", {}, 400, "INVALID_FIELD", "job_ids"),
         ("dead/redrive", {"limit": 5}, 400, "INVALID_FIELD", "job_ids"),
         ("dead/redrive", {"job_ids": []}, 400, "INVALID_FIELD", "job_ids"),
-        ("dead/redrive", {"job_ids": ["a"], "reason": "TIMEOUT"}, 400, "INVALID_FIELD", "job_ids"),
         ("dead/redrive", {"job_ids": ["a"] * 1001}, 400, "INVALID_FIELD", "job_ids"),
         ("dead/redrive", {"job_ids": "a"}, 400, "INVALID_FIELD", "job_ids"),
         ("dead/redrive", {"job_ids": ["a"], "limit": 0}, 400, "INVALID_FIELD", "limit"),

@@ -39,7 +39,7 @@ LOOSER = {
     # An opaque token of the server's own.
     "page_token",
     # One field's meaning hangs on another's.
-    "strength", "mask_image", "init_image",
+    "strength", "mask_image", "init_image", "job_ids",
     # Addresses and references, judged by a parser.
     "callback_url", "audio", "mounts", "inputs", "command", "image",
     # Moments in relation to now.

@@ -124,11 +124,25 @@ async def test_jobs_are_run_again_by_filters_the_newest_first_up_to_the_limit(de
     assert told(await redrive(desk, job_type="image_gen")) == (0, 0, [])
 
 
-@pytest.mark.parametrize("fields", [{}, {"job_ids": ["a"], "reason": "TIMEOUT"}])
-async def test_ids_or_filters_and_not_both(desk: Desk, fields: dict[str, Any]) -> None:
+async def test_ids_or_filters_are_needed(desk: Desk) -> None:
     with pytest.raises(FleetError, match=r"^job_ids: ") as caught:
-        await redrive(desk, **fields)
+        await redrive(desk, limit=5)
     assert caught.value.reason == "INVALID_FIELD"
+
+
+@pytest.mark.usefixtures("nodes")
+@pytest.mark.parametrize(
+    "filters", [{"reason": "OUT_OF_MEMORY"}, {"target_cluster": "vision", "reason": "OUT_OF_MEMORY"},
+                {"job_type": "image_gen", "target_model": ALIAS, "reason": "OUT_OF_MEMORY"}],
+)  # fmt: skip
+async def test_of_the_jobs_named_those_that_fit(desk: Desk, filters: dict[str, Any]) -> None:
+    wanted, other = await failed(desk, "OUT_OF_MEMORY"), await failed(desk)
+    unnamed = await failed(desk, "OUT_OF_MEMORY")
+    reply = await redrive(desk, job_ids=[wanted, other, "nobody"], **filters)
+    assert told(reply) == (1, 0, [("nobody", "JOB_NOT_FOUND")])
+    assert set((await page(desk))[0]) == {other, unnamed}
+    for nothing in ({"job_type": "video_gen"}, {"target_cluster": "llm"}, {"target_model": "none"}):
+        assert told(await redrive(desk, job_ids=[other], **nothing)) == (0, 0, [])
 
 
 @pytest.mark.usefixtures("nodes")
