@@ -21,6 +21,7 @@ from fleet.v1 import node_pb2, node_pb2_grpc
 
 from fleet_agent import PROTOCOL_VERSION, __version__
 from fleet_agent.attempt import Stop
+from fleet_agent.flow import GATHER_SECONDS, Flow
 from fleet_agent.inputs import Downloader
 from fleet_agent.inventory import Inventory
 from fleet_agent.link import Link
@@ -206,11 +207,15 @@ class Session:
         return hello
 
     async def _write(self, call: Any, link: Link) -> None:
-        seconds, outbox = self._settings.write_seconds, link.outbox
+        seconds, outbox, flow = self._settings.write_seconds, link.outbox, Flow()
         while True:
             message = await outbox.next()
             if link.batches:
+                if flow.busy:
+                    # Where much is said, more is on its way: many small writes cost more than what they carry.
+                    await asyncio.sleep(GATHER_SECONDS)
                 message = outbox.with_company(message)
+                flow.note(max(1, len(message.batch.messages)))
             async with _deadline(seconds, f"a message could not be written within {seconds:g} s"):
                 await call.write(message)
             outbox.written()

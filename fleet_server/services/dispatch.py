@@ -16,6 +16,7 @@ from fleet_server.domain.node import NodeView
 from fleet_server.domain.placement import Feasibility, Placed, Plan, Situation, place
 from fleet_server.domain.recorded import RecordedTiming
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.flow import GATHER_SECONDS, Flow
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.nodes import now_ms
 from fleet_server.services.sessions import Sessions
@@ -95,6 +96,8 @@ class Dispatcher:
         self._after_urgent: set[str] = set()
         self._look_again_ms: int | None = None
         self._some = asyncio.Event()
+        self._flow = Flow()
+        self._all_sent = False
         self._unsettled: list[ClaimRequest] = []
         fleet.subscribe_changes(lambda _: self.wake())
 
@@ -107,7 +110,7 @@ class Dispatcher:
         while True:
             self._some.clear()
             try:
-                while await self.round():
+                while await self._gathered_round():
                     pass
             except FleetError as error:
                 _log.warning("dispatch waits", reason=error.reason, detail=error.detail)
@@ -118,6 +121,15 @@ class Dispatcher:
                     await self._some.wait()
             except TimeoutError:
                 continue
+
+    async def _gathered_round(self) -> int:
+        """A round; where many jobs go out, slots that are freed within a few milliseconds are filled by one."""
+        if self._flow.busy:
+            await asyncio.sleep(GATHER_SECONDS)
+        sent = await self.round()
+        self._flow.note(sent)
+        # Who submits more wakes us: without a word there is nothing left to look for.
+        return 0 if self._all_sent else sent
 
     def _patience(self) -> float:
         """Seconds until the next round comes by itself: at the latest when a deferral ends."""
@@ -132,6 +144,7 @@ class Dispatcher:
         Raises STORE_UNAVAILABLE.
         """
         self._look_again_ms = None
+        self._all_sent = False
         if self._unsettled:
             # The outcome of these is unknown: the same tokens again.
             return await self._claim(self._unsettled)
@@ -144,7 +157,9 @@ class Dispatcher:
         self._look_again_ms = plan.look_again_ms
         by_lane = {one.lane.lane_id: one for one in wanted}
         requests = [self._request(one, by_lane[one.lane_id]) for one in plan.placed]
-        return await self._claim(requests) if requests else 0
+        sent = await self._claim(requests) if requests else 0
+        self._all_sent = sent == sum(one.waiting for one in wanted)
+        return sent
 
     def situation(self, wanted: Sequence[Wanted]) -> Situation:
         """What is known now; nodes with streams elsewhere are there, with no slot that this replica may fill."""

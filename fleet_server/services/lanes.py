@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import lru_cache
 
 import orjson
 from fleet.v1 import types_pb2
@@ -22,15 +23,21 @@ def lane_of(spec: types_pb2.JobSpec) -> Lane:
     job_type = type_word(spec.job_type)
     loras = tuple(sorted({lora.name for lora in loras_of(spec.payload)}))
     labels = tuple(sorted(spec.target_labels.items()))
-    definition = (spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels)
-    digest = hashlib.sha256(orjson.dumps(definition)).hexdigest()
+    return _lane(spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels)
+
+
+@lru_cache(maxsize=1_024)
+def _lane(
+    cluster: str, job_type: str, model: str, loras: tuple[str, ...], node_id: str, labels: tuple[tuple[str, str], ...]
+) -> Lane:
+    digest = hashlib.sha256(orjson.dumps((cluster, job_type, model, loras, node_id, labels))).hexdigest()
     return Lane(
         lane_id=digest[:_ID_DIGITS],
-        cluster=spec.target_cluster,
+        cluster=cluster,
         job_type=job_type,
-        model=spec.resolved_model,
+        model=model,
         loras=loras,
-        node_id=spec.target_node_id,
+        node_id=node_id,
         labels=labels,
     )
 

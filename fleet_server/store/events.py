@@ -24,8 +24,8 @@ from fleet_server.store.client import (
 from fleet_server.store.records import StoredEvent, pairs
 
 KEEP_EVENTS = 100_000
-MANY_EVENTS, GATHER_SECONDS = 16, 0.01
-"""After a read of so many the next waits a little: many small reads cost the store more than the events do."""
+GATHER_SECONDS = 0.01
+"""After events came the next read waits a little: many small reads cost the store more than the events do."""
 BLOCK_MS = 5_000
 READ_COUNT = 500
 
@@ -146,7 +146,7 @@ class EventStore:
                 await self._find_place()
                 backoff = FIRST_BACKOFF_SECONDS
                 while True:
-                    if await self._read_once(connection) >= MANY_EVENTS:
+                    if await self._read_once(connection):
                         await asyncio.sleep(GATHER_SECONDS)
             except Exception as error:  # the reader must outlive whatever ends its connection
                 log.warning("the event stream is interrupted: %s", error)
