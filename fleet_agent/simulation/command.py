@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import grpc
 import orjson
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from fleet_agent.logs import configure
@@ -31,6 +32,7 @@ from fleet_agent.simulation.tally import Record
 _REACH_SECONDS = 10.0
 _FRAME_SECONDS = 0.5
 _LINE_SECONDS = 5.0
+_WIDE = 10_000
 _USUAL_LOAD, _USUAL_MOST = 0.5, 50.0
 _UNREACHABLE, _WRONG, _USAGE = 3, 1, 2
 
@@ -122,15 +124,25 @@ async def _run(simulation: Simulation, load: Load, seconds: float, as_json: bool
             values.update(summary(running))
 
     await simulation.run(load, until)
-    out = Console(highlight=False)
     if as_json:
         sys.stdout.write(orjson.dumps(values, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        out.print(screen.final(simulation, values))
+        _print(screen.final(simulation, values))
     if simulation.source is not None and simulation.source.last_refusal:
         _say(f"the server refused jobs, the last with {simulation.source.last_refusal}")
     if screen.faults_of_the_server(values):
         raise typer.Exit(_WRONG)
+
+
+def _print(page: RenderableType) -> None:
+    """On a terminal as wide as that is; elsewhere each row is one line."""
+    out = Console(highlight=False)
+    if out.is_terminal:
+        out.print(page)
+        return
+    text = io.StringIO()
+    Console(file=text, width=_WIDE, color_system=None).print(page)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 async def _until(simulation: Simulation, load: Load, seconds: float, showing: asyncio.Task[None]) -> None:
