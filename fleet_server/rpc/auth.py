@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,6 +48,7 @@ class KeyRing:
 
     def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float]) -> None:
         self._keys: tuple[ApiKey, ...] = ()
+        self._open: dict[bytes, set[Callable[[], None]]] = {}
         self._admins: frozenset[str] = frozenset()
         self.replace(keys)
         self._clock = clock
@@ -58,9 +60,29 @@ class KeyRing:
         return bool(self._keys)
 
     def replace(self, keys: Sequence[ApiKey]) -> None:
-        """From now on these are the keys."""
+        """From now on these are the keys. Who watches one that is gone, or is an admin's no more, is told."""
+        withdrawn = set(self._keys) - set(keys)
         self._keys = tuple(keys)
         self._admins = frozenset(key.name for key in keys if key.admin)
+        for known in withdrawn:
+            for tell in tuple(self._open.get(known.digest, ())):
+                tell()
+
+    @contextmanager
+    def watching(self, key: str | None, tell: Callable[[], None]) -> Iterator[None]:
+        """Calls `tell` where the key is withdrawn meanwhile: for calls that last."""
+        if key is None or not self._keys:
+            yield
+            return
+        digest = hashlib.sha256(key.encode()).digest()
+        watchers = self._open.setdefault(digest, set())
+        watchers.add(tell)
+        try:
+            yield
+        finally:
+            watchers.discard(tell)
+            if not watchers:
+                self._open.pop(digest, None)
 
     def is_admin(self, owner: str) -> bool:
         """Whether the owner of a key may everything; without keys everybody may."""

@@ -82,17 +82,23 @@ class Invoker:
             prepared = self._prepare(method, request, caller)
             seconds = _seconds(method, context)
             ends = None if seconds is None else asyncio.get_running_loop().time() + seconds
-            async with aclosing(method.handler(prepared, context)) as replies:
-                while True:
-                    try:
-                        async with asyncio.timeout_at(ends) as deadline:
-                            reply = await anext(replies)
-                    except StopAsyncIteration:
-                        break
-                    except TimeoutError:
-                        expired = deadline.expired()
-                        raise
-                    yield reply
+            watch = _Watch()
+            with self._keys.watching(key_in(caller.metadata), watch.tell):
+                async with aclosing(method.handler(prepared, context)) as replies:
+                    while True:
+                        watch.check()
+                        try:
+                            async with asyncio.timeout_at(ends) as watch.deadline:
+                                reply = await anext(replies)
+                        except StopAsyncIteration:
+                            break
+                        except TimeoutError:
+                            watch.check()
+                            expired = watch.deadline is not None and watch.deadline.expired()
+                            raise
+                        finally:
+                            watch.pause()
+                        yield reply
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -130,6 +136,30 @@ class Invoker:
             validate(request)
             return request
         return _validated(request)
+
+
+class _Watch:
+    """Ends a stream whose key is withdrawn, also while it waits for something to tell."""
+
+    def __init__(self) -> None:
+        self.deadline: asyncio.Timeout | None = None
+        self._waiting = True
+        self._withdrawn = False
+
+    def tell(self) -> None:
+        self._withdrawn = True
+        if self._waiting and self.deadline is not None and not self.deadline.expired():
+            self.deadline.reschedule(asyncio.get_running_loop().time())
+
+    def pause(self) -> None:
+        """Nothing is waited for now: the deadline of the last wait is over."""
+        self._waiting = False
+
+    def check(self) -> None:
+        """Raises API_KEY_INVALID once the key has been withdrawn."""
+        if self._withdrawn:
+            raise FleetError("API_KEY_INVALID", "the API key has been withdrawn: call again with one that is valid")
+        self._waiting = True
 
 
 async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:

@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from fleet.v1 import fleet_pb2, fleet_pb2_grpc
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.e2e.fleet_process import FleetProcess
 from tests.waiting import wait_until
@@ -91,6 +95,36 @@ def test_a_change_of_the_file_counts_at_once_and_a_spoiled_file_changes_nothing(
     wait_until_now(lambda: f"{keys}:1" in keyed.log.read_text())
     assert call(keyed, EVE, "GET", "/api/nodes").status_code == 200
     assert not {ANN, BOB, EVE} & set(keyed.log.read_text().split())
+
+
+def test_streams_of_a_withdrawn_key_end_and_those_of_others_go_on(keyed: FleetProcess, keys: Path) -> None:
+    write_keys(keys, f"ann:{ANN}:admin", f"eve:{EVE}")
+    os.kill(keyed.pid, signal.SIGHUP)
+    wait_until_now(lambda: call(keyed, EVE, "GET", "/api/nodes").status_code == 200)
+    address = f"ws://localhost:{keyed.port}/ws"
+    metadata = (("x-api-key", EVE),)
+    with (
+        connect(address, additional_headers={"X-API-Key": EVE}) as withdrawn,
+        connect(address, additional_headers={"X-API-Key": ANN}) as kept,
+        grpc.insecure_channel(f"localhost:{keyed.grpc_port}") as channel,
+    ):
+        events = fleet_pb2_grpc.FleetStub(channel).WatchEvents(fleet_pb2.WatchEventsRequest(), metadata=metadata)
+        # Its headers come with the first event: there is one.
+        call(keyed, ANN, "POST", "/api/queue/jobs", json=JOB)
+        next(events)
+        write_keys(keys, f"ann:{ANN}:admin")
+        os.kill(keyed.pid, signal.SIGHUP)
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                withdrawn.recv(timeout=20)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in events:
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        job_id = call(keyed, ANN, "POST", "/api/queue/jobs", json=JOB).json()["job_id"]
+        while job_id not in str(kept.recv(timeout=20)):
+            pass
 
 
 def wait_until_now(check: Any) -> None:
