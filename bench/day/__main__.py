@@ -15,12 +15,14 @@ from bench._machine import heading
 from bench.day.baselines import LeastBusy, OneQueue, RoundRobin
 from bench.day.clockwork import Clockwork, Day, Rule, percentile
 from bench.day.gpus import GPUS, MODELS, capacity
+from bench.day.ours import Ours
 from bench.day.workload import LOADS, SEEDS, make
 
 RULES: dict[str, Callable[[], Rule]] = {
     "round robin": RoundRobin,
     "least busy": LeastBusy,
     "one queue": OneQueue,
+    "ours": Ours,
 }
 Days = dict[tuple[str, float], list[Day]]
 

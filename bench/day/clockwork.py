@@ -8,22 +8,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bench.day.gpus import BY_NAME, GPUS, LORA_SECONDS, Gpu, cold_seconds, speed, view
+from bench.day.gpus import BY_NAME, GPUS, LORA_SECONDS, Gpu, Model, cold_seconds, memory_of, speed, view
 from bench.day.workload import DayJob
 from fleet_server.domain.job import Lane
 from fleet_server.domain.placement import feasible
 
 
 @dataclass
+class Held:
+    """A checkpoint in memory, with the LoRAs that were put on it since."""
+
+    loras: frozenset[str]
+    used_at: float
+
+
+@dataclass
 class Node:
-    """A GPU at a moment. It holds one checkpoint and the LoRAs that were put on it since."""
+    """A GPU at a moment. `single`: it holds one checkpoint; else what fits, and what was used longest ago leaves."""
 
     gpu: Gpu
+    single: bool
     job: DayJob | None = None
-    model: str = ""
-    loras: frozenset[str] = frozenset()
-    used_at: float = -1e9
-    busy_until: float = 0.0
+    memory: dict[str, Held] = field(default_factory=dict)
+
+    def load(self, job: DayJob, now: float) -> tuple[bool, int]:
+        """Makes the job's model and LoRAs ready; whether the checkpoint came from disk, and how many LoRAs did."""
+        held = self.memory.get(job.model)
+        cold = held is None
+        if held is None:
+            self._make_room(BY_NAME[job.model])
+            held = self.memory[job.model] = Held(frozenset(), now)
+        missing = sum(name not in held.loras for name in job.lane.loras)
+        held.loras |= frozenset(job.lane.loras)
+        held.used_at = now
+        return cold, missing
+
+    def _make_room(self, model: Model) -> None:
+        left = 0 if self.single else self.gpu.memory - memory_of(model)
+        for name in sorted(self.memory, key=lambda name: -self.memory[name].used_at):
+            left -= memory_of(BY_NAME[name])
+            if left < 0:
+                del self.memory[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +134,9 @@ COLD = {(number, name): cold_seconds(gpu, model) for number, gpu in enumerate(GP
 class Clockwork:
     """Runs a list of jobs through a rule."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, *, single: bool = False) -> None:
         self._rule = rule
-        self._nodes = [Node(gpu) for gpu in GPUS]
+        self._nodes = [Node(gpu, single) for gpu in GPUS]
         self._events: list[tuple[float, int, Ran | DayJob | None]] = []
         self._order = itertools.count()
         self._waiting: dict[str, dict[int, float]] = {name: {} for name in BY_NAME}
@@ -132,7 +157,8 @@ class Clockwork:
                     self._rule.arrive(what, now)
                 case Ran():
                     node = self._nodes[what.node]
-                    node.job, node.used_at = None, now
+                    node.job = None
+                    node.memory[what.job.model].used_at = now
                     self._day.ran.append(what)
                     self._rule.ended(what)
             if self._events and self._events[0][0] == now:
@@ -153,13 +179,10 @@ class Clockwork:
         if node.job is not None or not FITS[number, job.model]:
             raise AssertionError(f"{node.gpu.name} was given {job} while it ran {node.job}")
         del self._waiting[job.model][job.number]
-        cold = node.model != job.model
-        missing = [name for name in job.lane.loras if cold or name not in node.loras]
-        load = (COLD[number, job.model] if cold else 0.0) + len(missing) * LORA_SECONDS
+        cold, loras = node.load(job, now)
+        load = (COLD[number, job.model] if cold else 0.0) + loras * LORA_SECONDS
         run = job.work / speed(node.gpu, BY_NAME[job.model]) * job.noise
-        node.job, node.model, node.busy_until = job, job.model, now + load + run
-        node.loras = (frozenset() if cold else node.loras) | frozenset(job.lane.loras)
-        node.used_at = now
+        node.job = job
         ran = Ran(job, number, now, load, cold, run)
         self._at(ran.ended, ran)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fleet_server.domain.feasibility import WEIGHTS_SHARE
 from fleet_server.domain.node import ModelView, NodeStatus, NodeView
 
 GB = 1_000_000_000
@@ -66,6 +67,11 @@ def speed(gpu: Gpu, model: Model) -> float:
 def cold_seconds(gpu: Gpu, model: Model) -> float:
     """To load the model with nothing of it in memory."""
     return START_SECONDS + model.size / gpu.disk
+
+
+def memory_of(model: Model) -> int:
+    """GPU memory that it takes, as the filter of dispatch has it."""
+    return int(model.size * WEIGHTS_SHARE)
 
 
 def capacity() -> float:

@@ -35,6 +35,9 @@ class RecordedTiming:
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
         return self._ask(("cold", node.node_id, model), node, model)
 
+    def measured_cold_seconds(self, node: NodeView, model: str) -> float | None:
+        return self._ask(("measured_cold", node.node_id, model), node, model)
+
     def _ask(self, key: tuple[str, ...], *of: Any) -> float | None:
         if self.source is not None and key not in self.answers:
             answer: float | None = getattr(self.source, f"{key[0]}_seconds")(*of)

@@ -56,7 +56,11 @@ class Timing(Protocol):
         ...
 
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
-        """How long the node takes to load the model, as measured."""
+        """How long the node takes to load the model, as measured there or on others."""
+        ...
+
+    def measured_cold_seconds(self, node: NodeView, model: str) -> float | None:
+        """How long it took that very node."""
         ...
 
 
@@ -70,6 +74,9 @@ class NoTiming:
         return None
 
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
+        return None
+
+    def measured_cold_seconds(self, node: NodeView, model: str) -> float | None:
         return None
 
 
@@ -156,9 +163,13 @@ class SpeedBook:
 
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
         """How long the node takes to load the model: as measured there, else on other nodes."""
-        loads = self._loads.get(node.node_id)
-        own = loads.get(model) if loads is not None else None
+        own = self.measured_cold_seconds(node, model)
         return own if own is not None else self._fleet_loads.get(model)
+
+    def measured_cold_seconds(self, node: NodeView, model: str) -> float | None:
+        """How long it took that very node."""
+        loads = self._loads.get(node.node_id)
+        return loads.get(model) if loads is not None else None
 
     # Keeping.
 

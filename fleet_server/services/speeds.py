@@ -17,6 +17,7 @@ from fleet_server.domain.job import Claim
 from fleet_server.domain.node import NodeView
 from fleet_server.domain.placement import load_seconds
 from fleet_server.domain.quarantine import Quarantine
+from fleet_server.domain.ranking import LORA_LOAD_SECONDS
 from fleet_server.domain.speeds import SpeedBook, Unit, Work
 from fleet_server.services.lanes import lane_of
 
@@ -51,6 +52,7 @@ class _Sent:
     model: str
     engine: str
     work: Work
+    loras: int
     cold: bool
     end_ms: int
 
@@ -109,6 +111,7 @@ class Speeds:
             lane.model,
             file.engine if file is not None else "",
             work,
+            len(lane.loras),
             bool(lane.model) and node.loaded_model(lane.model) is None,
             self._clock() + int(seconds * 1000),
         )
@@ -160,8 +163,9 @@ class Speeds:
                 work = Work(Unit.TOKENS, float(complete.usage.completion_tokens))
                 self.book.saw_job(sent.lane_id, work)
             self.book.ran(node_id, sent.model, sent.engine, work, complete.run_seconds)
-        if sent.cold and complete.load_seconds > 0:
-            self.book.loaded(node_id, sent.model, complete.load_seconds)
+        load = complete.load_seconds - sent.loras * LORA_LOAD_SECONDS
+        if sent.cold and load > 0:
+            self.book.loaded(node_id, sent.model, load)
         self._changed.add(node_id)
         self._some.set()
 

@@ -130,8 +130,28 @@ def test_the_loaded_model_is_first_until_another_line_presses() -> None:
     warm = Waiting(LANE)
     cold = Waiting(Lane("l2", "vision", "image_gen", "big"))
     assert lanes_of(node, cold, warm) == ["l1", "l2"]
-    assert lanes_of(node, replace(cold, waiting=12), warm) == ["l2", "l1"]
-    assert lanes_of(node, replace(cold, head_effective_ms=NOW - 70_000), warm) == ["l2", "l1"]
+    assert lanes_of(node, replace(cold, waiting=500), warm) == ["l1", "l2"]
+    assert lanes_of(node, replace(cold, head_effective_ms=NOW - 300_000), warm) == ["l1", "l2"]
+    assert lanes_of(node, replace(cold, waiting=12, head_effective_ms=NOW - 300_000), warm) == ["l2", "l1"]
+    assert lanes_of(node, replace(cold, head_effective_ms=NOW - 370_000), warm) == ["l2", "l1"]
+
+
+def test_jobs_that_differ_in_loras_press_for_their_model_together() -> None:
+    node = replace(NODE, loaded=(LoadedView("sketch"),))
+    files = {**NODE.models, "film": ModelView("film", kind="lora")}
+    node = replace(node, models=files)
+    old = NOW - 300_000
+    lanes = [Waiting(Lane(f"l{name}", "vision", "image_gen", "big", (name,)), 6, old) for name in ("ink", "film")]
+    assert lanes_of(node, Waiting(LANE), lanes[0]) == ["l1", "link"]
+    assert lanes_of(node, Waiting(LANE), *lanes)[-1] == "l1"
+
+
+def test_what_other_nodes_have_in_memory_presses_less() -> None:
+    node = replace(NODE, loaded=(LoadedView("sketch"),))
+    cold = Waiting(Lane("l2", "vision", "image_gen", "big"), 12, NOW - 300_000)
+    elsewhere = Counter({"sketch": 1, "big": 3})
+    ranked = rank(node, [Waiting(LANE), cold], NOW, copies=elsewhere)
+    assert [one.demand.lane.lane_id for one in ranked] == ["l1", "l2"]
 
 
 def test_the_oldest_head_is_first_among_equals() -> None:
@@ -251,12 +271,20 @@ WARM = replace(NODE, node_id="warm", slots_free=0, loaded=(LoadedView("sketch"),
 COLD = replace(NODE, node_id="cold")
 
 
+def loads(**seconds: float) -> SpeedBook:
+    """Nodes that have taken so long to load the model of LANE."""
+    book = SpeedBook()
+    for node_id, taken in seconds.items():
+        book.loaded(node_id, "sketch", taken)
+    return book
+
+
 def decide(nodes: Sequence[NodeView], demand: Waiting, at_ms: int, book: SpeedBook | None = None) -> Plan:
-    return place(Situation(nodes, [demand], at_ms), timing=book or SpeedBook())
+    return place(Situation(nodes, [demand], at_ms), timing=book or loads(cold=10))
 
 
 def test_a_cold_node_leaves_a_young_head_to_a_warm_one_for_its_load_time_at_most() -> None:
-    """The model has 4 GB, ten seconds of loading; the warm node will be free in five."""
+    """Its last load took ten seconds; the warm node will be free in five."""
     plan = decide([WARM, COLD], Waiting(LANE), NOW)
     assert plan.placed == ()
     assert [(one.node_id, one.lane_id) for one in plan.deferred] == [("cold", "l1")]
@@ -267,15 +295,25 @@ def test_a_cold_node_leaves_a_young_head_to_a_warm_one_for_its_load_time_at_most
     assert late.look_again_ms is None
 
 
+def test_a_node_that_never_loaded_the_model_learns_how_long_it_takes() -> None:
+    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE), NOW, SpeedBook()).placed] == ["cold"]
+    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE), NOW, loads(warm=10)).placed] == ["cold"]
+
+
 def test_a_cold_node_waits_for_nobody_who_would_not_be_sooner() -> None:
-    busy = replace(WARM, free_at_ms=(NOW + 11_000,))
-    assert [one.node_id for one in decide([busy, COLD], Waiting(LANE), NOW).placed] == ["cold"]
+    """A load counts four times: it takes ten seconds, and costs others as well."""
+    busy = replace(WARM, free_at_ms=(NOW + 39_000,))
+    assert decide([busy, COLD], Waiting(LANE), NOW).placed == ()
+    busier = replace(WARM, free_at_ms=(NOW + 41_000,))
+    assert [one.node_id for one in decide([busier, COLD], Waiting(LANE), NOW).placed] == ["cold"]
     unknown = replace(WARM, free_at_ms=())
     assert [one.node_id for one in decide([unknown, COLD], Waiting(LANE), NOW).placed] == ["cold"]
     unable = replace(WARM, cordoned=True)
     assert [one.node_id for one in decide([unable, COLD], Waiting(LANE), NOW).placed] == ["cold"]
     away = replace(WARM, status=NodeStatus.DISCONNECTED)
     assert [one.node_id for one in decide([away, COLD], Waiting(LANE), NOW).placed] == ["cold"]
+    refused = place(Situation([WARM, COLD], [Waiting(LANE)], NOW, {("warm", "l1")}), timing=loads(cold=10))
+    assert [one.node_id for one in refused.placed] == ["cold"]
 
 
 def speeds(**seconds: float) -> SpeedBook:
@@ -289,10 +327,11 @@ def speeds(**seconds: float) -> SpeedBook:
 
 
 def test_what_waits_is_more_than_the_warm_node_can_finish_sooner() -> None:
-    """A job runs for two seconds: before the cold one ends its first after twelve, the warm one ends three."""
-    book = speeds(warm=2, cold=2)
-    assert decide([WARM, COLD], Waiting(LANE, waiting=3), NOW, book).placed == ()
-    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE, waiting=4), NOW, book).placed] == ["cold"]
+    """A job runs for 20 seconds: in the 60 until the cold one's first counts as ended, the warm one ends two."""
+    book = speeds(warm=20, cold=20)
+    book.loaded("cold", "sketch", 10)
+    assert decide([WARM, COLD], Waiting(LANE, waiting=2), NOW, book).placed == ()
+    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE, waiting=3), NOW, book).placed] == ["cold"]
 
 
 def test_the_fast_node_takes_first_and_a_slow_one_waits_for_it_a_while() -> None:
@@ -300,6 +339,7 @@ def test_the_fast_node_takes_first_and_a_slow_one_waits_for_it_a_while() -> None
     fast = replace(NODE, node_id="fast", loaded=loaded)
     slow = replace(NODE, node_id="a-slow", loaded=loaded)
     book = speeds(**{"fast": 4, "a-slow": 16})
+    book.loaded("a-slow", "sketch", 10)
     assert [one.node_id for one in decide([slow, fast], Waiting(LANE), NOW, book).placed] == ["fast"]
     both = decide([slow, fast], Waiting(LANE, waiting=5), NOW, book)
     assert [one.node_id for one in both.placed] == ["fast", "a-slow"]
@@ -315,21 +355,25 @@ def test_a_lane_whose_owner_has_had_more_goes_after_a_newcomers() -> None:
     backlog = Waiting(LANE, waiting=500, head_effective_ms=NOW - 3_600_000)
     newcomer = Waiting(Lane("l2", "vision", "image_gen", "big"), head_effective_ms=NOW)
     assert lanes_of(node, backlog, newcomer) == ["l1", "l2"]
-    assert lanes_of(node, replace(backlog, head_owner_lag=3.0), newcomer) == ["l1", "l2"]
-    assert lanes_of(node, replace(backlog, head_owner_lag=8.0), newcomer) == ["l2", "l1"]
+    assert lanes_of(node, replace(backlog, head_owner_lag=23.0), newcomer) == ["l1", "l2"]
+    assert lanes_of(node, replace(backlog, head_owner_lag=24.0), newcomer) == ["l2", "l1"]
+    # Where no swap is in the way it is the newcomer's turn much sooner.
+    warm = replace(newcomer, lane=replace(LANE, lane_id="l2"))
+    assert lanes_of(node, replace(backlog, head_owner_lag=8.0), warm) == ["l1", "l2"]
+    assert lanes_of(node, replace(backlog, head_owner_lag=9.0), warm) == ["l2", "l1"]
     # Only what both wait for counts: an owner who waits for something else holds nobody up.
-    ahead = [replace(backlog, head_owner_lag=108.0), replace(newcomer, head_owner_lag=107.5)]
+    ahead = [replace(backlog, head_owner_lag=131.0), replace(newcomer, head_owner_lag=108.0)]
     assert lanes_of(node, *ahead) == ["l1", "l2"]
 
 
 @given(DEMANDS, st.integers(0, 10**9))
 def test_nobody_is_held_up_by_what_another_owner_had_waiting(demands: list[Waiting], age: int) -> None:
-    """An owner's job goes before those of one who has had 16 more, whatever their age, line or memory."""
+    """An owner's job goes before those of one who has had 24 more, whatever their age, line or memory."""
     able = [one for one in demands if one.waiting > 0 and feasible(NODE, one.lane) is None]
     if len(able) < 2:
         return
     first, *others = able
-    others = [replace(one, head_owner_lag=17.0, head_effective_ms=NOW - age) for one in others]
+    others = [replace(one, head_owner_lag=24.0, head_effective_ms=NOW - age) for one in others]
     ranked = rank(NODE, [*others, replace(first, head_effective_ms=NOW)], NOW)
     assert ranked[0].demand.lane == first.lane
 
