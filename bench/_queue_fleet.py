@@ -16,7 +16,7 @@ from bench._queue_peers import ROOT
 from bench._queue_run import Contender, answer_of, peer_variables, running
 from bench._queue_store import BenchStore, bench_store
 
-SLOTS = int(os.environ.get("FLEET_BENCH_SLOTS", "8"))
+SLOTS = int(os.environ.get("FLEET_BENCH_SLOTS", "32"))
 PROMISE = "at least once, each end settled exactly once (attempt token); results on the agent's disk until acknowledged"
 _READY = re.compile(r"ready at http://\S+ .*gRPC: localhost:(\d+)")
 _START_SECONDS = 60.0

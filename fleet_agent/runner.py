@@ -205,7 +205,9 @@ class Runner:
         except OSError as error:
             raise RefusedError("DISK_FULL", f"no folder for the outputs: {error.strerror}") from error
         # A slot whose child has the model in memory comes first.
-        slot = next((slot for slot in free if any(model.name == assign.model for model in slot.loaded)), free[0])
+        slot = free[0]
+        if assign.model:
+            slot = next((slot for slot in free if any(model.name == assign.model for model in slot.loaded)), slot)
         try:
             return plan(assign, slot, self._inventory, folder)
         except BaseException:

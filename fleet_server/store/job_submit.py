@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -24,6 +25,7 @@ MAX_WITH_CHILDREN = 4000
 MAX_STAGINGS = 3
 
 
+@lru_cache(maxsize=1_024)
 def encode_lane(lane: Lane) -> bytes:
     """A lane's definition as kept in the `lanes` hash."""
     return orjson.dumps(asdict(lane))
