@@ -9,6 +9,7 @@ import orjson
 import pytest
 from fleet.v1 import types_pb2
 
+from fleet_server.domain.errors import FleetError
 from fleet_server.domain.webhook import DeliveryState, RetryPlan
 from fleet_server.domain.webhook_signature import Secret, SecretBook, parse_endpoints
 from fleet_server.services.callbacks import CallbackRules
@@ -260,6 +261,35 @@ async def test_a_fault_of_ours_uses_tries_up_and_stops_nobody(works: Works, monk
         (after,) = await works.ended(receiver.url)
         await state(works, after, DeliveryState.DELIVERED)
     assert receiver.ids == [f"{after}.1"]
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("settle", FleetError("STORE_UNAVAILABLE", "away")),
+        ("claim", FleetError("STORE_UNAVAILABLE", "away")),
+        ("claim", ValueError("a fault of ours")),
+        ("defer", FleetError("STORE_UNAVAILABLE", "away")),
+    ],
+)
+async def test_a_step_that_fails_is_made_good_later(
+    works: Works, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    failures = [error] * 3
+    real = getattr(works.store.webhooks, step)
+
+    async def failing(*rest: object, **more: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await real(*rest, **more)
+
+    monkeypatch.setattr(works.store.webhooks, step, failing)
+    async with receiving() as receiver, works.sending(seconds=0.2, lease_seconds=0.5):
+        (job_id,) = await works.ended(receiver.url)
+        await state(works, job_id, DeliveryState.DELIVERED)
+    assert len(failures) < 3
+    # What was sent but not written is sent again, once for each time.
+    assert receiver.ids == [f"{job_id}.1"] * (4 if step == "settle" else 1)
 
 
 async def test_a_store_that_is_away_for_a_while_stops_nobody(works: Works) -> None:
