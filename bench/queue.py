@@ -61,7 +61,7 @@ def main() -> None:
             compare(options.only.split(","), options.rounds, options.jobs, options.idle, fsync)
     if options.depth or OURS in options.only.split(","):
         with tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
-            _say(trips(Path(folder)))
+            _say(trips(Path(folder), options.jobs))
         if options.full:
             with tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
                 _say(depths(Path(folder)))
