@@ -70,6 +70,7 @@ class Client:
             "timeout_seconds": 60,
             "priority": self._random.choice(["high", "normal", "normal", "low"]),
         }
+        job["exclusive"] = self._random.random() < 0.2
         if self._random.random() < 0.5:
             job["callback_url"] = self._callback_url
         return job

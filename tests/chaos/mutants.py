@@ -40,6 +40,14 @@ MUTANTS = (
         "if j.st ~= 'running' or j.tk ~= token then",
         "if j.st ~= 'running' then",
     ),
+    Mutant("fail-any-state", "store/scripts/fail.lua", "if j.st ~= 'running' or j.tk ~= token then", "if false then"),
+    Mutant(
+        "cancel-any-state",
+        "store/scripts/cancel.lua",
+        "if j.st == 'succeeded' or j.st == 'failed' then",
+        "if false then",
+    ),
+    Mutant("retry-any-state", "store/scripts/retry.lua", "if j.st ~= 'failed' then", "if false then"),
     Mutant(
         "submit-forgets-keys",
         "store/scripts/lib/submitted.lua",
@@ -47,13 +55,28 @@ MUTANTS = (
         "local stored = nil",
     ),
     Mutant(
-        "renew-any-token",
-        "store/scripts/renew.lua",
-        "if known[1] == 'running' and known[2] == token then",
-        "if known[1] == 'running' then",
+        "retries-without-end",
+        "store/scripts/lib/attempts.lua",
+        "if retryable and failures <= tonumber(j.mr or 0) then",
+        "if retryable then",
     ),
-    Mutant("retry-any-state", "store/scripts/retry.lua", "if j.st ~= 'failed' then", "if false then"),
+    Mutant(
+        "poison-goes-on",
+        "store/scripts/lib/attempts.lua",
+        "if set.lo >= POISON_LOSSES and (several or single) then",
+        "if false then",
+    ),
+    Mutant("no-outbox", "store/scripts/lib/ends.lua", "if j.cb == '1' then", "if false then"),
+    Mutant(
+        "exclusive-as-any",
+        "store/scripts/lib/base.lua",
+        "return NOW + tonumber(lease) + (exclusive and EXCLUSIVE_MARGIN or 0)",
+        "return NOW + tonumber(lease) / 4",
+    ),
 )
+"""Guards whose loss a caller can see. Each guard of each script is also taken out in tests/store/test_guards.py, where
+steps that callers cannot force are made by hand.
+"""
 
 
 def mutated(folder: Path, mutant: Mutant) -> Path:
