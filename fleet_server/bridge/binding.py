@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -12,10 +11,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fleet_server.bridge.httprule import Binding, takes_raw_body
+from fleet_server.bridge.routes import Variables
 from fleet_server.domain.errors import FleetError, Violation
 from fleet_server.protojson import JsonCodec, JsonError, loads
-
-Variables = Sequence[tuple[str, str]]
 
 _MAX_PARAMETERS: Final = 1000
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")

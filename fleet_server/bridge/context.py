@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,10 +97,7 @@ class InProcContext(grpc.aio.ServicerContext[Any, Any]):
     def peer(self) -> str:
         """The caller's address in gRPC's form: `ipv4:127.0.0.1:4711`, `ipv6:[::1]:4711`, `unix:`."""
         client = self._scope.get("client")
-        if not client:
-            return "unix:"
-        host, port = client
-        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+        return _peer(*client) if client else "unix:"
 
     def time_remaining(self) -> float | None:  # type: ignore[override]
         """Seconds until the caller's deadline, never below 0; None where there is none."""
@@ -204,6 +202,11 @@ class InProcContext(grpc.aio.ServicerContext[Any, Any]):
     async def write(self, message: Any) -> None:
         """Not offered. Raises UsageError."""
         raise grpc.aio.UsageError("write is not offered here: make the method an async generator")
+
+
+@functools.lru_cache(maxsize=1024)
+def _peer(host: str, port: int) -> str:
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def _custom(key: str, value: bytes) -> list[tuple[str, str | bytes]]:

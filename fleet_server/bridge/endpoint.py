@@ -12,12 +12,13 @@ from fleet.transcode.v1 import options_pb2
 from google.protobuf.message import Message
 
 from fleet_server.bridge.asgi import Call
-from fleet_server.bridge.binding import RequestBinder, Variables
+from fleet_server.bridge.binding import RequestBinder
 from fleet_server.bridge.body import announced_length, body_chunks, read_body
 from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.httprule import Binding, takes_raw_body
 from fleet_server.bridge.invoker import Invoker, Request
 from fleet_server.bridge.replies import ReplyEncoder, SharedEncodings, reply_head
+from fleet_server.bridge.routes import Variables
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.streams import StreamReply
 from fleet_server.bridge.supervise import LiveCalls, Stop, disconnect_watcher, supervise
@@ -60,9 +61,7 @@ class Endpoint:
         """Answer one HTTP request. Raises FleetError only before anything was sent."""
         reason: Stop | None = None
         try:
-            request: Request = (
-                self._upload(call, variables) if self._uploads else partial(self._request, call, variables)
-            )
+            request = self._upload(call, variables) if self._uploads else await self._request(call, variables)
             if self._streams_out:
                 reason = await self._stream(call, context, request)
             elif self._cancel_on_disconnect:
@@ -86,14 +85,13 @@ class Endpoint:
         finally:
             context.finish(cancelled=reason is not None and reason.is_callers)
 
-    async def _request(self, call: Call, variables: Variables) -> Message:
+    async def _request(self, call: Call, variables: Variables) -> Request:
         headers = call.headers
+        body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers or call.scope["http_version"] == "2":
             announced_length(headers, self._limit)
             body = await read_body(call, self._limit, self._settings)
-        else:
-            body = b""
-        return self._binder.bind(variables, call.scope["query_string"], body, headers.get(b"content-type"))
+        return partial(self._binder.bind, variables, call.scope["query_string"], body, headers.get(b"content-type"))
 
     async def _upload(self, call: Call, variables: Variables) -> AsyncIterator[Message]:
         """A body as a stream of requests: path and query ride in the first, each holds a piece of the bytes."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Protocol
 
 import grpc.aio
 from google.protobuf.message import Message
 
-Request = Message | AsyncIterator[Message] | Callable[[], Awaitable[Message]]
-"""A request, a stream of them, or the way to read one: it is called once the caller was let in, so that nobody learns
-of faults in a body before the key was judged."""
+Request = Message | AsyncIterator[Message] | Callable[[], Message]
+"""A request, a stream of them, or the way to make one of what was sent: called once the caller was let in, so that the
+key is judged before anything else."""
 
 
 class Invoker(Protocol):

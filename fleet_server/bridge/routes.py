@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fleet_server.bridge.errors import MethodNotAllowedError
@@ -19,9 +19,11 @@ from fleet_server.bridge.httprule import WEBSOCKET, Binding
 from fleet_server.bridge.template import DoubleWildcard, Literal, Piece, Template, Wildcard, parse_template
 from fleet_server.domain.errors import FleetError
 
-__all__ = ["Binding", "Match", "RouteError", "Router"]
+__all__ = ["Binding", "RouteError", "Router", "Variables"]
 
 T = TypeVar("T")
+Variables = Sequence[tuple[str, str]]
+"""Path variables: (field path, decoded text), in order."""
 
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_SLASH: Final = re.compile(rb"(%2[fF])")
@@ -32,13 +34,6 @@ _PLAIN: Final = re.compile(rb"/[!-$&-\[\]-~]*")
 
 class RouteError(ValueError):
     """Bindings that cannot be served together; the message names them."""
-
-
-class Match(NamedTuple, Generic[T]):
-    """What answers a path, and its path variables: (field path, decoded text), in order."""
-
-    target: T
-    variables: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +104,15 @@ class Router(Generic[T]):
             self._add(_Entry(binding, compile_target(binding), captures, _singles(binding.template, captures)))
         self._check_required(required, frozenset(map(_normal, specials)))
 
-    def match(self, http_method: str, raw_path: bytes) -> Match[T]:
-        """The target of a request. `raw_path` is as it came, without the query.
+    def match(self, http_method: str, raw_path: bytes) -> tuple[T, Variables]:
+        """The target of a request, and its path variables. `raw_path` is as it came, without the query.
 
         Raises FleetError: ROUTE_NOT_FOUND, METHOD_NOT_ALLOWED (as MethodNotAllowedError), INVALID_PATH.
         """
         methods = self._exact.get(raw_path)
         if methods is not None:
-            return Match((methods.get(http_method) or self._other_method(methods, http_method, raw_path)).target, ())
+            entry = methods.get(http_method) or self._other_method(methods, http_method, raw_path)
+            return entry.target, ()
         if _PLAIN.fullmatch(raw_path):
             return self._match_plain(http_method, raw_path)
         segments = raw_path.split(b"/")[1:]
@@ -124,19 +120,19 @@ class Router(Generic[T]):
         entry = methods.get(http_method) or self._other_method(methods, http_method, raw_path)
         if entry.binding.template.verb:
             segments[-1] = segments[-1].rpartition(b":")[0]
-        return Match(entry.target, [(capture.name, _value(capture, segments)) for capture in entry.captures])
+        return entry.target, [(capture.name, _value(capture, segments)) for capture in entry.captures]
 
-    def _match_plain(self, http_method: str, raw_path: bytes) -> Match[T]:
+    def _match_plain(self, http_method: str, raw_path: bytes) -> tuple[T, Variables]:
         """The same for a path whose segments are their own text."""
         texts = raw_path[1:].decode("ascii").split("/")
         methods = self._find(texts, texts[-1].rpartition(":"), raw_path)
         entry = methods.get(http_method) or self._other_method(methods, http_method, raw_path)
         if entry.singles is not None:
-            return Match(entry.target, [(name, texts[at]) for name, at in entry.singles])
+            return entry.target, [(name, texts[at]) for name, at in entry.singles]
         if entry.binding.template.verb:
             texts[-1] = texts[-1].rpartition(":")[0]
         plain = [(capture.name, "/".join(texts[capture.start : capture.end])) for capture in entry.captures]
-        return Match(entry.target, plain)
+        return entry.target, plain
 
     def _other_method(self, methods: _Methods[T], http_method: str, raw_path: bytes) -> _Entry[T]:
         shown = raw_path.decode("ascii", "replace")

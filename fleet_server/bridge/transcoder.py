@@ -89,14 +89,11 @@ class Bridge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http":
-            await self._serve_http(scope, receive, send)
-        elif scope["type"] == "websocket":
+        if scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
-        else:
+            return
+        if scope["type"] != "http":
             raise RuntimeError(f"the bridge serves http and websocket, not {scope['type']}; turn lifespan off")
-
-    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         call = Call(scope, receive, send, headers, _request_id(headers))
         raw_path = _raw_path(scope)

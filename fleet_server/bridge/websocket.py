@@ -14,11 +14,12 @@ from typing import Final
 from google.protobuf.message import Message
 
 from fleet_server.bridge.asgi import Call, ClientGoneError, ClientStuckError
-from fleet_server.bridge.binding import RequestBinder, Variables
+from fleet_server.bridge.binding import RequestBinder
 from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.errors import error_body, error_reply, status_of
 from fleet_server.bridge.invoker import Invoker
 from fleet_server.bridge.replies import ReplyEncoder
+from fleet_server.bridge.routes import Variables
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.supervise import LiveCalls, Stop, Stopper, supervise
 from fleet_server.domain.errors import Code, FleetError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -25,8 +25,8 @@ from fleet_server.rpc.validation import validate
 
 _log = structlog.get_logger("fleet.rpc")
 Context = grpc.aio.ServicerContext[Any, Any]
-Request = Message | AsyncIterator[Message] | Callable[[], Awaitable[Message]]
-"""A request, a stream of them, or the way to read one."""
+Request = Message | AsyncIterator[Message] | Callable[[], Message]
+"""A request, a stream of them, or the way to make one of what was sent."""
 
 
 class Invoker:
@@ -48,7 +48,7 @@ class Invoker:
     async def unary(self, path: str, request: Request, context: Context) -> Message:
         """One reply. The deadline is the caller's or the method's, whichever is earlier.
 
-        A request that is still to be read is read once the caller was let in.
+        A request that is still to be made is made once the caller was let in.
         """
         method = self._methods[path]
         started = time.perf_counter()
@@ -56,7 +56,7 @@ class Invoker:
         try:
             caller = self._admit(method, context)
             if callable(request):
-                request = await request()
+                request = request()
             prepared = self._prepare(method, request, caller)
             reply: Message = await within(_seconds(method, context), method.handler(prepared, context))
         except BaseException as error:
@@ -78,7 +78,7 @@ class Invoker:
         try:
             caller = self._admit(method, context)
             if callable(request):
-                request = await request()
+                request = request()
             prepared = self._prepare(method, request, caller)
             seconds = _seconds(method, context)
             ends = None if seconds is None else asyncio.get_running_loop().time() + seconds

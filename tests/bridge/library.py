@@ -117,7 +117,7 @@ class LibraryInvoker:
 
     async def unary(self, path: str, request: Any, context: Any) -> Message:
         if callable(request):
-            request = await request()
+            request = request()
         if isinstance(request, Message):
             self.library.requests.append(request)
         try:
@@ -129,7 +129,7 @@ class LibraryInvoker:
 
     async def stream(self, path: str, request: Any, context: Any) -> AsyncGenerator[Message, None]:
         if callable(request):
-            request = await request()
+            request = request()
         if isinstance(request, Message):
             self.library.requests.append(request)
         async with contextlib.aclosing(self.library.method(path.rpartition("/")[2])(request, context)) as replies:

@@ -58,7 +58,7 @@ class InProcess:
     """The bridge's way to the servicer."""
 
     async def unary(self, path: str, request: Any, context: Any) -> Message:
-        return await Servicer().call(path, await request(), context)
+        return await Servicer().call(path, request(), context)
 
     async def stream(self, path: str, request: Any, context: Any) -> AsyncGenerator[Message, None]:
         raise AssertionError("the oracle has no streams")

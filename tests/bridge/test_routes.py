@@ -174,11 +174,11 @@ def test_the_service_of_these_tests_has_no_two_bindings_in_each_other_s_way() ->
 def test_any_path_is_matched_or_refused(path: bytes) -> None:
     for method in ("GET", "POST"):
         try:
-            match = _FUZZED.match(method, path)
+            _, variables = _FUZZED.match(method, path)
         except FleetError as error:
             assert error.reason in {"ROUTE_NOT_FOUND", "METHOD_NOT_ALLOWED", "INVALID_PATH"}
         else:
-            assert all("\0" not in text for _, text in match.variables)
+            assert all("\0" not in text for _, text in variables)
 
 
 @given(st.text(alphabet="/ab0:*undo", max_size=24).map(lambda text: f"/{text}".encode()))

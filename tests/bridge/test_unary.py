@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
 import httpx
 import pytest
 from google.api import httpbody_pb2
+from google.protobuf.message import Message
 
-from fleet_server.bridge import BridgeSettings, RouteError, SpecialRoute
+from fleet_server.bridge import Bridge, BridgeSettings, RouteError, SpecialRoute
 from fleet_server.domain.errors import REASON_CODES, Code, FleetError, Violation
-from tests.bridge.library import Library, abort_with_details, bridge_of, check_error, client_of, pb
+from tests.bridge.library import SERVICE, Library, abort_with_details, bridge_of, check_error, client_of, pb
 from tests.bridge.raw_http import http_reply
 
 
@@ -256,6 +257,22 @@ async def test_paths_and_methods_that_are_not_there(client: httpx.AsyncClient) -
     check_error(wrong, 405, "METHOD_NOT_ALLOWED")
     assert wrong.headers["allow"] == "GET, HEAD, POST"
     assert "ws://" in check_error(await client.get("/v1/ws"), 400, "INVALID_PATH")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/books", "/v1/watch?nothing=1", "/v1/wait"])
+async def test_who_is_not_let_in_learns_nothing_of_the_request(path: str) -> None:
+    class NobodyIn:
+        async def unary(self, path: str, request: Any, context: Any) -> Message:
+            raise FleetError("API_KEY_MISSING", "an API key is required")
+
+        async def stream(self, path: str, request: Any, context: Any) -> AsyncGenerator[Message, None]:
+            raise FleetError("API_KEY_MISSING", "an API key is required")
+            yield
+
+    async with client_of(Bridge([SERVICE], NobodyIn())) as client:
+        method = "GET" if "watch" in path else "POST"
+        body = b"" if "watch" in path else b"not json"
+        check_error(await client.request(method, path, content=body), 401, "API_KEY_MISSING")
 
 
 async def test_a_body_that_announces_too_much_is_413_unread(library: Library) -> None:

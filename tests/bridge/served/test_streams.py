@@ -342,6 +342,18 @@ async def test_a_call_that_watches_its_caller_answers_like_any_other() -> None:
         check_error(await it.client.post("/v1/wait", json={"nothing": "x"}), 400, "UNKNOWN_FIELD")
 
 
+async def test_a_call_that_watches_its_caller_gets_a_body_that_comes_late() -> None:
+    async with served() as it:
+        it.library.release.set()
+        async with connect(it.server) as client:
+            head = b"POST /v1/wait HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 12\r\n\r\n"
+            await client.send(head + b'{"na')
+            await wait_until(lambda: it.server.server_state.tasks)
+            await client.send(b'me":"x"}')
+            reply = await client.reply()
+            assert (reply.status, reply.json()["name"]) == (200, "x")
+
+
 async def test_a_body_that_trickles_is_408_over_tcp() -> None:
     async with served(body_chunk_seconds=0.1) as it:
         async with connect(it.server) as client:
