@@ -87,7 +87,7 @@ def _end_ms(row: HookRow, record: JobRecord) -> int | None:
     """When the callback's generation of the job ended; None if it has not, or that is known no more."""
     if row.end is not None:
         return row.end.ended_ms
-    return record.ended_ms if record.generation == row.generation and record.state.ended else None
+    return record.ended_ms if record.generation == row.generation else None
 
 
 def _message(row: HookRow, url: str, created_ms: int) -> types_pb2.Delivery:
