@@ -22,7 +22,8 @@ def trips(folder: Path, jobs: int) -> str:
         with it.stopped("agent"):
             it.batches(deep, wait=False)
             before, start = it.reading(), time.monotonic_ns()
-        many = it.cost(deep, before, start, asked=it.await_left())
+        it.await_left()
+        many = it.cost(deep, before, start)
     lines = ["| depth | round trips a job | store CPU us a job | target | |", "|---" * 5 + "|"]
     for depth, window, target in ((1, one, 3.0), (deep, many, 0.2)):
         verdict = "met" if window.reads <= target else "missed"

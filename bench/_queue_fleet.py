@@ -60,8 +60,7 @@ def fleet(folder: Path, fsync: str) -> Iterator[Contender]:
 
 
 def _left(store: BenchStore) -> int:
-    queued, running_now = (int(store.client.zcard(f"{_PREFIX}st:{state}")) for state in ("queued", "running"))
-    return queued + running_now
+    return sum(store.count("ZCARD", f"{_PREFIX}st:{state}") for state in ("queued", "running"))
 
 
 def _await_node(store: BenchStore) -> None:

@@ -36,19 +36,8 @@ class Peer:
     left: Left
 
 
-def _list(store: BenchStore, key: str) -> int:
-    return int(store.client.llen(key))
-
-
-def _zset(store: BenchStore, key: str) -> int:
-    return int(store.client.zcard(key))
-
-
-def _hash(store: BenchStore, key: str) -> int:
-    return int(store.client.hlen(key))
-
-
 def _taskiq_left(store: BenchStore) -> int:
+    store.asked += 1
     info = store.client.xinfo_groups("taskiq")
     group = info[0]
     return int(group["pending"]) + int(group["lag"] or 0)
@@ -84,21 +73,21 @@ PEERS: Mapping[str, Peer] = {
             "at least once: acknowledged after the message, 20 retries",
             True,
             _python("dramatiq", "{bin}/dramatiq", "{app}", "--processes", "1", "--threads", "8"),
-            lambda store: _hash(store, "dramatiq:default.msgs"),
+            lambda store: store.count("HLEN", "dramatiq:default.msgs"),
         ),
         Peer(
             "saq",
             "at least once while its sweeper runs: 1 try, stuck jobs swept after their timeout",
             True,
             _python("saq", "{bin}/python", "{program}", "work"),
-            lambda store: _zset(store, "saq:default:incomplete"),
+            lambda store: store.count("ZCARD", "saq:default:incomplete"),
         ),
         Peer(
             "arq",
             "at least once: 5 tries, run again when the in-progress key lapses",
             True,
             _python("arq", "{bin}/python", "{program}", "work"),
-            lambda store: _zset(store, "arq:queue"),
+            lambda store: store.count("ZCARD", "arq:queue"),
         ),
         Peer(
             "celery",
@@ -107,14 +96,14 @@ PEERS: Mapping[str, Peer] = {
             _python(
                 "celery", "{bin}/celery", "-A", "{app}", "worker", "-c", "2", "--loglevel", "WARNING", "-O", "fair"
             ),
-            lambda store: _list(store, "celery") + _hash(store, "unacked"),
+            lambda store: store.count("LLEN", "celery") + store.count("HLEN", "unacked"),
         ),
         Peer(
             "bullmq",
             "at least once: a stalled job's lock lapses after 30 s",
             False,
             _bullmq,
-            lambda store: _list(store, "bull:bench:wait") + _list(store, "bull:bench:active"),
+            lambda store: store.count("LLEN", "bull:bench:wait") + store.count("LLEN", "bull:bench:active"),
         ),
     )
 }

@@ -84,11 +84,10 @@ class Contender:
     def one_by_one(self, count: int) -> Window:
         """Each job when the one before is acknowledged: the queue's depth is 1."""
         before, start = self.reading(), time.monotonic_ns()
-        asked = 0
         for _ in range(count):
             self._order({"kind": "single", "size": 1, "callers": 1}, 1)
-            asked += self.await_left()
-        return self.cost(count, before, start, asked=asked)
+            self.await_left()
+        return self.cost(count, before, start)
 
     def spaced(self, count: int, gap: float) -> list[float]:
         """Milliseconds from each submit's begin to its job's body, for jobs `gap` seconds apart."""
@@ -112,15 +111,11 @@ class Contender:
             self._check(deadline)
             time.sleep(0.001)
 
-    def await_left(self) -> int:
-        """Waits until every job submitted so far has run and is acknowledged; how often the store was asked."""
+    def await_left(self) -> None:
+        """Waits until every job submitted so far has run and is acknowledged."""
         deadline = time.monotonic() + _DONE_SECONDS
         self.await_marks(self._first)
-        asked = 0
-        while True:
-            asked += 1
-            if self._left(self.store) == 0:
-                return asked
+        while self._left(self.store) > 0:
             self._check(deadline)
             time.sleep(0.001)
 
@@ -152,26 +147,25 @@ class Contender:
         *,
         submitted: int | None = None,
         end: int | None = None,
-        asked: int = 0,
     ) -> Window:
         """What these jobs took since `before`; times in nanoseconds of the monotonic clock, `end` now if left out."""
         end = end or time.monotonic_ns()
         after = self.reading()
-        own = asked + 1
         return Window(
             jobs,
             (end - start) / 1e9,
             ((submitted or end) - start) / 1e9,
             {name: 1e6 * (seconds - before.cpu[name]) / jobs for name, seconds in after.cpu.items()},
-            (after.reads - before.reads - own) / jobs,
-            (after.commands - before.commands - own) / jobs,
+            (after.reads - before.reads) / jobs,
+            (after.commands - before.commands) / jobs,
         )
 
     def _window(self, count: int, order: dict[str, Any], *, wait: bool = True) -> Window:
         before = self.reading()
         answer = self._order(order, count)
-        asked = self.await_left() if wait else 0
-        return self.cost(count, before, answer["start"], submitted=answer["end"], asked=asked)
+        if wait:
+            self.await_left()
+        return self.cost(count, before, answer["start"], submitted=answer["end"])
 
     def _order(self, order: dict[str, Any], count: int) -> dict[str, Any]:
         assert self._producer.stdin is not None
