@@ -1,6 +1,8 @@
 """The work of an agent: attempts in slots, and their ends in the spool.
 
-An attempt runs on whether or not the server can be reached. Its end is on the disk before the slot is free again.
+An attempt runs on whether or not the server can be reached. An end with files is on the disk before it is said and the
+slot is free again. One without is said at once and written down meanwhile, since either is enough: once the server has
+acknowledged it the disk need not have it, and before that it is held, said again, and found by the next process.
 Whatever goes wrong with one attempt is the end of that attempt, never of the agent.
 """
 
@@ -60,6 +62,7 @@ class Runner:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._keeping: set[asyncio.Task[None]] = set()
         self._link: Link | None = None
         self._chores: Chores | None = None
 
@@ -78,6 +81,7 @@ class Runner:
     async def close(self) -> None:
         """Ends every child; call it when no attempt is running."""
         await asyncio.gather(*(slot.close() for slot in self._slots))
+        await asyncio.gather(*self._keeping)
         await self._spool.aclose()
 
     @property
@@ -215,7 +219,7 @@ class Runner:
             raise
 
     async def _run(self, attempt: Attempt) -> None:
-        """Runs an attempt to its end; the slot is free when its end is on the disk."""
+        """Runs an attempt to its end; the slot is free when its end is on the disk, or without files, being said."""
         said: Said | None = None
         entry: SpoolEntry | None = None
         try:
@@ -229,6 +233,8 @@ class Runner:
                 self._idle.set()
         if entry is not None:
             self.deliveries.add(entry)
+            if not entry.files:
+                self._keep_meanwhile(entry)
         if said is not None:
             self._say(said)
         if attempt.slot.pid is None and not self._draining:
@@ -343,12 +349,16 @@ class Runner:
             return complete
 
     async def _keep(self, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]) -> SpoolEntry:
-        """Puts an end into the spool; its files are on their way to the server meanwhile."""
-        if outputs:
-            entry = await asyncio.to_thread(self._spool.stage, complete, outputs)
-            complete = entry.complete
-        if not outputs or not entry.files:
-            return await self._spool.keep(complete)
+        """Puts an end into the spool; its files are on their way to the server meanwhile.
+
+        Of an end without files what is written is `_keep_meanwhile`'s, which is waited for where the disk is slow.
+        """
+        stage = self._spool.stage
+        entry = await asyncio.to_thread(stage, complete, outputs) if outputs else stage(complete, outputs)
+        if not entry.files:
+            while len(self._keeping) > len(self._slots):
+                await asyncio.wait(self._keeping, return_when=asyncio.FIRST_COMPLETED)
+            return entry
         self.deliveries.begin(entry)
         try:
             await asyncio.to_thread(self._spool.commit, entry)
@@ -356,6 +366,23 @@ class Runner:
             self.deliveries.abandon(entry.token)
             raise
         return entry
+
+    def _keep_meanwhile(self, entry: SpoolEntry) -> None:
+        """Writes an end without files down while it is being said."""
+
+        async def keep() -> None:
+            try:
+                await self._spool.keep(entry.complete)
+            except OSError as error:
+                _log.error(
+                    "an end is not on the disk: if this agent ends before the server has it, it is lost",
+                    job_id=entry.complete.job_id,
+                    error=str(error),
+                )
+
+        task = asyncio.create_task(keep(), name=f"keep {entry.token}")
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
 
     async def _kill_later(self, attempt: Attempt) -> None:
         await asyncio.sleep(self._settings.cancel_grace_seconds)

@@ -129,11 +129,11 @@ class Spool:
         `remove`. Raises BadOutputError for a path that is no plain file there, and OSError, with nothing left behind.
         """
         token = _checked(complete.token)
-        self._drop(token)
-        work = (self._scratch / token).resolve()
+        work = self._scratch / token
         sizes = [_judged(path, work) for path, _ in outputs]
         if len(sizes) == len(complete.outputs) and sum(sizes) <= self._inline_bytes:
             return SpoolEntry(self._entries, _with_data(complete, [path for path, _ in outputs]), ())
+        self._drop(token)
         try:
             files = tuple(self._take(token, index, *output) for index, output in enumerate(outputs))
         except BaseException:
@@ -231,8 +231,7 @@ def _read(end: Path) -> SpoolEntry:
 
 def _judged(path: Path, work: Path) -> int:
     """The size of an output that lies in the work folder. Raises BadOutputError."""
-    folder = path.parent.resolve()
-    if folder != work and work not in folder.parents:
+    if path.parent != work and work.resolve() not in (path.parent.resolve(), *path.parent.resolve().parents):
         raise BadOutputError(f"the engine named {path.name}, which is not in its output folder")
     try:
         status = path.lstat()

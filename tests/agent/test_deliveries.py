@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import threading
@@ -12,6 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
+from fleet_agent.journal import Journal
+from fleet_agent.settings import AgentSettings
 from fleet_agent.spool import Spool, SpoolEntry
 from fleet_agent.upload import Uploader
 from tests.agent.helpers import (
@@ -208,7 +211,7 @@ async def test_small_outputs_ride_in_the_end_also_of_an_earlier_process(server: 
         talk = await server.conversation()
         talk.say(assign=assign_of("t1"))
         first = await talk.first("complete")
-        assert spool_folders(tmp_path) == []
+        assert not list((tmp_path / "spool" / "entries").iterdir())
     async with agent_running(settings) as agent:
         talk = await server.conversation(1)
         again = await talk.first("complete")
@@ -220,3 +223,109 @@ async def test_small_outputs_ride_in_the_end_also_of_an_earlier_process(server: 
     assert output.receipt.sha256 == hashlib.sha256(output.data).hexdigest()
     assert not output.receipt.filename
     assert not server.uploads
+
+
+class HeldJournal:
+    """Stands where the journal writes: waits for `gate`, then does it, or fails with `error`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = threading.Event()
+        self.error: OSError | None = None
+        self.written = 0
+        append = Journal._append
+
+        def held(journal: Journal, data: bytes) -> None:
+            assert self.gate.wait(30)
+            if self.error is not None:
+                raise self.error
+            append(journal, data)
+            self.written += 1
+
+        monkeypatch.setattr(Journal, "_append", held)
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldJournal]:
+    held = HeldJournal(monkeypatch)
+    yield held
+    held.gate.set()
+
+
+def small_of(folder: Path, server: ScriptedServer, **more: Any) -> AgentSettings:
+    return settings_of(folder, server.address, inline_bytes=65_536, **more)
+
+
+async def test_a_small_end_is_said_while_it_is_written_and_its_slot_takes_work(
+    server: ScriptedServer, tmp_path: Path, journal: HeldJournal
+) -> None:
+    async with agent_running(small_of(tmp_path, server)) as agent:
+        talk = await server.conversation()
+        for token in ("t1", "t2"):
+            talk.say(assign=assign_of(token))
+            await talk.about("complete", token)
+        assert not talk.all("rejected")
+        assert not journal.written
+        ack(talk, "t1")
+        await talk.first("heartbeat", lambda beat: [held.token for held in beat.held] == ["t2"])
+        journal.gate.set()
+        await wait_until(lambda: not agent.runner._keeping)
+    assert [entry.token for entry in Spool(tmp_path / "spool").entries()] == ["t2"]
+
+
+async def test_a_slow_disk_keeps_a_slot_before_ends_pile_up(
+    server: ScriptedServer, tmp_path: Path, journal: HeldJournal
+) -> None:
+    async with agent_running(small_of(tmp_path, server)):
+        talk = await server.conversation()
+        for token in ("t1", "t2"):
+            talk.say(assign=assign_of(token))
+            await talk.about("complete", token)
+        talk.say(assign=assign_of("t3"))
+        await talk.about("started", "t3")
+        beats = len(talk.all("heartbeat"))
+        await talk.first("heartbeat", lambda beat: beat.sequence > beats + 2 and not beat.slots_free)
+        assert [complete.token for complete in talk.all("complete")] == ["t1", "t2"]
+        journal.gate.set()
+        await talk.about("complete", "t3")
+
+
+async def test_a_small_end_that_is_not_yet_written_is_said_again_after_a_lost_session(
+    server: ScriptedServer, tmp_path: Path, journal: HeldJournal
+) -> None:
+    async with agent_running(small_of(tmp_path, server)):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        first = await talk.first("complete")
+        talk.end()
+        again = await server.conversation(1)
+        assert [held.token for held in again.hello.spooled] == ["t1"]
+        assert await again.first("complete") == first
+        assert not journal.written
+        journal.gate.set()
+
+
+async def test_a_small_end_that_the_disk_does_not_take_is_said_all_the_same(
+    server: ScriptedServer, tmp_path: Path, journal: HeldJournal
+) -> None:
+    journal.error = OSError(errno.ENOSPC, "no space left on device")
+    journal.gate.set()
+    async with agent_running(small_of(tmp_path, server, resend_seconds=0.05)) as agent:
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        await wait_until(lambda: len(talk.all("complete")) > 2)
+        assert not any(complete.HasField("error") for complete in talk.all("complete"))
+        ack(talk, "t1")
+        await wait_until(lambda: not agent.runner.spooled())
+
+
+async def test_an_agent_that_stops_writes_its_ends_down_first(
+    server: ScriptedServer, tmp_path: Path, journal: HeldJournal
+) -> None:
+    settings = small_of(tmp_path, server)
+    async with agent_running(settings):
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1"))
+        first = await talk.first("complete")
+        asyncio.get_running_loop().call_soon(journal.gate.set)
+    async with agent_running(settings):
+        assert await (await server.conversation(1)).first("complete") == first
