@@ -184,17 +184,18 @@ class FleetView:
 
     def _describe(self, node: _Node, hello: Hello, beat: AgentHeartbeat, slots_free: int) -> None:
         view = node.view
-        node.view = replace(
-            view_of(
-                hello,
-                status=view.status,
-                session=view.session,
-                cordoned=view.cordoned,
-                slots_free=slots_free,
-                gpus=beat.gpus,
-            ),
-            draining=view.draining,
+        made = view_of(
+            hello,
+            status=view.status,
+            session=view.session,
+            cordoned=view.cordoned,
+            slots_free=slots_free,
+            gpus=beat.gpus,
         )
+        # The same object while it says the same: who has looked at an inventory need not look again.
+        models = view.models if view.models == made.models else made.models
+        job_types = view.job_types if view.job_types == made.job_types else made.job_types
+        node.view = replace(made, models=models, job_types=job_types, draining=view.draining)
 
     def described(self, node_id: str, info: bytes) -> None:
         """The store has taken a new description."""

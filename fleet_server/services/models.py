@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 
 from fleet.v1 import types_pb2
 
@@ -11,6 +12,9 @@ from fleet_server.domain.node import LoadedView, ModelView, NodeView
 from fleet_server.services.ports import Nodes
 from fleet_server.services.refusals import refused
 from fleet_server.services.words import type_number
+
+Names = dict[str, list[ModelView]]
+"""Files by name."""
 
 DEFAULTED = "image_gen"
 """The one job type that runs a model of the server's choice where the caller names none."""
@@ -37,23 +41,28 @@ class Resolution:
 
 
 class ModelCatalog:
-    """The models of the fleet. Reads what the nodes report at each call; holds no state."""
+    """The models of the fleet, from what the nodes report at each call.
+
+    Which names there are is worked out again only when an inventory has changed: each submit asks for it.
+    """
 
     def __init__(self, nodes: Nodes, settings: CatalogSettings | None = None) -> None:
         self._nodes = nodes
         self._settings = settings or CatalogSettings()
+        self._inventories: list[object] = []
+        self._worked_out: dict[tuple[str, str], Names | None] = {}
 
     def resolve(self, name: str | None, job_type: str, *, path: str = "model") -> Resolution:
         """What `name` runs for a job type.
 
         Raises MODEL_NOT_FOUND for a name that no node has, unless no node for the job type is known: such jobs wait.
         """
-        serving = [node for node in self._nodes.nodes() if job_type in node.job_types]
-        known = _names(serving, "checkpoint", job_type)
+        serving = self._served("checkpoint", job_type)
+        known = serving if serving is not None else {}
         if name is None:
             return self._default(known) if job_type == DEFAULTED else Resolution(None, None)
         real = name if name in known else self._settings.aliases.get(name, name)
-        if serving and real not in known:
+        if serving is not None and real not in known:
             raise refused(
                 "MODEL_NOT_FOUND", path, f"no node has a model {name!r}; see GET /api/vision/models/available"
             )
@@ -61,14 +70,28 @@ class ModelCatalog:
 
     def check_loras(self, names: Iterable[str], job_type: str, *, path: str = "loras") -> None:
         """Raises LORA_NOT_FOUND for a name that no node has, unless no node for the job type is known."""
-        serving = [node for node in self._nodes.nodes() if job_type in node.job_types]
-        if not serving:
+        known = self._served("lora", job_type)
+        if known is None:
             return
-        known = _names(serving, "lora", job_type)
         for index, name in enumerate(names):
             if name not in known:
                 words = f"no node has a LoRA {name!r}; see GET /api/vision/loras"
                 raise refused("LORA_NOT_FOUND", f"{path}[{index}].name", words)
+
+    def _served(self, kind: str, job_type: str) -> Names | None:
+        """The files by name on nodes that run the type; None where no node does."""
+        nodes = self._nodes.nodes()
+        # Views are replaced with each job; their inventories are the same objects until one changes.
+        inventories: list[object] = [node.models for node in nodes]
+        inventories += [node.job_types for node in nodes]
+        if len(inventories) != len(self._inventories) or not all(map(is_, inventories, self._inventories)):
+            self._inventories = inventories
+            self._worked_out.clear()
+        key = kind, job_type
+        if key not in self._worked_out:
+            serving = [node for node in nodes if job_type in node.job_types]
+            self._worked_out[key] = _names(serving, kind, job_type) if serving else None
+        return self._worked_out[key]
 
     def default_model(self) -> str | None:
         """The name that runs where image_gen names none; None if no node has any."""
@@ -160,8 +183,8 @@ class ModelCatalog:
         return [node.node_id for node in self._nodes.online() if any(view.name == real for view in node.loaded)]
 
 
-def _names(nodes: Iterable[NodeView], kind: str, job_type: str) -> dict[str, list[ModelView]]:
-    found: dict[str, list[ModelView]] = {}
+def _names(nodes: Iterable[NodeView], kind: str, job_type: str) -> Names:
+    found: Names = {}
     for node in nodes:
         for name, view in node.models.items():
             # A file that names no job types fits them all; a LoRA goes by its architecture.

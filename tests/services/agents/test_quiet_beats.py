@@ -133,3 +133,17 @@ def test_the_description_is_the_same_object_while_nothing_changed() -> None:
         after = with_inventory(hello, changed, 5.0)
         assert after is not hello
         assert list(after.loaded_models) == list(changed.loaded_models)
+
+
+async def test_an_inventory_that_says_the_same_stays_the_same_object(bench: Bench) -> None:
+    """Who has looked at it need not look again."""
+    agent = bench.agent()
+    await agent.dial()
+    before = bench.fleet.node("agx0")
+    await agent.beat(loaded_models=[loaded("sketch", 0.0)])
+    after = bench.fleet.node("agx0")
+    assert before is not None and after is not None and after is not before
+    assert after.models is before.models and after.job_types is before.job_types
+    await agent.beat(inventory=True, models=[pb.ModelFile(name="new")])
+    changed = bench.fleet.node("agx0")
+    assert changed is not None and set(changed.models) == {"new"}
