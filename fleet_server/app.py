@@ -42,6 +42,7 @@ from fleet_server.services.dead import DeadLetters
 from fleet_server.services.decisions import DecisionLog
 from fleet_server.services.dispatch import Dispatcher
 from fleet_server.services.endings import Endings
+from fleet_server.services.estimates import Estimates
 from fleet_server.services.events import EventHub
 from fleet_server.services.explain import Explainer
 from fleet_server.services.fleet import FleetView
@@ -159,7 +160,8 @@ class Server:
         )
         rates = Rates(now_ms)
         pauses = Pauses(store.pauses, self._dispatcher, clock=time.monotonic)
-        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec, pauses)
+        estimates = Estimates(self._dispatcher, self._speeds.book, rates.run_ms, clock=now_ms)
+        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec, pauses, estimates)
         self._hub = EventHub(
             store.jobs,
             store.events,
@@ -208,6 +210,7 @@ class Server:
             catalog,
             rates,
             StatusSettings(version=__version__, mode=settings.mode),
+            estimates,
             clock=now_ms,
             refusal=self._readiness.refusal,
             notices=self._reaper.notices,

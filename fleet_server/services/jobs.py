@@ -49,6 +49,13 @@ def in_line(record: JobRecord) -> bool:
     return ready(record) and not record.children
 
 
+def current(record: JobRecord, tick: types_pb2.JobProgress | None) -> types_pb2.JobProgress | None:
+    """The tick, if it is of the attempt that runs now; after a restart it can be older than the record."""
+    if tick is None or record.state is not JobState.RUNNING:
+        return None
+    return tick if (tick.generation, tick.attempt) == (record.generation, record.attempt) else None
+
+
 def receipt(record: JobRecord, spec: types_pb2.JobSpec, live: Live) -> types_pb2.Receipt:
     """The reply to a submit, of a job as it is now."""
     reason = wait_reason(record, live)
@@ -105,7 +112,7 @@ def job_message(
     if live.position is not None and reason is None and record.state is JobState.QUEUED:
         job.queue_position = live.position
     if live.eta_seconds is not None and not record.state.ended:
-        job.eta_seconds = live.eta_seconds
+        job.eta_seconds = round(live.eta_seconds, 3)
     _set_progress(job, record, live.tick)
     _set_times(job, record)
     _set_end(job, record)
@@ -114,9 +121,9 @@ def job_message(
 
 def _set_progress(job: types_pb2.Job, record: JobRecord, tick: types_pb2.JobProgress | None) -> None:
     progress, step, steps = record.progress, record.step, record.steps
-    current = (record.generation, record.attempt)
-    if record.state is JobState.RUNNING and tick is not None and (tick.generation, tick.attempt) == current:
-        # The store learns of progress at heartbeats only; a tick can also be older than the record, after a restart.
+    tick = current(record, tick)
+    if tick is not None:
+        # The store learns of progress at heartbeats only.
         if tick.progress >= progress:
             progress = tick.progress
             step = tick.step if tick.HasField("step") else step

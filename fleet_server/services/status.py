@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from fleet.v1 import fleet_pb2, queue_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.domain.job import JobState, Priority
+from fleet_server.domain.job import JobState, Lane, Priority
 from fleet_server.domain.node import NodeStatus
+from fleet_server.services.estimates import Estimates
 from fleet_server.services.models import ModelCatalog
 from fleet_server.services.pauses import message_of
 from fleet_server.services.ports import Nodes
@@ -48,6 +49,7 @@ class StatusBoard:
         catalog: ModelCatalog,
         rates: Rates,
         settings: StatusSettings,
+        estimates: Estimates,
         *,
         clock: Callable[[], int],
         refusal: Callable[[], FleetError | None] = lambda: None,
@@ -57,6 +59,7 @@ class StatusBoard:
         self._nodes = nodes
         self._catalog = catalog
         self._rates = rates
+        self._estimates = estimates
         self.settings = settings
         self._clock = clock
         self._refusal = refusal
@@ -176,15 +179,20 @@ class StatusBoard:
         )
         self._rates.fill(reply)
         now = self._clock()
-        stats = [self._lane(view, now) for view in lanes if view.waiting or view.running]
-        stats.sort(key=lambda lane: (lane.target_cluster, lane.job_type, lane.target_model, list(lane.loras)))
-        reply.lanes.extend(stats)
-        etas = [lane.eta_seconds for lane in stats if lane.HasField("eta_seconds")]
-        if stats and len(etas) == len(stats):
-            reply.eta_seconds = max(etas)
+        etas: list[tuple[Lane, float | None]] = []
+        for view in lanes:
+            if view.waiting or view.running:
+                # What is held back ends nobody knows when.
+                eta = None if view.paused else self._estimates.lane(view.lane, view.waiting + view.running)
+                etas.append((view.lane, eta))
+                reply.lanes.append(self._lane(view, now, eta))
+        reply.lanes.sort(key=lambda lane: (lane.target_cluster, lane.job_type, lane.target_model, list(lane.loras)))
+        whole = self._estimates.queue(etas) if etas else None
+        if whole is not None:
+            reply.eta_seconds = round(whole, 3)
         return reply
 
-    def _lane(self, view: LaneView, now: int) -> queue_pb2.LaneStats:
+    def _lane(self, view: LaneView, now: int, eta: float | None) -> queue_pb2.LaneStats:
         lane = view.lane
         stats = queue_pb2.LaneStats(
             target_cluster=lane.cluster,
@@ -198,10 +206,8 @@ class StatusBoard:
         )
         if view.oldest_enqueued_ms is not None:
             stats.oldest_queued_seconds = max(0, now - view.oldest_enqueued_ms) / 1000
-        run_ms = self._rates.run_ms(lane.lane_id)
-        slots = sum(node.slots for node in self._nodes.online() if lane.job_type in node.job_types)
-        if run_ms is not None and slots:
-            stats.eta_seconds = round((view.waiting + view.running) * run_ms / slots / 1000, 3)
+        if eta is not None:
+            stats.eta_seconds = round(eta, 3)
         return stats
 
 

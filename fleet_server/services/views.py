@@ -9,8 +9,9 @@ from fleet.v1 import types_pb2
 
 from fleet_server.domain.job import JobRecord, JobState, Lane, Priority, WaitReason, paused
 from fleet_server.protojson import JsonCodec
+from fleet_server.services.estimates import Estimates
 from fleet_server.services.groups import joined
-from fleet_server.services.jobs import Live, in_line, job_message, ready
+from fleet_server.services.jobs import Live, current, in_line, job_message, ready
 from fleet_server.services.lanes import lane_of, serves
 from fleet_server.services.pauses import Pauses, held_back
 from fleet_server.services.payloads import payload_json
@@ -23,8 +24,11 @@ _KEPT_SPECS = 20_000
 class JobViews:
     """Makes Jobs. Keeps the newest specs, less their payloads, so that events need no second read of the store."""
 
-    def __init__(self, jobs: JobStore, nodes: Nodes, ticks: Ticks, codec: JsonCodec, pauses: Pauses) -> None:
+    def __init__(
+        self, jobs: JobStore, nodes: Nodes, ticks: Ticks, codec: JsonCodec, pauses: Pauses, estimates: Estimates
+    ) -> None:
         self._jobs = jobs
+        self._estimates = estimates
         self._pauses = pauses
         self._nodes = nodes
         self._ticks = ticks
@@ -70,7 +74,9 @@ class JobViews:
         lives = []
         for record, spec in zip(records, specs, strict=True):
             if record.state is JobState.RUNNING:
-                lives.append(Live(tick=self._ticks.latest(record.job_id)))
+                tick = current(record, self._ticks.latest(record.job_id))
+                eta = self._estimates.running(record, tick, lane_of(spec)) if not record.children else None
+                lives.append(Live(tick=tick, eta_seconds=eta))
             elif ready(record):
                 if held_back(pauses, record):
                     lives.append(Live(paused=True))
@@ -78,10 +84,14 @@ class JobViews:
                 # A lane's jobs share the verdict, and one page of a list often is one lane.
                 if record.lane_id not in judged or record.lane_id.startswith("mixed:"):
                     judged[record.lane_id] = self.no_node(lane_of(spec))
-                lives.append(Live(position=positions.get(record.job_id), no_node=judged[record.lane_id]))
+                lives.append(self._waiting(positions.get(record.job_id), judged[record.lane_id], spec))
             else:
                 lives.append(Live())
         return lives
+
+    def _waiting(self, position: int | None, no_node: bool, spec: types_pb2.JobSpec) -> Live:
+        eta = None if position is None or no_node else self._estimates.queued(lane_of(spec), position)
+        return Live(position=position, no_node=no_node, eta_seconds=eta)
 
     async def joined(self, records: Sequence[JobRecord], specs: Sequence[types_pb2.JobSpec]) -> list[JobRecord]:
         """The records, those of groups with what their images say; one round trip where there are groups."""

@@ -27,6 +27,7 @@ from fleet_server.rpc.validation import validate
 from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.dead import DeadLetters, DeadSettings
 from fleet_server.services.endings import Endings
+from fleet_server.services.estimates import Estimates
 from fleet_server.services.events import EventHub, EventSettings
 from fleet_server.services.explain import Explainer
 from fleet_server.services.fleet import FleetView
@@ -110,6 +111,7 @@ class Desk:
     endings: Endings
     explainer: Explainer
     speeds: Speeds
+    estimates: Estimates
     sessions: dict[str, str] = field(default_factory=dict)
 
     async def add_node(
@@ -275,10 +277,12 @@ async def desk_on(
     nodes, ticks, bell, rates = FleetView(), ProgressHub(interval_seconds=0.001), Bell(), Rates(now_ms)
     models = ModelCatalog(nodes, catalog or CatalogSettings({ALIAS: "sketch"}, ALIAS))
     pauses = Pauses(store.pauses, bell, clock=time.monotonic, fresh_seconds=0)
-    views = JobViews(store.jobs, nodes, ticks, CODEC, pauses)
+    speeds = Speeds(clock=now_ms)
+    estimates = Estimates(DeskRounds(nodes), speeds.book, rates.run_ms, clock=now_ms, fresh_ms=-1)
+    views = JobViews(store.jobs, nodes, ticks, CODEC, pauses, estimates)
     payloads = PayloadReader(CODEC, validate, random.Random(7).randrange)
     intake = Intake(payloads, models, nodes, store.outputs, lambda: str(uuid7()), now_ms, callbacks or CallbackRules())
-    endings, speeds = Endings(), Speeds(clock=now_ms)
+    endings = Endings()
     hub = EventHub(store.jobs, store.events, views, nodes, ticks, rates, clock=now_ms, settings=events, endings=endings)
     jobs = JobQueue(store.jobs, intake, views, bell, bell, queue)
     files = LocalOutputs(folder / "outputs", OutputLimits(reserve_bytes=0))
@@ -289,8 +293,8 @@ async def desk_on(
         DeadLetters(store.jobs, store.replies, views, bell, dead), jobs,
         Generation(store.jobs, intake, views, hub, nodes, files, bell, bell, rates, generation),
         files, thumbnails, Gallery(store.outputs, files, thumbnails, gallery),
-        StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), clock=now_ms), endings,
-        Explainer(store.jobs, DeskRounds(nodes), speeds, intake, clock=now_ms), speeds,
+        StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), estimates, clock=now_ms), endings,
+        Explainer(store.jobs, DeskRounds(nodes), speeds, intake, clock=now_ms), speeds, estimates,
     )  # fmt: skip
     running = asyncio.create_task(hub.run())
     try:

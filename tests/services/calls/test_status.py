@@ -47,7 +47,7 @@ async def test_without_the_store_health_fails_and_status_still_answers(desk: Des
     await desk.board.check_health()
     async with open_store(f"unix://{tmp_path}/nobody") as away:
         settings = StatusSettings("1.0.0", store_seconds=0.2)
-        board = StatusBoard(away, desk.nodes, desk.catalog, desk.rates, settings, clock=now_ms)
+        board = StatusBoard(away, desk.nodes, desk.catalog, desk.rates, settings, desk.estimates, clock=now_ms)
         with pytest.raises(FleetError) as caught:
             await board.check_health()
         assert caught.value.reason == "STORE_UNAVAILABLE" and caught.value.retry_after_seconds
@@ -58,8 +58,9 @@ async def test_without_the_store_health_fails_and_status_still_answers(desk: Des
 async def test_a_server_that_refuses_work_is_not_healthy(desk: Desk) -> None:
     refusal = FleetError("DISK_FULL", "the disk is full")
     board = StatusBoard(
-        desk.store, desk.nodes, desk.catalog, desk.rates, StatusSettings("1.0.0"), clock=now_ms, refusal=lambda: refusal
-    )
+        desk.store, desk.nodes, desk.catalog, desk.rates, StatusSettings("1.0.0"), desk.estimates, clock=now_ms,
+        refusal=lambda: refusal,
+    )  # fmt: skip
     with pytest.raises(FleetError) as caught:
         await board.check_health()
     assert caught.value is refusal
