@@ -78,8 +78,9 @@ class JobStore(JobSubmitter, JobReader):
 
         Owners of a priority take turns by virtual time: the jobs given to each in the whole cluster, counted from the
         level at which the owner came into line. Of two owners who both wait in a lane at a priority, and are served
-        from there alone, over any stretch of time one gets at most 2 jobs more than the other; where jobs of other
-        lanes count too, at most 33 (32 is the most that anybody can be behind). Who comes into line is level with the
+        from there alone, over any stretch of time one gets at most 2 jobs more than the other. Jobs from elsewhere in
+        the cluster count against their owner, for 32 turns at most: between two jobs that an owner who waits is given,
+        in whatever lane, any one other is put before them at most 33 times. Who comes into line is level with the
         least served in line, or where they left if that is further on: leaving and coming back gains nothing.
         """
         return await self._claims(requests, self._post_claims(requests)) if requests else []
