@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parent
 
 def main() -> None:
     """Runs them; exits with 1 where a name is unknown or a benchmark fails."""
-    there = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    modules = {path.stem for path in FOLDER.glob("*.py")} | {path.parent.name for path in FOLDER.glob("*/__main__.py")}
+    there = sorted(name for name in modules if not name.startswith("_"))
     wanted = sys.argv[1:] or there
     if unknown := sorted(set(wanted) - set(there)):
         raise SystemExit(f"no benchmark named {', '.join(unknown)}; there are {', '.join(there)}")

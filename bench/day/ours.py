@@ -39,8 +39,10 @@ class Ours:
 
     def choose(self, nodes: Sequence[Node], now: float) -> list[tuple[int, DayJob]]:
         self._again = None
+        if all(node.job is not None for node in nodes):
+            return []
         demands = [line.demand() for line in self._lines.values() if line.waiting]
-        if not demands or all(node.job is not None for node in nodes):
+        if not demands:
             return []
         now_ms = int(now * 1000)
         views = []
