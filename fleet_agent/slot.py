@@ -6,11 +6,19 @@ Frames in: {"do": "run" | "cancel"}. Frames out: {"event": "ready" | "started" |
 
 from __future__ import annotations
 
+import sys
+
+from fleet_agent.parent import die_with_parent
+
+if __name__ == "__main__":
+    # Ahead of the imports that take their time, or hang on a folder of the network: an agent that ends meanwhile leaves
+    # no process behind.
+    die_with_parent(int(sys.argv[sys.argv.index("--parent") + 1]))
+
 import argparse
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -31,7 +39,6 @@ from fleet_agent.engines.base import (
     ModelFile,
     Task,
 )
-from fleet_agent.parent import die_with_parent
 
 _MAX_PREVIEW_BYTES = 65_536
 
@@ -249,7 +256,6 @@ def main() -> None:
     parser.add_argument("--describe", action="store_true")
     parser.add_argument("--engine", action="append")
     options = parser.parse_args()
-    die_with_parent(options.parent)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # The frames move to descriptors of their own: what an engine's libraries print, and what its processes read, must
     # not get between them.

@@ -298,6 +298,43 @@ async def test_the_child_ends_with_its_agent(tmp_path: Path) -> None:
     await wait_until(lambda: not alive(pid))
 
 
+async def test_a_child_that_hangs_in_its_imports_ends_with_its_agent(tmp_path: Path) -> None:
+    (tmp_path / "orjson.py").write_text(
+        "import os, pathlib, time\n"
+        "pathlib.Path(os.environ['SEEN']).write_text(str(os.getpid()))\n"
+        "while True: time.sleep(600)\n"
+    )
+    seen = tmp_path / "seen"
+    program = (
+        "import os, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'fleet_agent.slot', '--models', '/', '--data', '/', '--parent',"
+        " str(os.getpid())], env={**os.environ, 'PYTHONPATH': sys.argv[1]})\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, path, env={**os.environ, "SEEN": str(seen)}
+    )
+    pid = int(await wait_until(lambda: seen.exists() and seen.read_text()))
+    assert children_of(agent.pid) == [pid]
+    try:
+        agent.kill()
+        await agent.wait()
+        await wait_until(lambda: not alive(pid))
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_child_whose_agent_went_before_it_could_ask_the_kernel_ends_at_once() -> None:
+    other = os.getppid()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fleet_agent.slot", "--models", "/", "--data", "/", "--parent", str(other),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said, _ = await child.communicate()
+    assert (child.returncode, said) == (1, b"")
+
+
 async def test_a_child_that_loses_its_pipe_ends(tmp_path: Path) -> None:
     child = await spawn_child(tmp_path, tmp_path, stdin=asyncio.subprocess.PIPE)
     assert child.stdin is not None
