@@ -126,7 +126,7 @@ class Server:
         self.fleet = FleetView()
         self._ticks = ProgressHub()
         endings = Endings()
-        self._speeds = Speeds(clock=now_ms)
+        self._speeds = Speeds(clock=now_ms, shelf=store.speeds)
         self._sessions = Sessions(
             store,
             self.fleet,
@@ -297,7 +297,14 @@ class Server:
     async def start(self, tasks: asyncio.TaskGroup) -> tuple[int, list[asyncio.Task[None]]]:
         """Opens the files, starts the loops, then the gRPC door; its port and the loops, which run for ever."""
         await self._outputs.open()
-        loops = [self._hub.run, self._sessions.run, self._dispatcher.run, self._reaper.run, self._sender.run]
+        loops = [
+            self._hub.run,
+            self._sessions.run,
+            self._dispatcher.run,
+            self._speeds.run,
+            self._reaper.run,
+            self._sender.run,
+        ]
         if self.key_file is not None:
             loops.append(self.key_file.run)
         if self._decisions is not None:

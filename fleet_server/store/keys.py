@@ -48,6 +48,7 @@
 | job_outputs   | jo:<job>                  | zset   | -      | outputs    | a job's filenames in order |
 | node          | n:<node>                  | hash   | -      | nodes      | one NodeRow |
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
+| speeds        | speeds                    | hash   | -      | speeds     | node -> measured speeds and loads (JSON) |
 
 Children are those of groups. A pause's field is its cluster, type and priority with NULs between, "" for any.
 `<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
@@ -112,6 +113,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "job_outputs": "jo:",
         "node": "n:",
         "nodes": "nodes",
+        "speeds": "speeds",
     }
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
@@ -151,6 +153,7 @@ class Keys:
         self.resumed = self.prefix + NAMES["resumed"]
         self.outputs = self.prefix + NAMES["outputs"]
         self.nodes = self.prefix + NAMES["nodes"]
+        self.speeds = self.prefix + NAMES["speeds"]
         self.hooks = self.prefix + NAMES["hooks"]
         self._job = self.prefix + NAMES["job"]
         self._spec = self.prefix + NAMES["spec"]

@@ -18,6 +18,7 @@ from fleet_server.store.outputs import OutputStore
 from fleet_server.store.pauses import PauseStore
 from fleet_server.store.records import AttemptEncoder, Durability
 from fleet_server.store.replies import ReplyStore
+from fleet_server.store.speeds import SpeedStore
 from fleet_server.store.webhooks import WebhookStore
 
 WANTED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -41,6 +42,7 @@ class Store:
         self._memory = MemoryGuard(self._bulk)
         self.jobs = JobStore(room, self._memory)
         self.pauses = PauseStore(room)
+        self.speeds = SpeedStore(room)
         self.nodes = NodeStore(room)
         self.events = EventStore(room, url)
         self.outputs = OutputStore(room)
