@@ -7,6 +7,9 @@ import errno
 import hashlib
 import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -144,6 +147,72 @@ async def test_what_a_crash_left_is_removed_at_the_next_start(tmp_path: Path) ->
     assert names(folder) == ["kept.png"]
     assert await opened.read("kept.png") == b"whole"
     await opened.aclose()
+
+
+# Each call that changes the disk, in a child that is killed at its n-th: every crash point of `write`.
+KILLED_WRITE = """
+import asyncio, hashlib, os, signal, sys
+from pathlib import Path
+from fleet_server.storage.outputs import LocalOutputs, OutputLimits
+
+folder, point, size, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), 0
+data = b"picture" * (size // 7)
+
+def step(event, arguments):
+    global count
+    if event in ("open", "os.rename", "os.remove", "sync", "write"):
+        if count == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+def counted(name, event):
+    real = getattr(os, name)
+    def call(fd, *arguments):
+        step(event, ())
+        done = real(fd, *arguments)
+        step(event, ())
+        return done
+    setattr(os, name, call)
+
+async def chunks():
+    for at in range(0, len(data), 1 << 20):
+        yield data[at:at + (1 << 20)]
+
+async def main():
+    outputs = LocalOutputs(folder, OutputLimits(reserve_bytes=0))
+    await outputs.open()
+    counted("fsync", "sync")
+    counted("write", "write")
+    sys.addaudithook(step)
+    await outputs.write("a.png", chunks(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+asyncio.run(main())
+sys.stdout.write(str(count))
+"""
+
+
+@pytest.mark.parametrize("size", [700, 2_100_000])
+async def test_killed_at_each_step_of_write_a_file_is_whole_or_not_there(tmp_path: Path, size: int) -> None:
+    def run(folder: Path, point: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED_WRITE, str(folder), str(point), str(size)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    whole = await asyncio.to_thread(run, tmp_path / "whole", -1)
+    assert whole.returncode == 0, whole.stderr
+    points = int(whole.stdout)
+    assert points >= 8
+    seen = set()
+    for point in range(points):
+        folder = tmp_path / str(point)
+        killed = await asyncio.to_thread(run, folder, point)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        opened = LocalOutputs(folder, TINY_CACHE)
+        await opened.open()
+        assert names(folder) in ([], ["a.png"])
+        seen.add(data := await opened.read("a.png"))
+        assert data in (None, b"picture" * (size // 7))
+        await opened.aclose()
+    assert len(seen) == 2
 
 
 async def test_a_full_disk_is_said_and_leaves_nothing(
