@@ -7,6 +7,7 @@ from typing import Any
 
 from fleet.v1 import node_pb2 as pb
 
+from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState
 from tests.services.agents.agent import ScriptedAgent, wait_until
 from tests.services.agents.bench import Bench
@@ -86,3 +87,31 @@ async def test_an_agent_that_does_not_is_told_one_after_the_other(bench: Bench) 
     await wait_until(lambda: assigned(agent) == ids)
     assert not [message for message in agent.heard if message.HasField("batch")]
     assert {message.session for message in agent.heard} == {agent.session}
+
+
+async def test_what_is_settled_is_not_settled_again_for_another_that_has_to_wait(bench: Bench) -> None:
+    """A success and a failure come together, and the store is away for the failure alone."""
+    agent = bench.agent(slots=2)
+    await agent.dial()
+    for _ in range(2):
+        await bench.submit(max_retries=0)
+    good, bad = [await agent.start() for _ in range(2)]
+    fail, tries = bench.store.jobs.fail, 0
+
+    async def away(*args: Any, **kwargs: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise FleetError("STORE_UNAVAILABLE", "the store cannot be reached")
+        return await fail(*args, **kwargs)
+
+    bench.store.jobs.fail = away  # type: ignore[method-assign]
+    failed = pb.JobComplete(job_id=bad.job_id, token=bad.token)
+    failed.error.reason = "ENGINE_FAILED"
+    messages = [pb.AgentMessage(complete=pb.JobComplete(job_id=good.job_id, token=good.token))]
+    await agent.send(batch=pb.AgentBatch(messages=[*messages, pb.AgentMessage(complete=failed)]))
+    acks = [(await agent.next("complete_ack")).complete_ack for _ in range(2)]
+    assert [(ack.token, ack.outcome) for ack in acks] == [(good.token, OK), (bad.token, OK)]
+    await agent.beat(slots=2)
+    assert tries == 4
+    assert not [message for message in agent.heard if message.HasField("complete_ack")]
