@@ -43,7 +43,7 @@ def server() -> Iterator[FleetProcess]:
 
 @pytest.fixture
 def own_server() -> Iterator[FleetProcess]:
-    """For a test that kills it."""
+    """For a test that kills it, or leaves work behind."""
     with running() as process:
         yield process
 
@@ -108,9 +108,9 @@ async def test_a_killed_server_gets_all_its_agents_back_and_nothing_is_done_twic
     assert tally.done == tally.submitted
 
 
-async def test_faults_hurt_and_nothing_is_lost_by_them(server: FleetProcess) -> None:
+async def test_faults_hurt_and_nothing_is_lost_by_them(own_server: FleetProcess) -> None:
     hurt = Faults(crash=600, disconnect=600, slow=0.2, engine=0.05, oom=0.05)
-    simulation = Simulation(plan_on(server, faults=hurt))
+    simulation = Simulation(plan_on(own_server, faults=hurt))
     tally = simulation.tally
 
     async def until(running: Simulation) -> None:
