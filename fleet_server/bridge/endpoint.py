@@ -61,7 +61,13 @@ class Endpoint:
         """Answer one HTTP request. Raises FleetError only before anything was sent."""
         reason: Stop | None = None
         try:
-            request = self._upload(call, variables) if self._uploads else await self._request(call, variables)
+            request: Request
+            if self._uploads:
+                request = self._upload(call, variables)
+            else:
+                body = await self._body(call) if _has_body(call) else b""
+                query, content_type = call.scope["query_string"], call.headers.get(b"content-type")
+                request = partial(self._binder.bind, variables, query, body, content_type)
             if self._streams_out:
                 reason = await self._stream(call, context, request)
             elif self._cancel_on_disconnect:
@@ -85,13 +91,9 @@ class Endpoint:
         finally:
             context.finish(cancelled=reason is not None and reason.is_callers)
 
-    async def _request(self, call: Call, variables: Variables) -> Request:
-        headers = call.headers
-        body = b""
-        if b"content-length" in headers or b"transfer-encoding" in headers or call.scope["http_version"] == "2":
-            announced_length(headers, self._limit)
-            body = await read_body(call, self._limit, self._settings)
-        return partial(self._binder.bind, variables, call.scope["query_string"], body, headers.get(b"content-type"))
+    async def _body(self, call: Call) -> bytes:
+        announced_length(call.headers, self._limit)
+        return await read_body(call, self._limit, self._settings)
 
     async def _upload(self, call: Call, variables: Variables) -> AsyncIterator[Message]:
         """A body as a stream of requests: path and query ride in the first, each holds a piece of the bytes."""
@@ -128,3 +130,8 @@ class Endpoint:
     def _refuse_when_closing(self) -> None:
         if self._live.closing:
             raise FleetError("SHUTTING_DOWN", "the server is stopping; connect again")
+
+
+def _has_body(call: Call) -> bool:
+    headers = call.headers
+    return b"content-length" in headers or b"transfer-encoding" in headers or call.scope["http_version"] == "2"

@@ -43,8 +43,11 @@ def set_caller(caller: Caller) -> None:
 
 def read_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
     """The call's text metadata; of a name given twice the first counts."""
-    metadata = context.invocation_metadata() or ()
-    return {key: value for key, value in reversed(tuple(metadata)) if isinstance(value, str)}
+    found: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            found.setdefault(key, value)
+    return found
 
 
 def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
