@@ -7,9 +7,9 @@ functions: filters (domain.feasibility), wishes of nodes (domain.ranking), and h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 
 from fleet_server.domain.feasibility import GIB, Feasibility, Refusal, Refused, feasible
 from fleet_server.domain.job import Lane
@@ -42,6 +42,9 @@ __all__ = [
     "place",
     "rank",
 ]
+
+MOST_OPEN = 64
+"""So many free nodes are looked at in a round, the promising ones: the rest of a large fleet is for the next round."""
 
 PATIENCE = 3.0
 """How many times more than it takes a load counts when nodes are compared by their ends: a swap costs others too."""
@@ -180,6 +183,8 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
     demands = [one for one in situation.demands if one.waiting > 0 and not one.paused]
     if not open_nodes or not demands:
         return Plan()
+    if len(open_nodes) > MOST_OPEN:
+        open_nodes = _promising(open_nodes, demands, situation, timing, verdicts)
     now_ms = situation.now_ms
     copies = Counter(loaded.name for node in online for loaded in node.loaded)
     at = _Round(
@@ -209,12 +214,39 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
                 placed.append(Placed(node_id, lane_id, ranked_one.urgent))
                 still.append((ranked_one, node_id))
             takers = still
-    whole = [_with_company(one, at) for one in placed]
+    lanes = {one.lane.lane_id: one.lane for one in demands}
+    whole = [_with_company(one, lanes[one.lane_id], at) for one in placed]
     return Plan(tuple(whole), tuple(at.deferred))
 
 
-def _with_company(placed: Placed, at: _Round) -> Placed:
-    lane = next(one.lane for one in at.situation.demands if one.lane.lane_id == placed.lane_id)
+def _promising(
+    open_nodes: Mapping[str, NodeView],
+    demands: Sequence[Demand],
+    situation: Situation,
+    timing: Timing,
+    verdicts: Feasibility,
+) -> dict[str, NodeView]:
+    """Enough nodes for what waits, the most urgent first: those with its model in memory first, and fast ones."""
+    order = sorted(open_nodes.values(), key=lambda node: (-timing.factor(node), -node.slots_free, node.node_id))
+    warm: dict[str, list[NodeView]] = {}
+    for node in order:
+        for loaded in node.loaded:
+            warm.setdefault(loaded.name, []).append(node)
+    kept: dict[str, NodeView] = {}
+    for demand in sorted(demands, key=lambda one: (not one.high_waiting, one.head_effective_ms or 0, one.lane.lane_id)):
+        lane, jobs = demand.lane, demand.waiting
+        for node in chain(warm.get(lane.model, ()), order):
+            if jobs <= 0 or len(kept) >= MOST_OPEN:
+                break
+            if node.node_id in kept or (node.node_id, lane.lane_id) in situation.avoided:
+                continue
+            if verdicts.refusal(node, lane) is None:
+                kept[node.node_id] = node
+                jobs -= node.slots_free
+    return kept
+
+
+def _with_company(placed: Placed, lane: Lane, at: _Round) -> Placed:
     for other in at.online:
         if other.node_id != placed.node_id and at.verdicts.refusal(other, lane) is None:
             return placed

@@ -32,6 +32,12 @@ class RecordedTiming:
     def usual_seconds(self, lane: Lane) -> float | None:
         return self._ask(("usual", lane.lane_id), lane)
 
+    def factor(self, node: NodeView) -> float:
+        key = ("factor", node.node_id)
+        if self.source is not None and key not in self.answers:
+            self.answers[key] = self.source.factor(node)
+        return self.answers.get(key) or 1.0
+
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
         return self._ask(("cold", node.node_id, model), node, model)
 

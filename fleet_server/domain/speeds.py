@@ -55,6 +55,10 @@ class Timing(Protocol):
         """How long it runs on the fleet's usual node."""
         ...
 
+    def factor(self, node: NodeView) -> float:
+        """How much faster the node is than the fleet's usual one; 1 where that is not known."""
+        ...
+
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
         """How long the node takes to load the model, as measured there or on others."""
         ...
@@ -72,6 +76,9 @@ class NoTiming:
 
     def usual_seconds(self, lane: Lane) -> float | None:
         return None
+
+    def factor(self, node: NodeView) -> float:
+        return 1.0
 
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
         return None
@@ -160,6 +167,10 @@ class SpeedBook:
             return None
         speed = self._fleet.get((lane.model, work.unit.value))
         return None if speed is None else work.amount / speed
+
+    def factor(self, node: NodeView) -> float:
+        """How much faster the node is than the fleet's usual one; 1 where that is not known."""
+        return self._factors.get(node.node_id, 1.0)
 
     def cold_seconds(self, node: NodeView, model: str) -> float | None:
         """How long the node takes to load the model: as measured there, else on other nodes."""

@@ -51,10 +51,7 @@ class Wanted:
     job_id: str = ""
     head_owner_lag: float = 0.0
     paused: bool = False
-
-    @property
-    def high_waiting(self) -> bool:
-        return self.head_priority is Priority.HIGH
+    high_waiting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +215,7 @@ class Dispatcher:
                     view.lane.lane_id,
                     record.job_id,
                     paused=view.paused,
+                    high_waiting=record.priority is Priority.HIGH,
                 )
             )
         return wanted
@@ -269,4 +267,5 @@ def wanted_of(view: LaneView) -> Wanted:
         view.lane.lane_id,
         head_owner_lag=view.head_owner_lag,
         paused=view.paused,
+        high_waiting=view.high_waiting,
     )

@@ -72,6 +72,7 @@ class Explainer:
             record.enqueued_ms,
             record.lane_id,
             paused=own.paused if own is not None else False,
+            high_waiting=record.priority is Priority.HIGH,
         )
         wanted = _demands(lanes, alone)
         waiting = own.waiting if own is not None else 1
@@ -83,7 +84,8 @@ class Explainer:
         admitted = await self._intake.job(request, owner=owner)
         job, now = admitted.job, self._clock()
         lanes = await self._jobs.lanes()
-        mine = Wanted(job.lane, 1, now - BOOST_MS[job.priority], job.priority, now, job.lane.lane_id)
+        effective, high = now - BOOST_MS[job.priority], job.priority is Priority.HIGH
+        mine = Wanted(job.lane, 1, effective, job.priority, now, job.lane.lane_id, high_waiting=high)
         before = [view for view in lanes if view.lane.cluster == job.lane.cluster and not view.paused]
         ahead = sum(view.waiting for view in before if _goes_before(view, job.priority, now))
         waiting = next((view.waiting for view in lanes if view.lane.lane_id == job.lane.lane_id), 0)

@@ -162,6 +162,7 @@ class JobReader:
                 paused=bool(paused),
                 head_owner=owner.decode(),
                 head_owner_lag=float(lag),
+                high_waiting=bool(high),
             )
             for (
                 lane_id,
@@ -175,6 +176,7 @@ class JobReader:
                 paused,
                 owner,
                 lag,
+                high,
             ) in reply
         ]
 

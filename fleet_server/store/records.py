@@ -80,7 +80,7 @@ class LaneView:
     What is paused does not count for `head_*` while something else may go; `paused`: nothing of the lane may go now (of
     a mixed lane only pauses without a type are judged). `head_owner` is whose turn it is at the head's priority and
     `head_owner_lag` how many jobs more than the least served owner in line in the cluster they were given, see
-    `JobStore.claim`; 0 where nobody else waits.
+    `JobStore.claim`; 0 where nobody else waits. `high_waiting`: a `high` job is in line, be it the head or not.
     """
 
     lane: Lane
@@ -93,6 +93,7 @@ class LaneView:
     paused: bool = False
     head_owner: str = ""
     head_owner_lag: float = 0.0
+    high_waiting: bool = False
 
     @property
     def mixed(self) -> bool:

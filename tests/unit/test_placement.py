@@ -15,6 +15,7 @@ from fleet_server.domain.job import BOOST_MS, Lane, Priority
 from fleet_server.domain.node import LoadedView, ModelView, NodeStatus, NodeView
 from fleet_server.domain.placement import (
     GIB,
+    MOST_OPEN,
     Demand,
     Plan,
     Refused,
@@ -24,6 +25,7 @@ from fleet_server.domain.placement import (
     place,
     rank,
 )
+from fleet_server.domain.recorded import RecordedTiming
 from fleet_server.domain.speeds import SpeedBook, Unit, Work
 
 NOW = 1_763_805_600_000
@@ -411,3 +413,36 @@ def test_a_swap_puts_out_what_others_have_too() -> None:
     assert placed([only, *shared], [big], NOW) == [("b1", "l2")]
     idle = replace(only, loaded=(LoadedView("sketch", used_ms=NOW - 60_000),))
     assert placed([idle, *shared], [big], NOW) == [("a-only", "l2")]
+
+
+def test_of_a_large_fleet_the_warm_and_fast_are_looked_at_first() -> None:
+    nodes = [replace(NODE, node_id=f"n{number:04}") for number in range(1_000)]
+    warm = [replace(node, loaded=(LoadedView("sketch"),)) for node in nodes[500:800]]
+    nodes[500:800] = warm
+    book = speeds(**{node.node_id: 8.0 for node in nodes[:900]})
+    for _ in range(10):
+        book.ran("n0777", "sketch", "sketch", Work(Unit.PIXEL_STEPS, 1e6), 2.0)
+    few = place(Situation(nodes, [Waiting(LANE)], NOW + 60_000), timing=book)
+    assert [one.node_id for one in few.placed] == ["n0777"]
+    many = place(Situation(nodes, [Waiting(LANE, waiting=5_000)], NOW + 60_000), timing=book)
+    assert len(many.placed) == MOST_OPEN
+    assert {one.node_id for one in many.placed} <= {node.node_id for node in warm}
+    # One that only a few can run finds them among all.
+    rare = Waiting(replace(LANE, lane_id="l2", node_id="n0999"))
+    both = place(Situation(nodes, [Waiting(LANE, waiting=3), rare], NOW + 60_000), timing=book)
+    assert ("n0999", "l2") in [(one.node_id, one.lane_id) for one in both.placed]
+    assert len(both.placed) == 4
+
+
+@given(NODES, DEMANDS)
+def test_a_decision_is_made_again_from_its_record(nodes: list[NodeView], demands: list[Waiting]) -> None:
+    book = speeds(n1=3, n2=9, n3=5)
+    book.loaded("n1", "sketch", 7)
+    situation = Situation(nodes, demands, NOW + 3_000)
+    timing = RecordedTiming.of(book)
+    plan = place(situation, timing=timing)
+    assert plan == place(situation, timing=book)
+    sealed = timing.sealed()
+    for node_id in ("n1", "n2", "n3"):
+        book.ran(node_id, "sketch", "sketch", Work(Unit.PIXEL_STEPS, 1e6), 1_000)
+    assert place(situation, timing=sealed) == plan

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- KEYS: events (for routing). ARGV: idle -> for each lane {id, definition, waiting, running, head priority, head effective
--- ms, oldest ms, deferred ms, paused, head owner, head owner's lag}
+-- ms, oldest ms, deferred ms, paused, head owner, head owner's lag, whether a high job may go}
 -- include: lanes
 
 local waiting = to_table(redis.call('HGETALL', K.lane_waiting))
@@ -20,22 +20,23 @@ local function view(lane, definition)
   end
   local head = heads[1]
   if not head then
-    return '', '', '', 0, '', 0
+    return '', '', '', 0, '', 0, 0
   end
-  local oldest = head[3]
+  local oldest, high = head[3], 0
   for _, other in ipairs(heads) do
     oldest = math.min(oldest, other[3])
+    high = other[1] == 'high' and 1 or high
   end
   local owner, lag = likely_turn(in_lane(K.turns, lane, head[1]), cluster)
-  return head[1], int(head[2]), int(oldest), stopped, owner, lag
+  return head[1], int(head[2]), int(oldest), stopped, owner, lag, high
 end
 
 local out = {}
 for lane, definition in pairs(definitions) do
   if waiting[lane] or ARGV[3] == '1' then
-    local priority, effective, oldest, stopped, owner, lag = view(lane, definition)
+    local priority, effective, oldest, stopped, owner, lag, high = view(lane, definition)
     out[#out + 1] = {lane, definition, waiting[lane] or '0', running[lane] or '0', priority, effective, oldest,
-      deferred[lane] or '', stopped, owner, tostring(lag)}
+      deferred[lane] or '', stopped, owner, tostring(lag), high}
   end
 end
 return out

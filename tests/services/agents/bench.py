@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +22,14 @@ from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.node import NodeServicer
 from fleet_server.rpc.server import GrpcServer
 from fleet_server.services.completion import Completions
-from fleet_server.services.dispatch import Dispatcher, DispatchSettings
+from fleet_server.services.dispatch import Decision, Dispatcher, DispatchSettings
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.lanes import lane_of
+from fleet_server.services.nodes import now_ms
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.session import SessionSettings
 from fleet_server.services.sessions import Sessions
+from fleet_server.services.speeds import Speeds
 from fleet_server.services.uploads import Uploads
 from fleet_server.storage.outputs import LocalOutputs, OutputLimits
 from fleet_server.store import Store
@@ -67,7 +69,13 @@ class Bench:
         return agent
 
     async def submit(
-        self, *, prompt: str = "a sunset", model: str = "sketch", max_retries: int = 3, **spec: Any
+        self,
+        *,
+        prompt: str = "a sunset",
+        model: str = "sketch",
+        max_retries: int = 3,
+        priority: Priority = Priority.NORMAL,
+        **spec: Any,
     ) -> str:
         """A job that waits; its id."""
         whole = types_pb2.JobSpec(
@@ -83,11 +91,11 @@ class Bench:
             job_id=str(uuid7()),
             spec=whole.SerializeToString(),
             lane=lane_of(whole),
-            priority=Priority.NORMAL,
+            priority=priority,
             owner="",
             max_retries=max_retries,
             timeout_ms=60_000,
-            queue_ttl_ms=600_000,
+            queue_ttl_ms=86_400_000,
         )
         await self.store.jobs.submit([job])
         self.dispatcher.wake()
@@ -126,14 +134,25 @@ async def bench_on(
     dispatch: bool = True,
     limits: OutputLimits | None = None,
     replica: str = "server",
+    clock: Callable[[], int] = now_ms,
+    on_decision: Callable[[Decision], None] | None = None,
 ) -> AsyncIterator[Bench]:
     """A running bench on a unix socket in `folder`; without `dispatch` the test takes the rounds itself."""
     outputs = LocalOutputs(folder / "outputs", limits or OutputLimits(reserve_bytes=0))
     await outputs.open()
     fleet, hub = FleetView(), ProgressHub()
-    completions = Completions(store, outputs, draw=lambda: 0.5)
+    speeds = Speeds(clock=clock)
+    completions = Completions(store, outputs, draw=lambda: 0.5, taken=speeds.taken)
     sessions = Sessions(store, fleet, hub, completions, settings=settings, replica=replica, version="1.0.0")
-    dispatcher = Dispatcher(store, fleet, sessions, settings=DispatchSettings(poll_seconds=0.05, repeat_seconds=0.02))
+    dispatcher = Dispatcher(
+        store,
+        fleet,
+        sessions,
+        speeds=speeds,
+        settings=DispatchSettings(poll_seconds=0.05, repeat_seconds=0.02),
+        clock=clock,
+        on_decision=on_decision,
+    )
     servicer = NodeServicer(fleet, sessions, Uploads(store, outputs))
     methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer)
     metrics = RpcMetrics(CollectorRegistry(), methods)

@@ -11,11 +11,14 @@ import pytest
 from fleet.v1 import node_pb2 as pb
 from fleet.v1 import types_pb2
 
-from fleet_server.domain.job import JobState
+from fleet_server.domain.job import JobState, Priority
+from fleet_server.domain.placement import place
+from fleet_server.services.dispatch import Decision
 from fleet_server.services.reaper import Reaper, ReaperSettings
-from fleet_server.store import Store
+from fleet_server.store import Store, open_store
 from tests.services.agents.agent import ScriptedAgent, image_engine, wait_until
 from tests.services.agents.bench import QUICK, Bench, bench_on
+from tests.store.conftest import Server
 
 
 def assigns(agent: ScriptedAgent) -> list[pb.Assign]:
@@ -313,3 +316,63 @@ async def promoting(bench: Bench) -> None:
     """What a reaper does for jobs whose backoff is over."""
     reaper = Reaper(bench.store, bench.fleet, bench.dispatcher.wake, settings=ReaperSettings(sweep_seconds=0.02))
     await reaper.run()
+
+
+async def test_a_high_job_goes_before_its_turn_though_all_lines_are_older_than_its_boost(
+    valkey: Server, short_path: Path
+) -> None:
+    """Its own lane has an older head, and so has the lane whose model is in memory."""
+    now = [1_763_805_600_000]
+    async with (
+        open_store(valkey.url, namespace="urgent", clock=lambda: now[0]) as store,
+        bench_on(store, short_path, dispatch=False, clock=lambda: now[0]) as bench,
+    ):
+        models = [pb.ModelFile(name=name, kind="checkpoint", engine="sketch") for name in ("sketch", "big")]
+        agent = bench.agent(models=models, loaded_models=[pb.LoadedFile(name="sketch", engine="sketch")])
+        await agent.dial()
+        for model in ("sketch", "sketch", "sketch", "big"):
+            await bench.submit(model=model)
+        now[0] += 3_600_000
+        high = await bench.submit(model="big", priority=Priority.HIGH)
+        assert await bench.dispatcher.round() == 1
+        first = await agent.start()
+        assert first.job_id == high
+        # Every second time the turns hold.
+        await bench.submit(model="big", priority=Priority.HIGH)
+        await agent.complete(first)
+        await wait_until(lambda: bench.sessions.slots_free("agx0"))
+        assert await bench.dispatcher.round() == 1
+        assert (await agent.take()).model == "sketch"
+
+
+async def test_decisions_are_told_and_give_the_same_plan_again(store: Store, short_path: Path) -> None:
+    heard: list[Decision] = []
+    async with bench_on(store, short_path, dispatch=False, on_decision=heard.append) as bench:
+        agent = bench.agent(slots=2)
+        await agent.dial()
+        assert await bench.dispatcher.round() == 0
+        await bench.submit()
+        await bench.submit()
+        assert await bench.dispatcher.round() == 2
+    (decision,) = heard
+    assert [one.node_id for one in decision.plan.placed] == ["agx0", "agx0"]
+    assert place(decision.situation, timing=decision.timing) == decision.plan
+
+
+async def test_a_model_in_quarantine_gets_no_work_on_its_node(store: Store, short_path: Path) -> None:
+    async with bench_on(store, short_path, dispatch=False) as bench:
+        agent = bench.agent()
+        await agent.dial()
+        for _ in range(3):
+            await bench.submit(max_retries=0)
+            assert await bench.dispatcher.round() == 1
+            assign = await agent.start()
+            error = types_pb2.JobError(reason="ENGINE_FAILED", detail="cannot load")
+            await agent.complete(assign, error=error)
+            await wait_until(lambda: bench.sessions.slots_free("agx0"))
+        await bench.submit()
+        assert await bench.dispatcher.round() == 0
+        healthy = bench.agent("agx1")
+        await healthy.dial()
+        assert await bench.dispatcher.round() == 1
+        await healthy.next("assign")
