@@ -195,7 +195,10 @@ def _audit_dependencies(book: Book) -> None:
     for job_id, job in book.jobs.items():
         dependents = set(book.zset(f"d:{job_id}"))
         assert not dependents or not job.state.ended, f"{job_id} has ended and others wait for it"
-        if job.wait_reason is WaitReason.DEPENDENCY:
+        if job.wait_reason is not WaitReason.DEPENDENCY:
+            spent = job.state in {JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED}
+            assert not spent or job_id not in unmet, f"{job_id} still has what it waits for"
+        else:
             parents = {parent.decode() for parent in book.client.smembers(f"{book.prefix}u:{job_id}")}
             assert len(parents) == job.waits > 0, job_id
             for parent in parents:

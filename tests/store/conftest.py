@@ -52,10 +52,10 @@ def free_port() -> int:
         return port
 
 
-def run_server(folder: Path, *, cluster: bool) -> Iterator[Server]:
+def run_server(folder: Path, *, cluster: bool, fsync: str = "always") -> Iterator[Server]:
     """A server in a folder until the iterator is closed."""
     path = folder / "s"
-    options = ["--unixsocket", str(path), "--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always"]
+    options = ["--unixsocket", str(path), "--dir", str(folder), "--appendonly", "yes", "--appendfsync", fsync]
     options += ["--save", "", "--logfile", str(folder / "log"), "--maxmemory-policy", "noeviction"]
     if cluster:
         options += ["--cluster-enabled", "yes", "--bind", "127.0.0.1", "--port", str(free_port())]
@@ -90,6 +90,13 @@ def run_server(folder: Path, *, cluster: bool) -> Iterator[Server]:
 def plain_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
         yield from run_server(Path(folder), cluster=False)
+
+
+@pytest.fixture(scope="session")
+def quick_server() -> Iterator[Server]:
+    """A plain one that leaves its disk alone: for thousands of steps that are not about durability."""
+    with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
+        yield from run_server(Path(folder), cluster=False, fsync="no")
 
 
 @pytest.fixture(scope="session")

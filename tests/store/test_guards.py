@@ -224,12 +224,12 @@ STORIES = {guard.story.__name__: guard.story for guard in GUARDS}
 
 
 @pytest.mark.parametrize("story", sorted(STORIES))
-async def test_with_all_guards_the_story_ends_well(plain_server: Server, namespace: str, story: str) -> None:
-    await play(plain_server, namespace, STORIES[story], scripts_without(None))
+async def test_with_all_guards_the_story_ends_well(quick_server: Server, namespace: str, story: str) -> None:
+    await play(quick_server, namespace, STORIES[story], scripts_without(None))
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: f"{guard.place}: {guard.text.strip()} -> {guard.without}")
-async def test_without_a_guard_it_does_not(plain_server: Server, namespace: str, guard: Guard) -> None:
+async def test_without_a_guard_it_does_not(quick_server: Server, namespace: str, guard: Guard) -> None:
     scripts = scripts_without(guard)
     with pytest.raises((AssertionError, FleetError, ValueError, pytest.fail.Exception)):
-        await play(plain_server, namespace, guard.story, scripts)
+        await play(quick_server, namespace, guard.story, scripts)

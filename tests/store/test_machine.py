@@ -30,7 +30,7 @@ from tests.store.model import BACKOFF_MS, MARGIN_MS, Model, ModelJob
 STEPS = int(os.environ.get("FLEET_STATE_STEPS", "3000"))
 PHASES = [Phase.generate, Phase.shrink] if "FLEET_STATE_STEPS" in os.environ else [Phase.generate]
 """Shrinking takes minutes, more than a test has; the same seed fails in the long form too, where it is given them."""
-LIFE_STEPS = 100
+LIFE_STEPS = 50
 LIVES = 5
 PARTS = -(-STEPS // (LIFE_STEPS * LIVES))
 """Tests, each of so many lives of so many steps, with a seed of its own."""
@@ -346,9 +346,9 @@ class Jobs(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_random_lives_match_the_model(plain_server: Server, part: int) -> None:
-    """500 steps a part; with the same steps every time."""
-    lives = seed(part)(type(f"Jobs{part}", (Jobs,), {"server": plain_server}))
+def test_random_lives_match_the_model(quick_server: Server, part: int) -> None:
+    """250 steps a part, with the same ones every time."""
+    lives = seed(part)(type(f"Jobs{part}", (Jobs,), {"server": quick_server}))
     run_state_machine_as_test(
         lives,
         settings=settings(
