@@ -163,3 +163,16 @@ async def test_a_cancellation_reaches_the_work() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+async def test_a_cancellation_reaches_work_that_only_gives_way() -> None:
+    async def work() -> str:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return "was not cancelled"
+
+    task = asyncio.create_task(within(60, work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
