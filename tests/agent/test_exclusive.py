@@ -94,6 +94,17 @@ async def test_without_heartbeats_it_is_dead_before_its_lease_can_end(server: Le
         await talk.about("complete", "t2")
 
 
+async def test_an_engine_that_ignores_the_alarm_is_ended_by_its_agent(server: LeasingServer, tmp_path: Path) -> None:
+    async with agent_running(settings_of(tmp_path, server.address)) as agent:
+        talk = await server.conversation()
+        talk.say(assign=work("t1", "deaf"))
+        await talk.first("tick")
+        (pid,) = [slot.pid for slot in agent.runner._slots if slot.pid]
+        server.acknowledges = False
+        await wait_until(lambda: not alive(pid))
+        await wait_until(lambda: agent.runner.slots_free == 1)
+
+
 async def test_a_cut_stream_ends_it_and_leaves_other_work_alone(server: LeasingServer, tmp_path: Path) -> None:
     async with agent_running(settings_of(tmp_path, server.address, slots=2, reconnect_seconds=60)) as agent:
         talk = await server.conversation()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,11 @@ class ProbeEngine:
         path.write_bytes(bytes(range(256)) * (int(size) // 256 + 1))
         report.progress(1, 1)
         return EngineResult((EngineOutput(path, "image/png", 8, 8, seed=task.seed),))
+
+    def _deaf(self, task: Task, report: Reporter) -> EngineResult:
+        """Ignores the alarm that is to end it, as a library might, and works on."""
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        return self._wait(task, report)
 
     def _read(self, task: Task, report: Reporter) -> EngineResult:
         """Says what files it was given."""
