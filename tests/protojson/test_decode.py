@@ -359,3 +359,13 @@ def test_numbers_of_any_size_from_text_to_message() -> None:
     assert decode(torture.Scalars, loads(b'{"f_uint64": 18446744073709551615}')).f_uint64 == 2**64 - 1
     assert refusal(torture.Scalars, loads(b'{"f_uint64": 18446744073709551616}')).path == "f_uint64"
     assert refusal(torture.WellKnown, loads(b'{"struct": {"seed": 18446744073709551616}}')).path == "struct.seed"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["10:00:00x5Z", "10:00:00.٣Z", "10:00:00.²Z", "10:00:00.Z", "10:00:00.1234567891Z", "24:00:00.5Z", "10:00:60.5Z"],
+)
+def test_a_date_that_is_known_does_not_make_its_time_good(written: str) -> None:
+    decode(timestamp_pb2.Timestamp, "2026-11-22T10:00:00.5Z")
+    with pytest.raises(JsonError, match="time"):
+        decode(timestamp_pb2.Timestamp, f"2026-11-22T{written}")
