@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from fleet_server.domain.job import BOOST_MS, Lane, Priority
 from fleet_server.domain.node import LoadedView, ModelView, NodeStatus, NodeView
 from fleet_server.domain.placement import (
     GIB,
+    Feasibility,
     Refused,
     feasible,
     load_seconds,
@@ -181,3 +183,27 @@ def test_a_warm_node_takes_the_lane_before_a_cold_one() -> None:
     cold = replace(NODE, node_id="a", slots_free=4)
     warm = replace(NODE, node_id="z", slots_free=2, loaded=(LoadedView("sketch"),))
     assert placed([cold, warm], [Waiting(LANE, waiting=3)]) == [("z", "l1"), ("z", "l1"), ("a", "l1")]
+
+
+def test_remembered_verdicts_follow_every_change_of_a_node() -> None:
+    lane = replace(LANE, labels=(("zone", "a"),))
+    changes: list[dict[str, Any]] = [
+        {"status": NodeStatus.DOWN},
+        {"cordoned": True},
+        {"draining": True},
+        {"clusters": frozenset({"lab"})},
+        {"job_types": frozenset({"video_gen"})},
+        {"engines": frozenset({"other"})},
+        {"labels": {"zone": "b"}},
+        {"models": {"sketch": ModelView("sketch", kind="lora")}},
+        {"gpu_memory_bytes": GIB},
+        {"quarantined": frozenset({"sketch"})},
+    ]
+    verdicts = Feasibility()
+    for change in changes:
+        assert verdicts.refusal(NODE, lane) is None
+        # Free slots and what is loaded change all the time, and mean nothing here.
+        assert verdicts.refusal(replace(NODE, slots_free=0, models=dict(NODE.models)), lane) is None
+        changed = replace(NODE, **change)
+        refusal = verdicts.refusal(changed, lane)
+        assert refusal is not None and refusal == feasible(changed, lane), change
