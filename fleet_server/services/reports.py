@@ -27,10 +27,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """The attempt does not run and counts for nothing."""
+    """The attempt does not run and counts for nothing. `stopped`: its agent says so; else it may run after all."""
 
     job_id: str
     token: str
+    stopped: bool = True
 
 
 Report = Started | GivenBack | Ended
@@ -119,7 +120,7 @@ class Reports:
                 self._unwanted(one.job_id, one.token)
 
     async def _release(self, one: GivenBack) -> None:
-        await self._jobs.release(one.job_id, one.token)
+        await self._jobs.release(one.job_id, one.token, stopped=one.stopped)
         self._given_back()
 
     async def _end(self, ended: list[Ended]) -> None:

@@ -261,7 +261,7 @@ class Session:
                 self._parts.counters.unaccepted += 1
                 self.cancel(attempt.job_id, attempt.token)
                 self._parts.fleet.avoid(self.node_id, attempt.lane_id, settings.avoid_seconds)
-                await self._give_back(attempt.job_id, attempt.token)
+                await self._give_back(attempt.job_id, attempt.token, stopped=False)
             if self.writing_since is not None and now - self.writing_since > settings.write_seconds:
                 self._parts.counters.stuck_writers += 1
                 self.stop(_stuck())
@@ -290,9 +290,9 @@ class Session:
         _log.info("job rejected", node_id=self.node_id, job_id=rejected.job_id, reason=rejected.reason)
         await self._give_back(rejected.job_id, rejected.token)
 
-    async def _give_back(self, job_id: str, token: str) -> None:
+    async def _give_back(self, job_id: str, token: str, *, stopped: bool = True) -> None:
         self._book.end(token)
-        await self._reports.put(GivenBack(job_id, token))
+        await self._reports.put(GivenBack(job_id, token, stopped))
 
     async def _on_started(self, started: pb.JobStarted) -> None:
         attempt = self._book.get(started.token)

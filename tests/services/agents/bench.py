@@ -96,6 +96,7 @@ class Bench:
             max_retries=max_retries,
             timeout_ms=60_000,
             queue_ttl_ms=86_400_000,
+            exclusive=whole.exclusive,
         )
         await self.store.jobs.submit([job])
         self.dispatcher.wake()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fleet.v1 import node_pb2 as pb
@@ -10,9 +12,9 @@ from fleet.v1 import types_pb2
 
 from fleet_server.domain.job import JobState
 from fleet_server.services.nodes import now_ms
-from fleet_server.store import OutputRow
+from fleet_server.store import OutputRow, Store
 from tests.services.agents.agent import wait_until
-from tests.services.agents.bench import Bench
+from tests.services.agents.bench import QUICK, Bench, bench_on
 
 
 async def output(bench: Bench, filename: str, job_id: str = "maker") -> str:
@@ -97,3 +99,23 @@ async def test_exclusive_work_says_so(bench: Bench) -> None:
     assert (await agent.take()).exclusive
     await bench.submit()
     assert not (await agent.take()).exclusive
+
+
+async def test_exclusive_work_that_nobody_accepted_may_run_and_is_not_given_to_another(
+    store: Store, short_path: Path
+) -> None:
+    async with bench_on(store, short_path, settings=replace(QUICK, accept_seconds=0.1)) as bench:
+        silent, other = bench.agent("a"), bench.agent("b")
+        await silent.dial()
+        job_id = await bench.submit(exclusive=True)
+        assign = (await silent.next("assign")).assign
+        await other.dial()
+        assert (await silent.next("cancel")).cancel.token == assign.token
+        room = store.jobs._room
+
+        async def owed() -> object:
+            return await room.bulk.call("HGET", room.keys.job(job_id), "od")
+
+        await wait_until(owed)
+        record = await bench.job(job_id)
+        assert (record.state, record.node_id, record.token) == (JobState.RUNNING, "a", assign.token)
