@@ -58,6 +58,6 @@ class Quarantine:
         return frozenset(model for (node, model), case in self._cases.items() if node == node_id and now < case.until)
 
     def forget(self, node_id: str) -> None:
-        """The node was deleted, or its agent is another: what it could not do then it may do now."""
+        """The node was deleted: another of its name begins anew."""
         for key in [key for key in self._cases if key[0] == node_id]:
             del self._cases[key]

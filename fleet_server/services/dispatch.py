@@ -96,11 +96,16 @@ class Dispatcher:
         self._flow = Flow()
         self._all_sent = False
         self._unsettled: list[ClaimRequest] = []
-        fleet.subscribe_changes(lambda _: self.wake())
+        fleet.subscribe_changes(self._changed)
 
     def wake(self) -> None:
         """Something changed: jobs wait or slots are free. Never waits; many wakes are one round."""
         self._some.set()
+
+    def _changed(self, node_id: str) -> None:
+        if self._fleet.node(node_id) is None:
+            self._speeds.forget(node_id)
+        self.wake()
 
     async def run(self) -> None:
         """Rounds until cancelled."""

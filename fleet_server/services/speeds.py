@@ -169,6 +169,15 @@ class Speeds:
         self._changed.add(node_id)
         self._some.set()
 
+    def forget(self, node_id: str) -> None:
+        """The node was deleted."""
+        self.book.forget(node_id)
+        self.quarantine.forget(node_id)
+        for token in tuple(self._by_node.get(node_id, ())):
+            self._over(token)
+        self._views.pop(node_id, None)
+        self._stamps.pop(node_id, None)
+
     def _failed(self, sent: _Sent, reason: str) -> None:
         # A report of a failure does not say whether the load or the run failed; what was in memory had been loaded.
         if sent.cold and self.quarantine.failed(sent.node_id, sent.model, sent.job_id, reason, self._clock() / 1000):

@@ -165,6 +165,20 @@ def test_what_says_nothing_of_the_node_puts_nothing_into_quarantine() -> None:
     assert speeds.seen(NODE, (), 2).quarantined == frozenset()
 
 
+def test_a_deleted_node_leaves_nothing_behind() -> None:
+    speeds = Speeds(clock=Clock())
+    for number in range(FAILURES):
+        speeds.sent(claim(number), NODE)
+        speeds.taken("agx0", done(number, reason="ENGINE_FAILED"))
+    speeds.sent(claim(8), NODE)
+    speeds.taken("agx0", done(8, load=8.0))
+    speeds.sent(claim(9), NODE)
+    speeds.forget("agx0")
+    assert speeds.book.dump("agx0") == {"speeds": [], "loads": {}}
+    again = speeds.seen(NODE, (), 2)
+    assert (again.quarantined, again.free_at_ms) == (frozenset(), ())
+
+
 async def test_what_was_learned_survives_a_restart(store: Store) -> None:
     first = Speeds(clock=Clock(), shelf=store.speeds, write_seconds=0.01)
     running = asyncio.create_task(first.run())
