@@ -40,7 +40,7 @@ class Quarantine:
         case.failures += 1
         if len(case.jobs) < FAILURES:
             case.jobs.add(job_id)
-        enough = case.sentences > 0 or (case.failures >= FAILURES and len(case.jobs) > 1)
+        enough = case.failures >= FAILURES and len(case.jobs) > 1
         if now < case.until or not enough:
             return False
         case.until = now + min(FIRST_SECONDS * 2**case.sentences, LONGEST_SECONDS)
