@@ -103,6 +103,19 @@ def test_speeds_and_loads_are_learned_from_reports() -> None:
     assert speeds.book.measured_cold_seconds(NODE, "sketch") == 8.0
 
 
+def test_a_node_is_guessed_from_what_it_has_run_and_what_others_have() -> None:
+    """It is half as fast as the others with one model: so it is taken to be with the next."""
+    book = Speeds(clock=Clock()).book
+    job = Work(Unit.PIXEL_STEPS, 1e6)
+    for other in range(20):
+        book.ran(f"n{other}", "sketch", "sketch", job, 2.0)
+        book.ran(f"n{other}", "big", "sketch", job, 10.0)
+    book.ran("agx0", "sketch", "sketch", job, 4.0)
+    guess = book.seconds(replace(NODE, models={}), "big", job)
+    assert guess is not None and 19 < guess < 21
+    assert book.seconds(NODE, "unheard of", job) is None
+
+
 def test_a_report_counts_once_and_for_its_own_node() -> None:
     speeds = Speeds(clock=Clock())
     speeds.sent(claim(1), NODE)
