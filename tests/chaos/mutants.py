@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(
         "poison-goes-on",
         "store/scripts/lib/attempts.lua",
-        "if set.lo >= POISON_LOSSES and (several or single) then",
+        "if set.lo >= POISON_LOSSES and (several or single) or set.lo >= POISON_LOSSES_ANYWHERE then",
         "if false then",
     ),
     Mutant("no-outbox", "store/scripts/lib/ends.lua", "if j.cb == '1' then", "if false then"),

@@ -248,7 +248,7 @@ class Model:
         else:
             job.losses += 1
             job.nodes |= {job.node_id}
-            if job.losses >= 3 and len(job.nodes) >= 2:
+            if (job.losses >= 3 and len(job.nodes) >= 2) or job.losses >= 9:
                 self._end(job, JobState.FAILED, now)
                 return
             job.last_token = job.token

@@ -206,7 +206,7 @@ GUARDS = [
     Guard("submit", "if queued >= tonumber(ARGV[3]) then", "if false then", ids_and_limits_hold),
     Guard("commit", "if queued + size > tonumber(ARGV[3]) then", "if false then", ids_and_limits_hold),
     Guard("lib/attempts", "if not j.cn then", "if false then", losses_are_judged),
-    Guard("lib/attempts", "and (several or single) then", "then", losses_are_judged),
+    Guard("lib/attempts", "and (several or single) or", "or", losses_are_judged),
     Guard("lib/attempts", "if set.lo >= POISON_LOSSES", "if false", losses_are_judged),
     Guard("claim", "or current and current ~= session", "", old_sessions_claim_nothing),
     Guard("lose_session", "(j.se == session or j.se ~= current)", "true", old_sessions_claim_nothing),

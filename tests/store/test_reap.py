@@ -91,6 +91,15 @@ async def test_losses_on_one_node_are_the_nodes_unless_it_is_the_only_one(store:
     assert (await get(store, other)).state is JobState.FAILED
 
 
+async def test_the_ninth_loss_is_poison_on_whatever_nodes(store: Store, clock: ManualClock) -> None:
+    job_id = await submit(store)
+    for _ in range(8):
+        await lose(store, clock, "agx0")
+    assert (await get(store, job_id)).state is JobState.QUEUED
+    await lose(store, clock, "agx0")
+    assert (await get(store, job_id)).state is JobState.FAILED
+
+
 async def test_node_ids_are_compared_whole(store: Store, clock: ManualClock) -> None:
     """agx1 is not agx10: a prefix counts as another node."""
     job_id = await submit(store)

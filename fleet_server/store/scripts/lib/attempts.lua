@@ -1,6 +1,7 @@
 -- include: ends
 
 local POISON_LOSSES = 3
+local POISON_LOSSES_ANYWHERE = 9
 
 -- Puts a running job back: at once, to its old place in line, or not before `due`.
 local function requeue(id, j, due, set, del)
@@ -40,7 +41,8 @@ local function give_back(id, j, set, del)
 end
 
 -- The node or its lease is lost. A loss counts once the engine had started; the third is poison if two nodes saw it
--- (one is enough where `single`), since then the job is the likelier cause.
+-- (one is enough where `single`), since then the job is the likelier cause. The ninth is, wherever: a node that is
+-- always the first to be free again would else run it for ever.
 local function lost(id, j, avoid, err, poison_err, single)
   local set = {av = j.no, au = NOW + avoid}
   if not j.cn then
@@ -54,7 +56,7 @@ local function lost(id, j, avoid, err, poison_err, single)
     set.lx = j.lx and j.lx .. ',' .. j.no or j.no
   end
   local several = string.find(set.lx or j.lx, ',', 1, true)
-  if set.lo >= POISON_LOSSES and (several or single) then
+  if set.lo >= POISON_LOSSES and (several or single) or set.lo >= POISON_LOSSES_ANYWHERE then
     finish(id, j, 'failed', {er = poison_err, rs = 'POISON', lo = set.lo, lx = set.lx}, {})
     return 'failed'
   end
