@@ -85,7 +85,10 @@ class Completions:
         outcomes: dict[int, CompleteOutcome.ValueType | FleetError] = {}
         plain = [n for n, one in enumerate(ended) if one.spec and not one.complete.HasField("error")]
         files = [n for n in plain if ended[n].complete.outputs]
-        ready = await asyncio.gather(*(self._ready(ended[n].complete) for n in files))
+        if len(files) == 1:
+            ready = [await self._ready(ended[files[0]].complete)]
+        else:
+            ready = await asyncio.gather(*(self._ready(ended[n].complete) for n in files))
         unready = {n for n, is_ready in zip(files, ready, strict=True) if not is_ready}
         plain = [n for n in plain if n not in unready]
         rest = [n for n in range(len(ended)) if n not in set(plain)]

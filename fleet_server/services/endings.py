@@ -27,7 +27,8 @@ class Ending:
     async def wait(self, seconds: float) -> None:
         """Returns when told, or after so long at most; being told once lets one wait pass."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._some.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._some.wait()
         self._some.clear()
 
 

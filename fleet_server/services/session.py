@@ -340,8 +340,9 @@ class Session:
         self._settling[complete.token] = complete.job_id
         attempt = self._book.end(complete.token)
         spec = attempt.spec if attempt is not None and not attempt.cancelled else b""
-        self._slots_changed()
+        # The end first: its caller waits; who gets the slot comes after.
         await self._reports.put(Ended(complete, spec))
+        self._slots_changed()
 
     def _on_refused(self, complete: pb.JobComplete) -> None:
         """The agent keeps the end, and says it again."""
