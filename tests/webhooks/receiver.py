@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Received:
     body: bytes
     reader: asyncio.StreamReader
     """What else comes: nothing, and then the end."""
+    told: Any = None
+    """The body of a good signature, or what is wrong with it; where the receiver checks at once."""
 
     @property
     def webhook_id(self) -> str:
@@ -95,6 +97,8 @@ class Receiver:
     received: list[Received] = field(default_factory=list)
     answers: list[How] = field(default_factory=list)
     otherwise: How = OK
+    secret: str = ""
+    """Where given, each signature is checked as it comes: some minutes later it would be too old."""
     connections: int = 0
     open: int = 0
     most_open: int = 0
@@ -119,6 +123,11 @@ class Receiver:
             headers = {name.lower(): value for name, value in pairs}
             body = await reader.readexactly(int(headers["content-length"]))
             request = Received(head[0], headers, body, reader)
+            if self.secret:
+                try:
+                    request.told = request.verified(self.secret)
+                except WebhookVerificationError as error:
+                    request.told = error
             self.received.append(request)
             answer = self.answers.pop(0) if self.answers else self.otherwise
             await answer(request, writer)
