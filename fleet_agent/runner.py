@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import shutil
 import time
 from collections.abc import Iterable
@@ -26,14 +25,14 @@ from fleet_agent.chores import Chores
 from fleet_agent.deliveries import Deliveries
 from fleet_agent.inputs import InputError
 from fleet_agent.inventory import Inventory
+from fleet_agent.keeper import Keeper
 from fleet_agent.link import Link
 from fleet_agent.preparation import Preparation
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
-from fleet_agent.spool import BadOutputError, BadTokenError, Spool, SpoolEntry
+from fleet_agent.spool import BadTokenError, Spool, SpoolEntry
 
 _log = structlog.get_logger("fleet.agent")
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _MESSAGE = 500
 Said = node_pb2.AgentMessage
 
@@ -54,6 +53,7 @@ class Runner:
         self._inventory = inventory
         self._spool = spool
         self.deliveries = Deliveries(settings, spool)
+        self._keeper = Keeper(spool, self.deliveries, settings.slots)
         folders = (settings.models_folder, settings.data_dir)
         self._slots = [SlotProcess(index, *folders) for index in range(settings.slots)]
         inputs = settings.data_dir / "inputs"
@@ -62,7 +62,6 @@ class Runner:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        self._keeping: set[asyncio.Task[None]] = set()
         self._link: Link | None = None
         self._chores: Chores | None = None
 
@@ -81,7 +80,7 @@ class Runner:
     async def close(self) -> None:
         """Ends every child; call it when no attempt is running."""
         await asyncio.gather(*(slot.close() for slot in self._slots))
-        await asyncio.gather(*self._keeping)
+        await self._keeper.aclose()
         await self._spool.aclose()
 
     @property
@@ -234,7 +233,7 @@ class Runner:
         if entry is not None:
             self.deliveries.add(entry)
             if not entry.files:
-                self._keep_meanwhile(entry)
+                self._keeper.keep_meanwhile(entry)
         if said is not None:
             self._say(said)
         if attempt.slot.pid is None and not self._draining:
@@ -317,72 +316,13 @@ class Runner:
         if complete is None or _given_up(attempt, complete):
             await asyncio.to_thread(self._spool.discard, token)
             return _parting(attempt), None
-        entry = await self._kept(attempt, complete, end.outputs)
+        entry = await self._keeper.keep(attempt, complete, end.outputs)
         if attempt.stop is Stop.CANCELLED:
             # The server's word came while the end was being written: it is not wanted any more.
             self.deliveries.abandon(token)
             await asyncio.to_thread(self._spool.remove, token)
             return Said(stopped=node_pb2.JobStopped(job_id=job_id, token=token)), None
-        if isinstance(entry, SpoolEntry):
-            return None, entry
-        return Said(complete=entry), None
-
-    async def _kept(
-        self, attempt: Attempt, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]
-    ) -> SpoolEntry | node_pb2.JobComplete:
-        """Puts an end into the spool; where its files do not fit, the end is a failure.
-
-        Where not even that fits, the end itself comes back: said once; if it is lost, the lease runs out.
-        """
-        try:
-            return await self._keep(complete, outputs)
-        except BadOutputError as error:
-            complete = failure(attempt, "ENGINE_FAILED", str(error), True)
-        except OSError as error:
-            _log.error("an end could not be spooled", job_id=attempt.assign.job_id, error=str(error))
-            reason = "DISK_FULL" if error.errno in _DISK_FULL else "ENGINE_FAILED"
-            complete = failure(attempt, reason, f"the node could not keep the outputs: {error.strerror}", True)
-        try:
-            return await asyncio.to_thread(self._spool.add, complete, [])
-        except OSError:
-            await asyncio.to_thread(self._spool.discard, attempt.token)
-            return complete
-
-    async def _keep(self, complete: node_pb2.JobComplete, outputs: list[tuple[Path, str]]) -> SpoolEntry:
-        """Puts an end into the spool; its files are on their way to the server meanwhile.
-
-        Of an end without files what is written is `_keep_meanwhile`'s, which is waited for where the disk is slow.
-        """
-        stage = self._spool.stage
-        entry = await asyncio.to_thread(stage, complete, outputs) if outputs else stage(complete, outputs)
-        if not entry.files:
-            while len(self._keeping) > len(self._slots):
-                await asyncio.wait(self._keeping, return_when=asyncio.FIRST_COMPLETED)
-            return entry
-        self.deliveries.begin(entry)
-        try:
-            await asyncio.to_thread(self._spool.commit, entry)
-        except BaseException:
-            self.deliveries.abandon(entry.token)
-            raise
-        return entry
-
-    def _keep_meanwhile(self, entry: SpoolEntry) -> None:
-        """Writes an end without files down while it is being said."""
-
-        async def keep() -> None:
-            try:
-                await self._spool.keep(entry.complete)
-            except OSError as error:
-                _log.error(
-                    "an end is not on the disk: if this agent ends before the server has it, it is lost",
-                    job_id=entry.complete.job_id,
-                    error=str(error),
-                )
-
-        task = asyncio.create_task(keep(), name=f"keep {entry.token}")
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
+        return None, entry
 
     async def _kill_later(self, attempt: Attempt) -> None:
         await asyncio.sleep(self._settings.cancel_grace_seconds)

@@ -268,7 +268,7 @@ async def test_a_small_end_is_said_while_it_is_written_and_its_slot_takes_work(
         ack(talk, "t1")
         await talk.first("heartbeat", lambda beat: [held.token for held in beat.held] == ["t2"])
         journal.gate.set()
-        await wait_until(lambda: not agent.runner._keeping)
+        await wait_until(lambda: not agent.runner._keeper._keeping)
     assert [entry.token for entry in Spool(tmp_path / "spool").entries()] == ["t2"]
 
 

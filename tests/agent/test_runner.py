@@ -13,6 +13,7 @@ import pytest
 from fleet.v1 import node_pb2, types_pb2
 
 from fleet_agent.attempt import Stop
+from fleet_agent.journal import Journal
 from fleet_agent.slot_process import SlotProcess
 from fleet_agent.spool import Spool, SpoolEntry
 from tests.agent.helpers import ScriptedServer, agent_running, assign_of, let_go, settings_of
@@ -185,7 +186,7 @@ async def test_outputs_that_the_disk_does_not_take(
     assert not complete.outputs
 
 
-async def test_an_end_that_the_disk_does_not_take_at_all_is_said_once(
+async def test_an_end_that_the_disk_does_not_take_at_all_is_said_all_the_same(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = Spool.commit
@@ -196,7 +197,15 @@ async def test_an_end_that_the_disk_does_not_take_at_all_is_said_once(
             raise OSError(errno.ENOSPC, "no space left on device")
         commit(self, entry)
 
+    append = Journal._append
+
+    def full_too(self: Journal, data: bytes) -> None:
+        if b"t1" in data:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        append(self, data)
+
     monkeypatch.setattr(Spool, "commit", full)
+    monkeypatch.setattr(Journal, "_append", full_too)
     complete = await ended(server, tmp_path, "paint")
     assert complete.error.reason == "DISK_FULL"
 
