@@ -74,6 +74,7 @@ def test_long_texts_are_cut_where_they_show_it() -> None:
     ("fields", "words"),
     [
         ({"status": "running"}, "running on agx0"),
+        ({"status": "running", "node_id": None}, "running"),
         ({"status": "queued", "queue_position": 3}, "queued, place 3"),
         ({"status": "queued"}, "queued"),
         ({"status": "queued", "wait_reason": "PAUSED"}, "waiting: the queue is paused"),

@@ -97,7 +97,8 @@ def rate(value: float | None) -> str:
 def place(job: Json) -> str:
     """Where a job is on its way."""
     if job["status"] == "running":
-        return f"running on {plain(job['node_id'])}"
+        # A group has no node of its own: its images run where they run.
+        return f"running on {plain(job['node_id'])}" if job["node_id"] else "running"
     if job["status"] != "queued":
         return str(job["status"])
     if job["wait_reason"]:
