@@ -11,7 +11,7 @@ import structlog
 from fleet.v1.types_pb2 import JobSpec
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.domain.job import BOOST_MS, Claim, Lane, Priority
+from fleet_server.domain.job import BOOST_MS, Claim, Lane, NewJob, Priority
 from fleet_server.domain.node import NodeView
 from fleet_server.domain.placement import Feasibility, Placed, Plan, Situation, place
 from fleet_server.domain.recorded import RecordedTiming
@@ -19,6 +19,7 @@ from fleet_server.services.fleet import FleetView
 from fleet_server.services.flow import GATHER_SECONDS, Flow
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.nodes import now_ms
+from fleet_server.services.outlook import Outlook
 from fleet_server.services.sessions import Sessions
 from fleet_server.services.speeds import Speeds
 from fleet_server.store import ClaimRequest, LaneView, Store
@@ -94,18 +95,42 @@ class Dispatcher:
         self._look_again_ms: int | None = None
         self._some = asyncio.Event()
         self._flow = Flow()
-        self._all_sent = False
+        self._outlook = Outlook(self._settings.poll_seconds)
+        self._known: dict[str, NodeView] = {}
+        self._none_left = False
         self._unsettled: list[ClaimRequest] = []
         fleet.subscribe_changes(self._changed)
 
     def wake(self) -> None:
-        """Something changed: jobs wait or slots are free. Never waits; many wakes are one round."""
+        """Something changed in the queue: look. Never waits; many wakes are one round."""
+        self._outlook.doubt()
         self._some.set()
 
+    def expect(self, jobs: Sequence[NewJob]) -> None:
+        """These jobs were put in line, or are being so by calls that go to the store before any made after this."""
+        now = self._clock()
+        for job in jobs:
+            self._outlook.expect(job, now)
+        self._some.set()
+
+    def rides(self) -> bool:
+        """Whether the claim of a job that is submitted now should travel with its submit."""
+        return not self._flow.busy and self._any_slot()
+
+    def _any_slot(self) -> bool:
+        return any(self._sessions.slots_free(node.node_id) for node in self._fleet.online())
+
     def _changed(self, node_id: str) -> None:
-        if self._fleet.node(node_id) is None:
+        node, before = self._fleet.node(node_id), self._known.pop(node_id, None)
+        if node is None:
             self._speeds.forget(node_id)
-        self.wake()
+        else:
+            self._known[node_id] = node
+            if before is not None and _only_filled(before, node):
+                # Nothing can be placed that could not before.
+                return
+        self._outlook.aged()
+        self._some.set()
 
     async def run(self) -> None:
         """Rounds until cancelled."""
@@ -115,6 +140,7 @@ class Dispatcher:
                 while await self._gathered_round():
                     pass
             except FleetError as error:
+                self._outlook.doubt()
                 _log.warning("dispatch waits", reason=error.reason, detail=error.detail)
                 await asyncio.sleep(self._settings.repeat_seconds)
                 continue
@@ -122,7 +148,7 @@ class Dispatcher:
                 async with asyncio.timeout(self._patience()):
                     await self._some.wait()
             except TimeoutError:
-                continue
+                self._outlook.doubt()
 
     async def _gathered_round(self) -> int:
         """A round; where many jobs go out, slots that are freed within a few milliseconds are filled by one."""
@@ -131,7 +157,7 @@ class Dispatcher:
         sent = await self.round()
         self._flow.note(sent)
         # Who submits more wakes us: without a word there is nothing left to look for.
-        return 0 if self._all_sent else sent
+        return 0 if self._none_left else sent
 
     def _patience(self) -> float:
         """Seconds until the next round comes by itself: at the latest when a deferral ends."""
@@ -146,22 +172,32 @@ class Dispatcher:
         Raises STORE_UNAVAILABLE.
         """
         self._look_again_ms = None
-        self._all_sent = False
+        self._none_left = False
         if self._unsettled:
             # The outcome of these is unknown: the same tokens again.
-            return await self._claim(self._unsettled)
-        if not any(self._sessions.slots_free(node.node_id) for node in self._fleet.online()):
+            return await self._claim(self._unsettled, sure=False)
+        belief = self._outlook.take()
+        if not self._any_slot():
             return 0
-        wanted = await self._wanted()
+        if belief is not None:
+            requests = await self._requests(belief.lanes)
+            if requests:
+                return await self._claim(requests, sure=belief.sure)
+            if belief.sure:
+                return 0
+        lanes = await self._store.jobs.lanes()
+        self._outlook.looked(lanes)
+        requests = await self._requests(lanes) if lanes else []
+        return await self._claim(requests, sure=True) if requests else 0
+
+    async def _requests(self, lanes: Sequence[LaneView]) -> list[ClaimRequest]:
+        wanted = await self._wanted(lanes)
         if not wanted:
-            return 0
+            return []
         plan = self._plan(wanted)
         self._look_again_ms = plan.look_again_ms
         by_lane = {one.lane.lane_id: one for one in wanted}
-        requests = [self._request(one, by_lane[one.lane_id]) for one in plan.placed]
-        sent = await self._claim(requests) if requests else 0
-        self._all_sent = sent == sum(one.waiting for one in wanted)
-        return sent
+        return [self._request(one, by_lane[one.lane_id]) for one in plan.placed]
 
     def situation(self, wanted: Sequence[Wanted]) -> Situation:
         """What is known now; nodes with streams elsewhere are there, with no slot that this replica may fill."""
@@ -194,9 +230,9 @@ class Dispatcher:
         else:
             self._after_urgent.discard(placed.node_id)
 
-    async def _wanted(self) -> list[Wanted]:
+    async def _wanted(self, lanes: Sequence[LaneView]) -> list[Wanted]:
         wanted: list[Wanted] = []
-        for view in await self._store.jobs.lanes():
+        for view in lanes:
             if view.mixed:
                 wanted.extend(await self._mixed(view))
             else:
@@ -237,19 +273,24 @@ class Dispatcher:
             avoid=not placed.alone,
         )
 
-    async def _claim(self, requests: list[ClaimRequest]) -> int:
+    async def _claim(self, requests: list[ClaimRequest], *, sure: bool) -> int:
+        """Claims, looks and sends; `sure`: that jobs wait there was seen just now."""
         self._unsettled = requests
-        claims = await self._store.jobs.claim(requests)
+        claims, lanes = await self._store.jobs.claim_and_look(requests)
         self._unsettled = []
+        self._outlook.looked(lanes)
+        waiting = {view.lane.lane_id for view in lanes if view.waiting}
+        self._none_left = not waiting
         moved = 0
         for request, claim in zip(requests, claims, strict=True):
             if claim is not None:
                 moved += await self._send(claim)
-            elif request.avoid:
+            elif request.avoid and request.lane_id in waiting:
                 # What waits there has just failed on this node: the next round asks another for it.
                 self._fleet.avoid(request.node_id, request.job_id or request.lane_id, self._settings.avoid_seconds)
                 moved += 1
-        return moved
+        # A belief that was wrong: what does wait is known now.
+        return moved or int(not sure and bool(waiting))
 
     async def _send(self, claim: Claim) -> bool:
         node = self._fleet.node(claim.job.node_id)
@@ -258,7 +299,12 @@ class Dispatcher:
                 self._speeds.sent(claim, node)
             return True
         await self._store.jobs.release(claim.job.job_id, claim.token)
+        self._outlook.doubt()
         return False
+
+
+def _only_filled(before: NodeView, now: NodeView) -> bool:
+    return now.slots_free < before.slots_free and replace(now, slots_free=before.slots_free) == before
 
 
 def wanted_of(view: LaneView) -> Wanted:

@@ -51,6 +51,11 @@ class Endings:
             if not left:
                 del self._waiting[job_id]
 
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
     def tell(self, job_id: str, record: JobRecord | None = None) -> None:
         """The job has ended; `record`, whole, if that is known to be on the store's disk."""
         for ending in self._waiting.get(job_id, ()):

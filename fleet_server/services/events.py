@@ -285,7 +285,7 @@ class EventHub:
     async def _follow(self) -> None:
         while True:
             try:
-                async with self._events.subscribe(buffer=4_096) as entries:
+                async with self._events.subscribe(buffer=4_096, hurry=self._awaited) as entries:
                     if self._last:
                         await self._catch_up()
                     else:
@@ -300,6 +300,9 @@ class EventHub:
             except FleetError as error:
                 _log.warning("the event stream is interrupted", detail=error.detail)
                 await asyncio.sleep(self._settings.retry_seconds)
+
+    def _awaited(self) -> bool:
+        return bool(self._boxes) or self._endings.awaited
 
     async def _recall_rates(self) -> None:
         """Counts what happened before this process began, as far back as the window reaches."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from fleet.v1 import types_pb2
 
+from fleet_server.domain.job import NewJob
 from fleet_server.domain.node import NodeView
 from fleet_server.storage.outputs import OutputStat
 
@@ -63,6 +64,18 @@ class Wake(Protocol):
     """Work may have come: look."""
 
     def wake(self) -> None: ...
+
+
+class Line(Wake, Protocol):
+    """Where jobs are given to nodes."""
+
+    def expect(self, jobs: Sequence[NewJob]) -> None:
+        """These jobs were put in line, or are being so by calls that go to the store before any made after this."""
+        ...
+
+    def rides(self) -> bool:
+        """Whether the claim of a job that is submitted now should travel with its submit."""
+        ...
 
 
 class Attempts(Protocol):

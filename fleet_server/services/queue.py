@@ -14,13 +14,15 @@ from fleet_server.domain.job import JobRecord, JobState, Priority
 from fleet_server.services.intake import Admitted, Intake, idempotency
 from fleet_server.services.jobs import Live, receipt
 from fleet_server.services.pages import page_key_of, token_of
-from fleet_server.services.ports import Attempts, Wake
+from fleet_server.services.ports import Attempts, Line
 from fleet_server.services.shield import Shield
 from fleet_server.services.times import ceil_ms
 from fleet_server.services.views import JobViews
 from fleet_server.services.words import priority_of, state_of, type_word
 from fleet_server.store import Idempotency, JobStore, PageKey, Submitted
 
+_RIDES_BYTES = 16_384
+"""A larger job does not hold up claims: it takes the other connection."""
 _BREATH = 50
 """Jobs of a batch, or of a page, that are worked on before others get the loop."""
 
@@ -42,7 +44,7 @@ class JobQueue:
         jobs: JobStore,
         intake: Intake,
         views: JobViews,
-        dispatcher: Wake,
+        dispatcher: Line,
         attempts: Attempts,
         settings: QueueSettings | None = None,
     ) -> None:
@@ -114,14 +116,21 @@ class JobQueue:
         # Kept first: the event of the new job may come before the reply.
         for item in all_jobs:
             self._views.keep(item.job.job_id, item.spec)
+        jobs = [item.job for item in all_jobs]
+        plain = all(job.schedule_ms is None and not job.after for job in jobs)
+        rides = plain and len(jobs) == 1 and len(jobs[0].spec) <= _RIDES_BYTES and self._dispatcher.rides()
         submitted = await self._jobs.submit(
-            [item.job for item in all_jobs],
+            jobs,
             idempotency=once,
             limit=self._settings.queued_jobs,
             callbacks=callbacks,
+            posted=(lambda: self._dispatcher.expect(jobs)) if rides else None,
         )
-        if not submitted.replayed:
-            self._dispatcher.wake()
+        if not submitted.replayed and not rides:
+            if plain:
+                self._dispatcher.expect([job for job in jobs if not job.child_job_ids])
+            else:
+                self._dispatcher.wake()
         return submitted
 
     async def _receipts_again(self, job_ids: Sequence[str]) -> list[types_pb2.Receipt]:

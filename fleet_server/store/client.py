@@ -180,6 +180,8 @@ class Client:
                 if not batch:
                     self._wake.clear()
                     await self._wake.wait()
+                    # Others whom the same event woke have calls too: they go together.
+                    await asyncio.sleep(0)
                     continue
                 try:
                     if self._connection is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
@@ -90,6 +90,7 @@ class JobSubmitter:
         idempotency: Idempotency | None = None,
         limit: int = 1_000_000,
         callbacks: Collection[str] = (),
+        posted: Callable[[], None] | None = None,
     ) -> Submitted:
         """Accepts 1 to 1,000 jobs, all or none; when it returns they are logged as the store's durability says.
 
@@ -101,6 +102,9 @@ class JobSubmitter:
         spec is that job, accepted again. Raises IDEMPOTENCY_KEY_REUSED (other fingerprint), QUEUE_FULL (over
         `limit` queued jobs or 80 % of the store's memory), INVALID_FIELD (`job_id` is taken by another job, or too
         many children), JOB_NOT_FOUND (`after` names an unknown job, or a later one of the same submit).
+
+        `posted`, for one job alone, is called once its submit is on the way by the connection of claims: those that
+        are posted from then on come after it, and in the same batch if that is at once.
         """
         alone = sum(1 for job in jobs if not job.group_job_id)
         if not 1 <= alone <= MAX_BATCH:
@@ -112,19 +116,28 @@ class JobSubmitter:
         await self._memory.admit()
         try:
             if len(jobs) == 1:
-                return await self._one(jobs[0], idempotency, limit, callbacks)
+                return await self._one(jobs[0], idempotency, limit, callbacks, posted)
             return await self._batch(jobs, idempotency, limit, callbacks)
         except StoreFullError as error:
             raise FleetError("QUEUE_FULL", error.detail) from error
 
     async def _one(
-        self, job: NewJob, idempotency: Idempotency | None, limit: int, callbacks: Collection[str]
+        self,
+        job: NewJob,
+        idempotency: Idempotency | None,
+        limit: int,
+        callbacks: Collection[str],
+        posted: Callable[[], None] | None,
     ) -> Submitted:
         keys = [self._room.keys.job(job.job_id), self._room.keys.spec(job.job_id), *self._key(idempotency)]
         fields = _fields(job, job.job_id in callbacks)
         print_ = idempotency.fingerprint if idempotency else ""
         args = self._room.args(limit, print_, job.job_id, encode_lane(job.lane), job.spec, *fields)
-        reply = await self._room.bulk.run("submit", keys, args)
+        connection = self._room.bulk if posted is None else self._room.dispatch
+        reply_of = connection.post("submit", keys, args)
+        if posted is not None:
+            posted()
+        reply = await reply_of
         ids, replayed = self._accepted(reply, limit, [job])
         if replayed:
             return await self._replay(ids)

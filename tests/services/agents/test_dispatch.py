@@ -256,7 +256,7 @@ async def test_claims_of_an_ended_session_are_given_back(store: Store, short_pat
         agent = bench.agent()
         await agent.dial()
         job_id = await bench.submit()
-        claim = store.jobs.claim
+        claim = store.jobs.claim_and_look
 
         async def claim_and_end(requests: object) -> object:
             claims = await claim(requests)  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ async def test_claims_of_an_ended_session_are_given_back(store: Store, short_pat
                 await agent.dial()
             return claims
 
-        store.jobs.claim = claim_and_end  # type: ignore[method-assign,assignment]
+        store.jobs.claim_and_look = claim_and_end  # type: ignore[method-assign,assignment]
         assert await bench.dispatcher.round() == 0
         record = await bench.job(job_id)
         assert (record.state, record.attempt) == (JobState.QUEUED, 0)

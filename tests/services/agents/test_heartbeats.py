@@ -235,8 +235,8 @@ async def test_reports_wait_for_a_store_that_is_away(bench: Bench, after: bool) 
 @pytest.mark.parametrize("after", [False, True], ids=["not written", "written but not answered"])
 async def test_a_claim_whose_outcome_is_unknown_is_claimed_again(bench: Bench, after: bool) -> None:
     """The same token: the job is not claimed twice and not forgotten."""
-    door = Away(bench.store.jobs.claim, after=after)
-    bench.store.jobs.claim = door  # type: ignore[method-assign]
+    door = Away(bench.store.jobs.claim_and_look, after=after)
+    bench.store.jobs.claim_and_look = door  # type: ignore[method-assign]
     agent = bench.agent()
     await agent.dial()
     job_id = await bench.submit()

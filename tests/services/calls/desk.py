@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from PIL import Image
 from uuid_utils import uuid7
 
-from fleet_server.domain.job import Claim, JobRecord
+from fleet_server.domain.job import Claim, JobRecord, NewJob
 from fleet_server.domain.placement import feasible
 from fleet_server.protojson import JsonCodec, apply_defaults
 from fleet_server.rpc.validation import validate
@@ -83,6 +83,12 @@ class Bell:
     def wake(self) -> None:
         self.rung += 1
         self.on_ring()
+
+    def expect(self, jobs: Sequence[NewJob]) -> None:
+        self.wake()
+
+    def rides(self) -> bool:
+        return False
 
     async def cancel_attempt(self, job_id: str, node_id: str, token: str) -> None:
         self.stopped.append((job_id, node_id, token))
