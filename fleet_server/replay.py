@@ -17,6 +17,7 @@ def replay(
     seen: Annotated[
         Path | None, typer.Option(help="What `fleet simulate --record` wrote: was all of it decided so?")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make every recorded decision of dispatch again, by the pure functions of placement, and report differences.
 
@@ -43,6 +44,21 @@ def replay(
     except (BadRecordError, ValueError, KeyError, TypeError) as error:
         _fail(f"{error}: is it a file of decisions, and --seen one of `fleet simulate --record`?")
     undecided = assigned - found.placements
+    code = 1 if found.differences or undecided else 0
+    if as_json:
+        report = {
+            "decisions": found.decisions,
+            "placed": found.placed,
+            "deferred": found.deferred,
+            "differences": [str(difference) for difference in found.differences],
+            "assignments": assigned.total() if seen is not None else None,
+            "undecided": [
+                {"node_id": node_id, "model": model, "count": count}
+                for (node_id, model), count in sorted(undecided.items())
+            ],
+        }
+        sys.stdout.write(orjson.dumps(report).decode() + "\n")
+        raise typer.Exit(code)
     sys.stdout.write(
         f"{found.decisions:,} decisions, {found.placed:,} jobs placed, {found.deferred:,} deferrals: "
         f"{len(found.differences):,} differ\n"
@@ -53,7 +69,7 @@ def replay(
         sys.stdout.write(f"{difference}\n")
     for (node_id, model), count in sorted(undecided.items())[:_SHOWN]:
         sys.stdout.write(f"{node_id}: {count} of {model} not decided\n")
-    raise typer.Exit(1 if found.differences or undecided else 0)
+    raise typer.Exit(code)
 
 
 def _fail(text: str) -> NoReturn:

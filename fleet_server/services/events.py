@@ -98,7 +98,8 @@ class EventHub:
         """Returns once the hub follows the store. Raises STORE_UNAVAILABLE if that takes too long."""
         if not self._ready.is_set():
             try:
-                await asyncio.wait_for(self._ready.wait(), self._settings.ready_seconds)
+                async with asyncio.timeout(self._settings.ready_seconds):
+                    await self._ready.wait()
             except TimeoutError:
                 raise FleetError(
                     "STORE_UNAVAILABLE", "the store cannot be reached: events cannot be followed"

@@ -131,7 +131,7 @@ class WebhookSender:
         """Wakes at each end of a job with a callback, so that nothing waits for the next poll."""
         while True:
             with contextlib.suppress(FleetError):
-                async with self._store.events.subscribe() as events:
+                async with self._store.events.subscribe(hurry=lambda: False) as events:
                     # What ended before we listened.
                     self.wake()
                     async for event in events:
@@ -152,8 +152,10 @@ class WebhookSender:
                 _log.error("callbacks cannot be claimed", trace=traceback.format_exc())
             await self._start(group)
             if wait > 0:
+                # Not wait_for: before Python 3.12 it can swallow a cancellation that comes as the event is set.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._some.wait(), max(wait, _SHORTEST_SECONDS))
+                    async with asyncio.timeout(max(wait, _SHORTEST_SECONDS)):
+                        await self._some.wait()
 
     async def _claim(self) -> float:
         """Claims what there is room for; seconds until there is reason to look again."""

@@ -78,6 +78,8 @@ def test_a_decision_that_would_not_be_made_is_reported(recorded: Recorded, tmp_p
     done = fleet("replay", str(bent))
     assert done.returncode == 1
     assert ": 1 differ\n" in done.stdout and f"decision {number + 1}: placed: was " in done.stdout
+    printed = orjson.loads(fleet("replay", str(bent), "--json").stdout)
+    assert (printed["decisions"] > 10, len(printed["differences"]), printed["undecided"]) == (True, 1, [])
 
 
 def test_an_assignment_that_was_never_decided_is_reported(recorded: Recorded, tmp_path: Path) -> None:

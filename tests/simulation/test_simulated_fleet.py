@@ -102,7 +102,7 @@ async def test_a_killed_server_gets_all_its_agents_back_and_nothing_is_done_twic
         running.stop_jobs()
         await running.drained.wait()
 
-    await simulation.run(Load(rate=40), until)
+    await simulation.run(Load(rate=15), until)
     assert len(tally.welcomes) == 2 * AGENTS
     assert (tally.healthy_kills, tally.overlaps, tally.done_twice, tally.failed_jobs) == (0, 0, 0, 0)
     assert tally.done == tally.submitted
