@@ -38,6 +38,7 @@ class AttemptBook:
 
     def __init__(self) -> None:
         self._attempts: dict[str, Attempt] = {}
+        self._done: set[str] = set()
         self._slots = 0
 
     def __iter__(self) -> Iterator[Attempt]:
@@ -62,9 +63,18 @@ class AttemptBook:
         """The attempt is over and its slot free; None if the book does not have it."""
         return self._attempts.pop(token, None)
 
+    def finish(self, token: str) -> Attempt | None:
+        """As `end`, by the agent's own report: it goes on naming the attempt until it knows that the report arrived."""
+        self._done.add(token)
+        return self.end(token)
+
     def report(self, slots: int, slots_free: int, held: Iterable[HeldAttempt]) -> None:
         """Takes a heartbeat: slots that it can fill, attempts that it names and those that it does not."""
         named = {one.token: one for one in held}
+        self._done.intersection_update(named)
+        for token in self._done:
+            # It fills no slot any more.
+            del named[token]
         self._slots = min(slots, slots_free + len(named))
         for token, one in named.items():
             attempt = self._attempts.setdefault(token, Attempt(one.job_id, token))

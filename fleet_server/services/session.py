@@ -338,7 +338,7 @@ class Session:
         if complete.token in self._settling:
             return
         self._settling[complete.token] = complete.job_id
-        attempt = self._book.end(complete.token)
+        attempt = self._book.finish(complete.token)
         spec = attempt.spec if attempt is not None and not attempt.cancelled else b""
         # The end first: its caller waits; who gets the slot comes after.
         await self._reports.put(Ended(complete, spec))

@@ -123,7 +123,7 @@ async def test_events_lost_while_away_are_a_gap(
 
 
 async def test_a_subscription_keeps_the_newest() -> None:
-    subscription = Subscription(3)
+    subscription = Subscription(3, lambda: True)
     for number in range(8):
         subscription.put(StoredEvent(f"{number}-0", 0, "job_update"))
     assert (await anext(subscription)).type == "gap"

@@ -283,3 +283,20 @@ async def test_a_hello_whose_store_is_away_is_told_to_come_again(bench: Bench) -
 )
 def test_the_address_of_a_peer(peer: str, address: str) -> None:
     assert address_of(peer) == address
+
+
+async def test_what_has_ended_fills_no_slot_though_a_beat_still_names_it(bench: Bench) -> None:
+    """The agent names an attempt until its end is acknowledged; the slot is free from the report on."""
+    agent = bench.agent()
+    await agent.dial(slots=2)
+    first, second = await bench.submit(), await bench.submit()
+    done, running = await agent.start(), await agent.start()
+    assert {done.job_id, running.job_id} == {first, second}
+    await agent.complete(done)
+    held = [(done.job_id, done.token), (running.job_id, running.token)]
+    await agent.beat(held, slots=2, slots_free=1)
+    assert bench.sessions.slots_free("agx0") == 1
+    await agent.beat(held[1:], slots=2)
+    assert bench.sessions.slots_free("agx0") == 1
+    third = await bench.submit()
+    assert (await agent.take()).job_id == third
