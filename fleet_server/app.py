@@ -131,7 +131,13 @@ class Server:
             store,
             self.fleet,
             self._ticks,
-            Completions(store, self._outputs, endings=endings, taken=self._speeds.taken),
+            Completions(
+                store,
+                self._outputs,
+                endings=endings,
+                taken=self._speeds.taken,
+                backoff_first_ms=int(settings.retry_backoff_seconds * 1000),
+            ),
             settings=SessionSettings(
                 heartbeat_seconds=settings.heartbeat_seconds,
                 persist_seconds=2.8 * settings.heartbeat_seconds,

@@ -73,7 +73,8 @@ class Settings(BaseSettings):
     reap_grace_seconds: Annotated[float, Field(ge=0)] = 60
     """After a start of the server no lease is reaped for so long."""
     reap_interval_seconds: Annotated[float, Field(gt=0)] = 1
-    retry_backoff_seconds: Annotated[float, Field(ge=0)] = 2
+    retry_backoff_seconds: Annotated[float, Field(ge=0)] = 1
+    """Before the first automatic retry of a failed job; twice as long before each next one, at most a minute."""
     stop_grace_seconds: Annotated[float, Field(ge=0)] = 10
 
     callback_allow: Names | None = None

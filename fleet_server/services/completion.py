@@ -13,7 +13,7 @@ from fleet.v1.types_pb2 import JobAttempt, JobError, JobResult, JobSpec, Output,
 
 from fleet_server.domain.errors import JOB_REASON_CODES, REASON_CODES, Code, FleetError
 from fleet_server.domain.job import JobRecord
-from fleet_server.domain.retry import backoff_ms
+from fleet_server.domain.retry import FIRST_MS, backoff_ms
 from fleet_server.services.endings import Endings
 from fleet_server.services.nodes import now_ms, set_time
 from fleet_server.services.uploads import accepts_output, output_name, output_stem
@@ -63,12 +63,14 @@ class Completions:
         draw: Callable[[], float] = random.random,
         endings: Endings | None = None,
         taken: Callable[[str, JobComplete], None] = lambda node_id, complete: None,
+        backoff_first_ms: int = FIRST_MS,
     ) -> None:
         self._store = store
         self._outputs = outputs
         self._endings = endings or Endings()
         self._draw = draw
         self._taken = taken
+        self._backoff_first_ms = backoff_first_ms
 
     async def settle(self, node_id: str, complete: JobComplete, spec: bytes = b"") -> CompleteOutcome.ValueType:
         """What became of one report, see `settle_many`. Raises STORE_UNAVAILABLE: nothing is known yet, ask again."""
@@ -170,7 +172,7 @@ class Completions:
             error=whole.SerializeToString(),
             attempt=attempt.SerializeToString(),
             retryable=retryable,
-            backoff_ms=backoff_ms(number, self._draw()),
+            backoff_ms=backoff_ms(number, self._draw(), first_ms=self._backoff_first_ms),
             result=_result(complete).SerializeToString(),
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fleet.v1 import types_pb2
 
-from fleet_server.domain.job import JobRecord
+from fleet_server.domain.job import JobRecord, JobState
 from fleet_server.services.groups import progress_of_one
 from fleet_server.services.views import JobViews
 from fleet_server.store import JobStore
@@ -59,7 +59,11 @@ class GroupTicks:
         known = self._groups.get(record.group_job_id) if record.group_job_id else None
         if known is None:
             return None
-        known.progress[record.job_id] = progress_of_one(record, {})
+        progress = progress_of_one(record, {})
+        if record.state is JobState.RUNNING:
+            # Ticks come sooner than the event of the start, which knows of none.
+            progress = max(progress, known.progress.get(record.job_id, 0))
+        known.progress[record.job_id] = progress
         return self._told(record.group_job_id, known)
 
     async def _group_of(self, job_id: str) -> str:

@@ -214,6 +214,7 @@ def test_backoff_doubles_up_to_a_minute() -> None:
     assert backoff_ms(1, 0.0) == 800
     assert backoff_ms(1, 1.0) == 1200
     assert backoff_ms(10_000) == 60_000
+    assert [backoff_ms(number, first_ms=100) for number in (1, 2, 3)] == [100, 200, 400]
 
 
 def small(data: bytes = PICTURE, **receipt: Any) -> pb.UploadedOutput:

@@ -86,6 +86,7 @@ async def test_each_change_of_a_job_is_one_event_with_the_whole_job(desk: Desk) 
     await desk.add_node()
     async with listening(desk) as listener:
         job_id = await desk.submit(callback_url="https://example.com/x?secret=1")
+        await listener.until(1)
         row = await desk.complete(await desk.start())
         created, started, ended = await listener.until(3)
     assert [kind_of(event) for event in (created, started, ended)] == ["job_update", "job_update", "job_complete"]
