@@ -16,10 +16,19 @@ from fleet_server.store import JobStore
 _KEPT = 1_024
 
 
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """How far an image is, in which generation and attempt of it."""
+
+    generation: int
+    attempt: int
+    progress: int
+
+
 @dataclass(slots=True)
 class _Known:
     generation: int
-    progress: dict[str, int]
+    images: dict[str, _Image]
     told_at: float = float("-inf")
 
 
@@ -46,7 +55,7 @@ class GroupTicks:
         known = self._groups.get(group_id) or await self._read(group_id)
         if known is None:
             return None
-        known.progress[tick.job_id] = tick.progress
+        known.images[tick.job_id] = _Image(tick.generation, tick.attempt, tick.progress)
         return self._told(group_id, known)
 
     def changed(self, record: JobRecord) -> types_pb2.JobProgress | None:
@@ -59,11 +68,10 @@ class GroupTicks:
         known = self._groups.get(record.group_job_id) if record.group_job_id else None
         if known is None:
             return None
-        progress = progress_of_one(record, {})
-        if record.state is JobState.RUNNING:
-            # Ticks come sooner than the event of the start, which knows of none.
-            progress = max(progress, known.progress.get(record.job_id, 0))
-        known.progress[record.job_id] = progress
+        now, before = _image_of(record), known.images.get(record.job_id)
+        if before is not None and _overtaken(record, now, before):
+            return None
+        known.images[record.job_id] = now
         return self._told(record.group_job_id, known)
 
     async def _group_of(self, job_id: str) -> str:
@@ -81,7 +89,10 @@ class GroupTicks:
             return None
         ids = types_pb2.JobSpec.FromString(record.spec).child_job_ids
         images = zip(ids, await self._jobs.get_many(ids), strict=True)
-        known = _Known(record.generation, {job_id: progress_of_one(image, {}) for job_id, image in images})
+        known = _Known(
+            record.generation,
+            {job_id: _Image(0, 0, 0) if image is None else _image_of(image) for job_id, image in images},
+        )
         self._groups[group_id] = known
         while len(self._groups) > _KEPT:
             self._groups.popitem(last=False)
@@ -92,5 +103,16 @@ class GroupTicks:
         if now - known.told_at < self._interval:
             return None
         known.told_at = now
-        mean = sum(known.progress.values()) // len(known.progress)
+        mean = sum(image.progress for image in known.images.values()) // len(known.images)
         return types_pb2.JobProgress(job_id=group_id, progress=mean, generation=known.generation)
+
+
+def _image_of(record: JobRecord) -> _Image:
+    return _Image(record.generation, record.attempt, progress_of_one(record, {}))
+
+
+def _overtaken(record: JobRecord, now: _Image, before: _Image) -> bool:
+    """Whether ticks have told more already: they come sooner than the events of the submit and of the start."""
+    order = (now.generation, now.attempt), (before.generation, before.attempt)
+    same_run = order[0] == order[1] and record.state is JobState.RUNNING
+    return order[0] < order[1] or (same_run and now.progress <= before.progress)
