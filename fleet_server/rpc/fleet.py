@@ -101,7 +101,12 @@ class FleetServicer:
             previews=request.previews,
             since=since,
         )
-        async with aclosing(self._hub.watch(wanted)) as events:
+
+        async def listening() -> None:
+            # A quiet stream's client sees at once that it is there.
+            await context.send_initial_metadata(())
+
+        async with aclosing(self._hub.watch(wanted, listening=listening)) as events:
             async for event in events:
                 yield event
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -125,14 +125,18 @@ class EventHub:
         """Told of the end of a job from here on."""
         return self._endings.expect(job_id)
 
-    async def watch(self, wanted: EventFilter) -> AsyncGenerator[types_pb2.Event, None]:
-        """Events as they happen.
+    async def watch(
+        self, wanted: EventFilter, *, listening: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncGenerator[types_pb2.Event, None]:
+        """Events as they happen; `listening` is called once, when none that happens from then on can be missed.
 
         With `since`: those after it first, with a gap before them if some are lost. Else, with a job or a node, that
         object first, as it is now. Events are shared: not to be changed.
         """
         await self.ready()
         with self._listening(wanted) as listener:
+            if listening is not None:
+                await listening()
             if wanted.since is not None:
                 listener.rewind(wanted.since)
             elif (first := await self._now(wanted, listener)) is not None and wanted.takes(first):

@@ -344,3 +344,12 @@ async def test_a_job_is_explained_and_a_dry_run_takes_the_body_of_a_submit(doors
     assert (wrong.status_code, wrong.json()["violations"][0]["field"]) == (400, "payload.steps")
     missing = await doors.web.get("/api/queue/jobs/nobody/explain")
     assert (missing.status_code, missing.json()["reason"]) == (404, "JOB_NOT_FOUND")
+
+
+async def test_a_quiet_stream_says_that_it_listens(doors: Doors) -> None:
+    call = doors.fleet.WatchEvents(fleet_pb2.WatchEventsRequest())
+    async with asyncio.timeout(10):
+        await call.initial_metadata()
+    assert doors.desk.hub.listeners
+    call.cancel()
+    await wait_until(lambda: not doors.desk.hub.listeners)
