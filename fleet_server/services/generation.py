@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 from fleet.v1 import fleet_pb2, types_pb2
@@ -19,7 +20,8 @@ from fleet_server.services.endings import Ending
 from fleet_server.services.events import EventHub
 from fleet_server.services.intake import Admitted, Intake, JobDefaults, idempotency
 from fleet_server.services.lanes import lane_of
-from fleet_server.services.ports import Attempts, Files, Nodes, Wake
+from fleet_server.services.outlook import may_ride
+from fleet_server.services.ports import Attempts, Files, Line, Nodes
 from fleet_server.services.rates import Rates
 from fleet_server.services.shield import Shield
 from fleet_server.services.views import JobViews
@@ -64,7 +66,7 @@ class Generation:
         hub: EventHub,
         nodes: Nodes,
         files: Files,
-        dispatcher: Wake,
+        dispatcher: Line,
         attempts: Attempts,
         rates: Rates,
         settings: GenerationSettings | None = None,
@@ -193,10 +195,18 @@ class Generation:
         """The job to wait for. Failures are not remembered: an ended one without a picture gives way to a new one."""
         self._views.keep(admitted.job.job_id, admitted.spec)
         for _ in range(_LONGEST_CHAIN):
-            submitted = await self._jobs.submit([admitted.job], idempotency=once, limit=self._settings.queued_jobs)
+            jobs = [admitted.job]
+            rides = may_ride(jobs) and self._dispatcher.rides()
+            submitted = await self._jobs.submit(
+                jobs,
+                idempotency=once,
+                limit=self._settings.queued_jobs,
+                posted=partial(self._dispatcher.expect, jobs) if rides else None,
+            )
             job_id = submitted.job_ids[0]
             if not submitted.replayed:
-                self._dispatcher.wake()
+                if not rides:
+                    self._dispatcher.wake()
                 return job_id
             earlier = await self._jobs.get(job_id)
             if once is None or (earlier is not None and earlier.state not in (JobState.FAILED, JobState.CANCELLED)):

@@ -12,6 +12,19 @@ from dataclasses import dataclass, replace
 from fleet_server.domain.job import BOOST_MS, Lane, NewJob, Priority
 from fleet_server.store import LaneView
 
+_RIDES_BYTES = 16_384
+"""A larger job does not hold up claims: it takes the other connection."""
+
+
+def at_once(jobs: Sequence[NewJob]) -> bool:
+    """Whether jobs of a submit are in line from its beginning: none waits for a time or for other jobs."""
+    return all(job.schedule_ms is None and not job.after for job in jobs)
+
+
+def may_ride(jobs: Sequence[NewJob]) -> bool:
+    """Whether the claim of what is submitted may travel with the submit: for one small job that is in line at once."""
+    return len(jobs) == 1 and len(jobs[0].spec) <= _RIDES_BYTES and at_once(jobs)
+
 
 @dataclass(frozen=True, slots=True)
 class Belief:

@@ -13,6 +13,7 @@ from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.domain.job import JobRecord, JobState, Priority
 from fleet_server.services.intake import Admitted, Intake, idempotency
 from fleet_server.services.jobs import Live, receipt
+from fleet_server.services.outlook import at_once, may_ride
 from fleet_server.services.pages import page_key_of, token_of
 from fleet_server.services.ports import Attempts, Line
 from fleet_server.services.shield import Shield
@@ -21,8 +22,6 @@ from fleet_server.services.views import JobViews
 from fleet_server.services.words import priority_of, state_of, type_word
 from fleet_server.store import Idempotency, JobStore, PageKey, Submitted
 
-_RIDES_BYTES = 16_384
-"""A larger job does not hold up claims: it takes the other connection."""
 _BREATH = 50
 """Jobs of a batch, or of a page, that are worked on before others get the loop."""
 
@@ -117,8 +116,7 @@ class JobQueue:
         for item in all_jobs:
             self._views.keep(item.job.job_id, item.spec)
         jobs = [item.job for item in all_jobs]
-        plain = all(job.schedule_ms is None and not job.after for job in jobs)
-        rides = plain and len(jobs) == 1 and len(jobs[0].spec) <= _RIDES_BYTES and self._dispatcher.rides()
+        rides = may_ride(jobs) and self._dispatcher.rides()
         submitted = await self._jobs.submit(
             jobs,
             idempotency=once,
@@ -127,7 +125,7 @@ class JobQueue:
             posted=(lambda: self._dispatcher.expect(jobs)) if rides else None,
         )
         if not submitted.replayed and not rides:
-            if plain:
+            if at_once(jobs):
                 self._dispatcher.expect([job for job in jobs if not job.child_job_ids])
             else:
                 self._dispatcher.wake()

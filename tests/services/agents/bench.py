@@ -136,6 +136,7 @@ async def bench_on(
     limits: OutputLimits | None = None,
     replica: str = "server",
     clock: Callable[[], int] = now_ms,
+    poll_seconds: float = 0.05,
     on_decision: Callable[[Decision], None] | None = None,
 ) -> AsyncIterator[Bench]:
     """A running bench on a unix socket in `folder`; without `dispatch` the test takes the rounds itself."""
@@ -150,7 +151,7 @@ async def bench_on(
         fleet,
         sessions,
         speeds=speeds,
-        settings=DispatchSettings(poll_seconds=0.05, repeat_seconds=0.02),
+        settings=DispatchSettings(poll_seconds=poll_seconds, repeat_seconds=0.02),
         clock=clock,
         on_decision=on_decision,
     )
