@@ -83,7 +83,7 @@ def _stays_ended(history: History) -> Iterator[str]:
 
 
 def _one_run(history: History) -> Iterator[str]:
-    runs = {run.run_id: run.job_id for run in history.runs}
+    runs = {run.run_id: run for run in history.runs}
     shown: Counter[str] = Counter(row["job_id"] for row in history.gallery)
     for job_id, job in sorted(history.jobs.items()):
         outputs = (job["result"] or {}).get("outputs", [])
@@ -94,8 +94,11 @@ def _one_run(history: History) -> Iterator[str]:
             yield f"{job_id} is {job['status']} and the gallery shows {shown[job_id]} of it"
         for output in outputs:
             words = history.outputs.get(output["filename"], "").split()
-            if len(words) != 2 or words[0] != job_id or runs.get(words[1]) != job_id:
+            run = runs.get(words[1]) if len(words) == 2 and words[0] == job_id else None
+            if run is None or run.job_id != job_id:
                 yield f"{job_id} has the output {output['filename']} of {' '.join(words) or 'nobody'}"
+            elif run.node_id != job["node_id"]:
+                yield f"{job_id} ran on {job['node_id']} at last and has the output of its run on {run.node_id}"
 
 
 def _no_overlap(history: History) -> Iterator[str]:

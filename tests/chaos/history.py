@@ -38,6 +38,7 @@ class Run:
 
     job_id: str
     run_id: str
+    node_id: str
     began: float
     ended: float | None
 
@@ -83,15 +84,15 @@ class History:
 
 def read_runs(path: Path) -> list[Run]:
     """The runs that the engines wrote down, by their beginning."""
-    began: dict[str, tuple[str, float]] = {}
+    began: dict[str, tuple[str, str, float]] = {}
     ended: dict[str, float] = {}
     for line in path.read_text().splitlines():
-        what, job_id, run_id, at = line.split()
+        what, job_id, run_id, node_id, at = line.split()
         if what == "start":
-            began[run_id] = job_id, float(at)
+            began[run_id] = job_id, node_id, float(at)
         else:
             ended[run_id] = float(at)
-    runs = [Run(job_id, run_id, at, ended.get(run_id)) for run_id, (job_id, at) in began.items()]
+    runs = [Run(job_id, run_id, node_id, at, ended.get(run_id)) for run_id, (job_id, node_id, at) in began.items()]
     return sorted(runs, key=lambda run: run.began)
 
 

@@ -23,6 +23,7 @@ def job(job_id: str, status: str = "succeeded", **more: Any) -> dict[str, Any]:
         "version": 3,
         "max_retries": 0,
         "exclusive": False,
+        "node_id": "a",
         "callback_url": None,
         "attempts": [],
         "result": {"outputs": outputs},
@@ -59,7 +60,7 @@ def history() -> History:
             call("get", JOB, job(JOB)),
             call("cancel", OTHER, job(OTHER, "cancelled")),
         ],
-        runs=[Run(JOB, "run-1", 1.0, 2.0), Run(OTHER, "run-2", 1.0, None)],
+        runs=[Run(JOB, "run-1", "a", 1.0, 2.0), Run(OTHER, "run-2", "b", 1.0, None)],
         jobs={JOB: job(JOB), OTHER: job(OTHER, "cancelled")},
         events=[update(JOB, 1), update(OTHER, 1), end(JOB), end(OTHER, "cancelled")],
         outputs={"job-1.png": "job-1 run-1\n"},
@@ -81,7 +82,7 @@ def _lost_often(history: History) -> None:
 
 def _exclusive(history: History) -> None:
     history.jobs[JOB]["exclusive"] = True
-    history.runs.append(Run(JOB, "run-3", 1.5, 3.0))
+    history.runs.append(Run(JOB, "run-3", "a", 1.5, 3.0))
 
 
 def _went_on(history: History) -> None:
@@ -111,6 +112,7 @@ BREAKS: dict[str, tuple[str, Callable[[History], Any]]] = {
     "the gallery shows a stale run": ("I3 one run", lambda h: h.gallery.append({"job_id": JOB})),
     "an output is another job's": ("I3 one run", lambda h: h.outputs.update({"job-1.png": "job-2 run-2\n"})),
     "an output is of no run": ("I3 one run", lambda h: h.outputs.update({"job-1.png": "job-1 run-9\n"})),
+    "an output is of a stale run": ("I3 one run", lambda h: h.jobs[JOB].update(node_id="c")),
     "an exclusive job overlaps": ("I4 exclusive", _exclusive),
     "it fails more often than it may": ("I5 bounded", _failed_often),
     "poison goes on": ("I5 bounded", _lost_often),

@@ -143,7 +143,9 @@ class World:
     async def revive(self) -> None:
         """Starts again whatever is dead now."""
         if not _alive(self.server):
-            await asyncio.to_thread(self.server.start)
+            # A store that is killed while it starts takes its server along: then both start once more.
+            with contextlib.suppress(AssertionError):
+                await asyncio.to_thread(self.server.start)
         for agent in self.agents.values():
             if not _alive(agent):
                 _close_pipe(agent)

@@ -39,7 +39,8 @@ class ChaosEngine:
     """See the module."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._node = settings.data_folder.name
+        # Each agent of a trial has a folder of its own beside the file of the runs, named as its node.
+        self._node = settings.data_folder.relative_to(Path(os.environ["CHAOS_RUNS"]).parent).parts[0]
 
     def info(self) -> EngineInfo:
         return EngineInfo("chaos", "1.0", ("image_gen",), "chaos", builtin_models=("chaos",))
@@ -59,7 +60,7 @@ class ChaosEngine:
     def run(self, task: Task, report: Reporter) -> EngineResult:
         run_id = uuid.uuid4().hex
         words = dict(word.partition(":")[::2] for word in str(task.fields["prompt"]).split())
-        _write(f"start {task.job_id} {run_id} {time.monotonic():.6f}\n")
+        _write(f"start {task.job_id} {run_id} {self._node} {time.monotonic():.6f}\n")
         try:
             self._work(int(words.get("work", "50")) / 1000, report)
             if "kill-agent" in words:
@@ -68,7 +69,7 @@ class ChaosEngine:
             if "fail" in words:
                 raise EngineError("ENGINE_FAILED", "as the prompt says", retryable=True)
         finally:
-            _write(f"end {task.job_id} {run_id} {time.monotonic():.6f}\n")
+            _write(f"end {task.job_id} {run_id} {self._node} {time.monotonic():.6f}\n")
         path = task.output_folder / "run.png"
         path.write_text(f"{task.job_id} {run_id}\n")
         return EngineResult((EngineOutput(path, "image/png", 8, 8, seed=task.seed),))
