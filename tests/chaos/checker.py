@@ -108,7 +108,7 @@ def _no_overlap(history: History) -> Iterator[str]:
         if job is None or not job["exclusive"]:
             continue
         before = last.get(run.job_id)
-        if before is not None and (before.ended is None or before.ended > run.began):
+        if before is not None and before.ended > run.began:
             yield f"{run.job_id} is exclusive and ran twice at once"
         last[run.job_id] = run
 

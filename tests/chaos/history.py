@@ -34,13 +34,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of an engine; `ended` None: it was killed."""
+    """One run of an engine. `ended`: its last sign of life, where it was killed."""
 
     job_id: str
     run_id: str
     node_id: str
     began: float
-    ended: float | None
+    ended: float
 
 
 @dataclass(slots=True)
@@ -90,9 +90,8 @@ def read_runs(path: Path) -> list[Run]:
         what, job_id, run_id, node_id, at = line.split()
         if what == "start":
             began[run_id] = job_id, node_id, float(at)
-        else:
-            ended[run_id] = float(at)
-    runs = [Run(job_id, run_id, node_id, at, ended.get(run_id)) for run_id, (job_id, node_id, at) in began.items()]
+        ended[run_id] = float(at)
+    runs = [Run(job_id, run_id, node_id, at, ended[run_id]) for run_id, (job_id, node_id, at) in began.items()]
     return sorted(runs, key=lambda run: run.began)
 
 

@@ -60,7 +60,7 @@ def history() -> History:
             call("get", JOB, job(JOB)),
             call("cancel", OTHER, job(OTHER, "cancelled")),
         ],
-        runs=[Run(JOB, "run-1", "a", 1.0, 2.0), Run(OTHER, "run-2", "b", 1.0, None)],
+        runs=[Run(JOB, "run-1", "a", 1.0, 2.0), Run(OTHER, "run-2", "b", 1.0, 1.0)],
         jobs={JOB: job(JOB), OTHER: job(OTHER, "cancelled")},
         events=[update(JOB, 1), update(OTHER, 1), end(JOB), end(OTHER, "cancelled")],
         outputs={"job-1.png": "job-1 run-1\n"},

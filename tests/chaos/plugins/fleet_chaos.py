@@ -1,7 +1,7 @@
 """An engine for tests of faults: does what the prompt says and writes down each run.
 
 The prompt is words: `work:<ms>` how long, `fail` for a failure that may be retried, `kill-agent` to take the agent
-with it. Each run appends `start` and `end` lines to the file named by CHAOS_RUNS; the file that it makes names the
+with it. Each run appends `start`, `alive` and `end` lines to the file named by CHAOS_RUNS; the file that it makes names the
 job and the run, so that a result can be traced to the one run that made it.
 """
 
@@ -27,6 +27,8 @@ from fleet_agent.engines.base import (
 )
 
 STEPS = 10
+SIGN_SECONDS = 0.05
+"""So often a run says that it is alive: one that is killed cannot say when."""
 
 
 def _write(line: str) -> None:
@@ -60,22 +62,23 @@ class ChaosEngine:
     def run(self, task: Task, report: Reporter) -> EngineResult:
         run_id = uuid.uuid4().hex
         words = dict(word.partition(":")[::2] for word in str(task.fields["prompt"]).split())
-        _write(f"start {task.job_id} {run_id} {self._node} {time.monotonic():.6f}\n")
+        where = f"{task.job_id} {run_id} {self._node}"
+        _write(f"start {where} {time.monotonic():.6f}\n")
         try:
-            self._work(int(words.get("work", "50")) / 1000, report)
+            self._work(int(words.get("work", "50")) / 1000, report, where)
             if "kill-agent" in words:
                 os.kill(os.getppid(), signal.SIGKILL)
                 time.sleep(60)
             if "fail" in words:
                 raise EngineError("ENGINE_FAILED", "as the prompt says", retryable=True)
         finally:
-            _write(f"end {task.job_id} {run_id} {self._node} {time.monotonic():.6f}\n")
+            _write(f"end {where} {time.monotonic():.6f}\n")
         path = task.output_folder / "run.png"
         path.write_text(f"{task.job_id} {run_id}\n")
         return EngineResult((EngineOutput(path, "image/png", 8, 8, seed=task.seed),))
 
-    def _work(self, seconds: float, report: Reporter) -> None:
-        began = time.monotonic()
+    def _work(self, seconds: float, report: Reporter, where: str) -> None:
+        began = said = time.monotonic()
         step = 0
         while (done := time.monotonic() - began) < seconds:
             reached = int(done / seconds * STEPS)
@@ -83,5 +86,8 @@ class ChaosEngine:
                 step = reached
                 report.progress(step, STEPS)
             report.check()
+            if began + done - said > SIGN_SECONDS:
+                said = began + done
+                _write(f"alive {where} {said:.6f}\n")
             time.sleep(0.005)
         report.progress(STEPS, STEPS)
