@@ -1,8 +1,8 @@
 """An engine for tests of faults: does what the prompt says and writes down each run.
 
 The prompt is words: `work:<ms>` how long, `fail` for a failure that may be retried, `kill-agent` to take the agent
-with it. Each run appends `start`, `alive` and `end` lines to the file named by CHAOS_RUNS; the file that it makes names the
-job and the run, so that a result can be traced to the one run that made it.
+with it. Each run appends `start`, `alive` and `end` lines to the file named by CHAOS_RUNS; the file that it makes names
+the job and the run, so that a result can be traced to the one run that made it.
 """
 
 from __future__ import annotations
