@@ -119,7 +119,8 @@ class QueueServicer:
 
     async def Redeliver(self, request: queue_pb2.RedeliverRequest, context: Context) -> queue_pb2.RedeliverResponse:
         key = idempotency_key(context, request)
-        delivery = await self._webhooks.redeliver(request, owner=caller_of(context).owner, key=key)
+        caller = caller_of(context)
+        delivery = await self._webhooks.redeliver(request, owner=caller.owner, key=key, only=only_own(caller))
         return queue_pb2.RedeliverResponse(delivery=delivery)
 
     async def GetStats(self, request: queue_pb2.GetStatsRequest, context: Context) -> queue_pb2.GetStatsResponse:

@@ -13,6 +13,7 @@ from fleet_server.domain.webhook import DeliveryState, delivery_id, generation_o
 from fleet_server.services.callbacks import without_query
 from fleet_server.services.intake import idempotency
 from fleet_server.services.pages import page_key_of, token_of
+from fleet_server.services.queue import not_theirs, other_owner
 from fleet_server.store import HookRow, JobStore, PageKey, WebhookStore
 
 _STATES = {
@@ -48,14 +49,16 @@ class Webhooks:
         return [_message(row, url, end) for row, end in ends if end is not None], token
 
     async def redeliver(
-        self, request: queue_pb2.RedeliverRequest, *, owner: str, key: str | None
+        self, request: queue_pb2.RedeliverRequest, *, owner: str, key: str | None, only: str | None = None
     ) -> types_pb2.Delivery:
-        """Makes a callback pending again, due at once.
+        """Makes a callback pending again, due at once; with `only`, of that owner's jobs and those of nobody.
 
-        Raises JOB_NOT_FOUND, DELIVERY_NOT_FOUND, IDEMPOTENCY_KEY_REUSED.
+        Raises JOB_NOT_FOUND, DELIVERY_NOT_FOUND, SCOPE_MISSING, IDEMPOTENCY_KEY_REUSED.
         """
         once = idempotency(request, method="Queue/Redeliver", owner=owner, key=key)
         record = await self._job(request.job_id)
+        if not_theirs(record, only):
+            raise other_owner(record.job_id)
         url = types_pb2.JobSpec.FromString(record.spec).callback_url
         generation = generation_of(request.delivery_id)
         if not url or generation is None or generation > record.generation:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fleet.v1 import queue_pb2
 
+from fleet_server.domain.errors import FleetError
 from fleet_server.domain.webhook import Answer, RetryPlan, judge
 from fleet_server.services.webhook_log import KEPT_TRIES, with_try
+from fleet_server.services.webhooks import Webhooks
+from tests.services.calls.desk import asked
 from tests.services.calls.test_doors import Doors, doors
 
 __all__ = ["doors"]
@@ -186,3 +190,20 @@ async def test_the_log_keeps_the_newest_tries(count: int) -> None:
         log = with_try(log, Answer(500, str(number)), number, 0.0)
     kept = [attempt.detail for attempt in types_pb2.Delivery.FromString(log).attempts]
     assert kept == [str(number) for number in range(count)][-KEPT_TRIES:]
+
+
+async def test_a_key_sends_callbacks_of_its_own_jobs_and_of_nobodys_again(doors: Doors) -> None:
+    at = doors.desk
+    await at.add_node()
+    request = asked(queue_pb2.CreateJobRequest, job_type="image_gen", payload={"prompt": "a sea"}, callback_url=URL)
+    job_id = (await at.queue.create(request, owner="ann", key=None)).job_id
+    await at.fail(await at.start())
+    (delivery,) = (await listed(doors, job_id))["deliveries"]
+    again = queue_pb2.RedeliverRequest(job_id=job_id, delivery_id=delivery["delivery_id"])
+    webhooks = Webhooks(at.store.jobs, at.store.webhooks, at.bell.wake)
+    with pytest.raises(FleetError, match="another key's") as refusal:
+        await webhooks.redeliver(again, owner="bob", key=None, only="bob")
+    assert refusal.value.reason == "SCOPE_MISSING"
+    for only in ("ann", None):
+        sent = await webhooks.redeliver(again, owner="ann", key=None, only=only)
+        assert sent.delivery_id == delivery["delivery_id"]
