@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import grpc
 from fleet.v1 import node_pb2, node_pb2_grpc
@@ -41,7 +42,7 @@ class Uploader:
             sha256=file.sha256,
         )
         async with self._slots:
-            stream = await asyncio.to_thread((entry.folder / file.name).open, "rb")
+            stream = await _opened(entry.folder / file.name)
             # stubs of the sync and the aio API share one class; the aio channel makes this an aio call
             call: Any = self._stub.UploadOutput(timeout=self._timeout, metadata=self._metadata)
             try:
@@ -60,6 +61,21 @@ class Uploader:
                 call.cancel()
                 stream.close()
         return reply.receipt
+
+
+async def _opened(path: Path) -> BinaryIO:
+    """The file for reading. One that a thread has opened by the time its caller is cancelled is closed again."""
+    opening = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close)
+        raise
+
+
+def _close(opened: asyncio.Future[BinaryIO]) -> None:
+    if opened.exception() is None:
+        opened.result().close()
 
 
 async def _refused(call: Any) -> None:
