@@ -65,7 +65,7 @@ class Uploader:
 
 async def _opened(path: Path) -> BinaryIO:
     """The file for reading. One that a thread has opened by the time its caller is cancelled is closed again."""
-    opening = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
+    opening: asyncio.Future[BinaryIO] = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
