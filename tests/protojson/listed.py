@@ -262,6 +262,9 @@ def _strict_field(field: FieldDescriptor, js: Json) -> Iterator[str]:
         entry = field.message_type.fields_by_name
         if isinstance(js, dict):
             yield from _strict_keys(entry["key"], list(js))
+            if entry["key"].type == F.TYPE_BOOL and not set(js) <= {"true", "false"} and None in js.values():
+                # json_format is shown the map without its nulls, and so without their keys.
+                yield "a null under a key that is none"
             for item in js.values():
                 if item is not None:
                     yield from _strict_one(entry["value"], item)

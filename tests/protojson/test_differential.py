@@ -25,6 +25,7 @@ and both must refuse the same JSON, but for these listed differences. `listed.py
 | base64 in | foreign characters skipped | refused |
 | map: null as a value | refused | left out, as null elsewhere (not where the value is free JSON) |
 | null for a list of free values | refused, unlike for other lists | left out |
+| map: a null under what is no boolean | refused for the null | refused for the key |
 | map: two keys that are one number | the last one | refused |
 | NUL in a string or key | taken | refused |
 | "" or [] for an object | taken as {} | refused |
