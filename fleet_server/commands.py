@@ -97,7 +97,8 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"])
-            _say(f"{name}: {problem['msg']}" if name else problem["msg"].removeprefix("Value error, "))
+            detail = problem["msg"].removeprefix("Value error, ")
+            _say(f"{name}: {detail}" if name else detail)
         raise typer.Exit(2) from None
     if needs_redis and settings.redis_url is None:
         _say("redis_url: give your Redis or Valkey with --redis-url or FLEET_REDIS_URL, or use `fleet up`")

@@ -40,7 +40,7 @@ def replay(
                 notes = [orjson.loads(line) for line in lines]
             assigned.update((one["node_id"], one["model"]) for one in notes if one["what"] == "assign")
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(f"{error.filename}: {error.strerror}; give the file that a server wrote with FLEET_DECISIONS_FILE set")
     except (BadRecordError, ValueError, KeyError, TypeError) as error:
         _fail(f"{error}: is it a file of decisions, and --seen one of `fleet simulate --record`?")
     undecided = assigned - found.placements

@@ -97,6 +97,5 @@ def _lone(lane: Lane, priority: Priority, at_ms: int) -> LaneView:
         head_priority=priority,
         head_effective_ms=at_ms - BOOST_MS[priority],
         oldest_enqueued_ms=at_ms,
-        first_deferred_ms=None,
         high_waiting=priority is Priority.HIGH,
     )

@@ -141,7 +141,7 @@ class JobReader:
         return [record for record in await self.get_many([row[0] for row in rows]) if record is not None]
 
     async def lanes(self, *, idle: bool = False) -> Lanes:
-        """Every lane in which jobs wait in line; with `idle` also those with running or deferred jobs alone."""
+        """Every lane in which jobs wait in line; with `idle` also those with running or put off jobs alone."""
         return self.read_lanes(await self.post_lanes(idle=idle))
 
     def post_lanes(self, *, idle: bool = False) -> asyncio.Future[Any]:
@@ -158,7 +158,6 @@ class JobReader:
                 head_priority=Priority(priority.decode()) if priority else None,
                 head_effective_ms=_int(effective),
                 oldest_enqueued_ms=_int(oldest),
-                first_deferred_ms=_int(deferred),
                 paused=bool(paused),
                 head_owner=owner.decode(),
                 head_owner_lag=float(lag),
@@ -172,7 +171,6 @@ class JobReader:
                 priority,
                 effective,
                 oldest,
-                deferred,
                 paused,
                 owner,
                 lag,
@@ -202,7 +200,7 @@ class JobReader:
         return {state: sizes[n] + sizes[n + len(states)] for n, state in enumerate(states)}
 
     async def waiting_by_priority(self) -> dict[Priority, int]:
-        """Queued jobs by priority, deferred ones included."""
+        """Queued jobs by priority, delayed ones included."""
         priorities = list(Priority)
         sizes = await self._room.bulk.call("HMGET", self._room.keys.priorities, *(p.value for p in priorities))
         return {priority: int(size or 0) for priority, size in zip(priorities, sizes, strict=True)}

@@ -63,11 +63,6 @@ class JobStore(JobSubmitter, JobReader):
     def __init__(self, room: Room, memory: MemoryGuard) -> None:
         JobSubmitter.__init__(self, room, memory)
 
-    async def defer(self, lane_id: str) -> int:
-        """Notes that a cold node passed this lane's head by; when it first did since the lane's last claim (ms)."""
-        reply = await self._room.dispatch.run("defer", [self._room.keys.events], self._room.args(lane_id))
-        return int(reply)
-
     async def claim(self, requests: Sequence[ClaimRequest]) -> Claims:
         """One job for each request, or None: nothing of the lane may go now, or `session` is no longer its node's.
 

@@ -22,7 +22,6 @@
 | lane_waiting  | lane:waiting              | hash   | -      | jobs       | lane -> jobs in line |
 | lane_running  | lane:running              | hash   | -      | jobs       | lane -> running jobs |
 | lane_urgent   | lane:urgent               | hash   | -      | claim      | lane -> 1: a high was forced last |
-| lane_deferred | lane:deferred             | hash   | -      | claim      | lane -> first_deferred_ms |
 | line          | q:<prio>:<n>:<lane>:<own> | zset   | -      | jobs       | an owner's jobs in line by enqueue time |
 | turns         | t:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by (older) virtual time |
 | heads         | h:<prio>:<n>:<lane>       | zset   | -      | jobs       | owners in line by their oldest job |
@@ -87,7 +86,6 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "lane_waiting": "lane:waiting",
         "lane_running": "lane:running",
         "lane_urgent": "lane:urgent",
-        "lane_deferred": "lane:deferred",
         "line": "q:",
         "turns": "t:",
         "heads": "h:",

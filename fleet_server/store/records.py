@@ -75,7 +75,7 @@ class LaneView:
 
     `head_*` are None where nothing waits (lanes with running jobs alone, listed only on request). A mixed lane has
     `lane.mixed_cluster()` style id ("mixed:<cluster>") and no job type: look at its jobs with `JobStore.peek` and
-    claim by id. `first_deferred_ms` is the hint kept by `JobStore.defer`, forgotten at the next claim of the lane.
+    claim by id.
 
     What is paused does not count for `head_*` while something else may go; `paused`: nothing of the lane may go now (of
     a mixed lane only pauses without a type are judged). `head_owner` is whose turn it is at the head's priority and
@@ -89,7 +89,6 @@ class LaneView:
     head_priority: Priority | None
     head_effective_ms: int | None
     oldest_enqueued_ms: int | None
-    first_deferred_ms: int | None
     paused: bool = False
     head_owner: str = ""
     head_owner_lag: float = 0.0

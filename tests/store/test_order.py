@@ -125,19 +125,6 @@ async def test_lanes_show_the_head_after_boosts(store: Store, clock: ManualClock
     assert (idle["lane-a"].running, idle["lane-a"].waiting, idle["lane-a"].head_effective_ms) == (2, 0, None)
 
 
-async def test_a_deferral_is_remembered_until_the_next_claim(store: Store, clock: ManualClock) -> None:
-    await submit(store)
-    await submit(store)
-    first = await store.jobs.defer("lane-a")
-    assert first == clock.now
-    clock.tick(500)
-    assert await store.jobs.defer("lane-a") == first
-    assert (await store.jobs.lanes())[0].first_deferred_ms == first
-    await claim(store)
-    assert (await store.jobs.lanes())[0].first_deferred_ms is None
-    assert await store.jobs.defer("unknown") == clock.now
-
-
 async def test_peek_looks_without_claiming(store: Store, clock: ManualClock) -> None:
     low = await submit(store, priority=Priority.LOW)
     normal = await submit(store, owner="x")

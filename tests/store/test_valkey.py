@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Sized
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
@@ -156,6 +157,7 @@ OWNER = """
 import asyncio, fcntl, os, sys
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 from fleet_server.store.valkey import EmbeddedValkey
 async def main():
     folder = Path(sys.argv[1])
@@ -180,9 +182,17 @@ async def test_it_holds_the_lock_and_ends_with_its_owner(short_path: Path) -> No
         owner.kill()
         owner.wait()
         owner.stdout.close()
-    await wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     with (short_path / "lock").open() as lock:
+        await wait_until(lambda: is_free(lock))
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def is_free(lock: TextIO) -> bool:
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 async def test_a_server_that_cannot_start_says_why(short_path: Path) -> None:

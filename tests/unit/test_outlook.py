@@ -28,7 +28,7 @@ def lane(name: str) -> Lane:
 
 
 def view(name: str, waiting: int = 2, priority: Priority = Priority.NORMAL) -> LaneView:
-    return LaneView(lane(name), waiting, 0, priority, 5, 5, None, high_waiting=priority is Priority.HIGH)
+    return LaneView(lane(name), waiting, 0, priority, 5, 5, high_waiting=priority is Priority.HIGH)
 
 
 def job(name: str, priority: Priority = Priority.NORMAL) -> NewJob:

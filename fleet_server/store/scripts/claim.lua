@@ -99,7 +99,7 @@ end
 
 local current = redis.call('HGET', KEYS[2], 'session')
 local nothing = not definition or current and current ~= session
-local out, taken = {}, false
+local out = {}
 for i = 9, #ARGV do
   local mine = redis.call('HGET', KEYS[1], ARGV[i])
   out[i - 8] = false
@@ -115,7 +115,6 @@ for i = 9, #ARGV do
     if may_go(j) then
       take(id, j, ARGV[i], forced)
       out[i - 8] = given(id, j)
-      taken = true
     else
       nothing = true
     end
@@ -125,8 +124,5 @@ if urgent and not was_urgent then
   redis.call('HSET', K.lane_urgent, lane, 1)
 elseif was_urgent and not urgent then
   redis.call('HDEL', K.lane_urgent, lane)
-end
-if taken then
-  redis.call('HDEL', K.lane_deferred, lane)
 end
 return out

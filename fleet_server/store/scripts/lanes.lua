@@ -1,12 +1,11 @@
 #!lua flags=no-writes
 -- KEYS: events (for routing). ARGV: idle -> for each lane {id, definition, waiting, running, head priority, head effective
--- ms, oldest ms, deferred ms, paused, head owner, head owner's lag, whether a high job may go}
+-- ms, oldest ms, paused, head owner, head owner's lag, whether a high job may go}
 -- include: lanes
 
 local waiting = to_table(redis.call('HGETALL', K.lane_waiting))
 local running = to_table(redis.call('HGETALL', K.lane_running))
 local definitions = to_table(redis.call('HGETALL', K.lanes))
-local deferred = to_table(redis.call('HGETALL', K.lane_deferred))
 local pauses = redis.call('HGETALL', K.pauses)
 
 local function view(lane, definition)
@@ -36,7 +35,7 @@ for lane, definition in pairs(definitions) do
   if waiting[lane] or ARGV[3] == '1' then
     local priority, effective, oldest, stopped, owner, lag, high = view(lane, definition)
     out[#out + 1] = {lane, definition, waiting[lane] or '0', running[lane] or '0', priority, effective, oldest,
-      deferred[lane] or '', stopped, owner, tostring(lag), high}
+      stopped, owner, tostring(lag), high}
   end
 end
 return out

@@ -32,7 +32,6 @@ local function quit_lane(lane)
     redis.call('HDEL', K.lane_jobs, lane)
     redis.call('HDEL', K.lanes, lane)
     redis.call('HDEL', K.lane_urgent, lane)
-    redis.call('HDEL', K.lane_deferred, lane)
   end
 end
 
