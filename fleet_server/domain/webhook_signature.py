@@ -30,7 +30,7 @@ class Secret:
     def parse(cls, text: str) -> Secret:
         """The secret of `whsec_<base64>`. Raises SecretError."""
         if not text.startswith(PREFIX):
-            raise SecretError(f"a secret must begin with {PREFIX}; make one: {PREFIX} and the base64 of 32 random bytes")
+            raise SecretError(f"a secret must begin with {PREFIX}; make one of 32 random bytes in base64")
         try:
             key = base64.b64decode(text.removeprefix(PREFIX), validate=True)
         except (binascii.Error, ValueError):
