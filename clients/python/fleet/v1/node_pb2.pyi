@@ -4,6 +4,7 @@ isort:skip_file
 Nodes of the fleet, and the stream between an agent and the server."""
 
 from collections import abc as _abc
+from fleet.v1 import command_pb2 as _command_pb2
 from fleet.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -737,6 +738,9 @@ class AgentMessage(_message.Message):
     STOPPED_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The Welcome's session; empty in a Hello."""
     @_builtins.property
@@ -787,6 +791,18 @@ class AgentMessage(_message.Message):
     def batch(self) -> Global___AgentBatch:
         """Several at once, where the Welcome said `batches`."""
 
+    @_builtins.property
+    def frame(self) -> Global___EngineFrame:
+        """A frame of the node's ComfyUI about a prompt, in its order."""
+
+    @_builtins.property
+    def container(self) -> _types_pb2.Container:
+        """A container was started, ended or removed."""
+
+    @_builtins.property
+    def service(self) -> _types_pb2.SwarmService:
+        """A swarm service or one of its tasks changed."""
+
     def __init__(
         self,
         *,
@@ -803,16 +819,55 @@ class AgentMessage(_message.Message):
         stopped: Global___JobStopped | None = ...,
         goodbye: Global___AgentGoodbye | None = ...,
         batch: Global___AgentBatch | None = ...,
+        frame: Global___EngineFrame | None = ...,
+        container: _types_pb2.Container | None = ...,
+        service: _types_pb2.SwarmService | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "complete", b"complete", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "complete", b"complete", "container", b"container", "frame", b"frame", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "service", b"service", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "complete", b"complete", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "session", b"session", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "batch", b"batch", "complete", b"complete", "container", b"container", "frame", b"frame", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "preview", b"preview", "rejected", b"rejected", "released", b"released", "service", b"service", "session", b"session", "started", b"started", "stopped", b"stopped", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "rejected", "started", "tick", "preview", "complete", "released", "stopped", "goodbye", "batch"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "rejected", "started", "tick", "preview", "complete", "released", "stopped", "goodbye", "batch", "frame", "container", "service"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
+
+@_typing.final
+class EngineFrame(_message.Message):
+    """A frame of an engine's own protocol about an attempt, as it came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    BINARY_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    token: _builtins.str
+    """The attempt's token."""
+    text: _builtins.str
+    """JSON text."""
+    binary: _builtins.bytes
+    """A binary frame."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        token: _builtins.str = ...,
+        text: _builtins.str = ...,
+        binary: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binary", b"binary", "frame", b"frame", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binary", b"binary", "frame", b"frame", "job_id", b"job_id", "text", b"text", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["text", "binary"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___EngineFrame: _TypeAlias = EngineFrame  # noqa: Y015
 
 @_typing.final
 class AgentBatch(_message.Message):
@@ -1039,6 +1094,8 @@ class Hello(_message.Message):
     METRICS_SOURCE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
+    SWARM_ROLE_FIELD_NUMBER: _builtins.int
+    MANAGED_CONTAINERS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol; both sides must have the same."""
     node_id: _builtins.str
@@ -1061,6 +1118,10 @@ class Hello(_message.Message):
     """Where GPU readings come from."""
     batches: _builtins.bool
     """The agent takes batches."""
+    swarm_role: _builtins.str
+    """manager or worker; empty where its Docker engine is in no swarm."""
+    managed_containers: _builtins.int
+    """Containers that the fleet deployed there and that run."""
     @_builtins.property
     def clusters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Clusters; those of its job types when empty."""
@@ -1130,10 +1191,12 @@ class Hello(_message.Message):
         metrics_source: _types_pb2.MetricsSource.ValueType = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         batches: _builtins.bool = ...,
+        swarm_role: _builtins.str = ...,
+        managed_containers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "labels", b"labels", "loaded_models", b"loaded_models", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "labels", b"labels", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1158,6 +1221,8 @@ class AgentHeartbeat(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
+    SWARM_ROLE_FIELD_NUMBER: _builtins.int
+    MANAGED_CONTAINERS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts up."""
     metrics_source: _types_pb2.MetricsSource.ValueType
@@ -1168,6 +1233,10 @@ class AgentHeartbeat(_message.Message):
     """Of these, free."""
     inventory: _builtins.bool
     """`models` and `engines` are given here, even if empty."""
+    swarm_role: _builtins.str
+    """manager or worker; empty where its Docker engine is in no swarm."""
+    managed_containers: _builtins.int
+    """Containers that the fleet deployed there and that run."""
     @_builtins.property
     def host(self) -> _types_pb2.Host:
         """Readings."""
@@ -1216,10 +1285,12 @@ class AgentHeartbeat(_message.Message):
         inventory: _builtins.bool = ...,
         engines: _abc.Iterable[_types_pb2.NodeEngine] | None = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
+        swarm_role: _builtins.str = ...,
+        managed_containers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "inventory", b"inventory", "loaded_models", b"loaded_models", "metrics_source", b"metrics_source", "models", b"models", "now", b"now", "sequence", b"sequence", "slots", b"slots", "slots_free", b"slots_free", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "inventory", b"inventory", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "now", b"now", "sequence", b"sequence", "slots", b"slots", "slots_free", b"slots_free", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1714,6 +1785,7 @@ class ServerMessage(_message.Message):
     HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """The session it belongs to."""
     @_builtins.property
@@ -1744,6 +1816,10 @@ class ServerMessage(_message.Message):
     def batch(self) -> Global___ServerBatch:
         """Several at once, where the Hello said `batches`."""
 
+    @_builtins.property
+    def command(self) -> _command_pb2.Command:
+        """Something to do besides jobs, answered by ServeCommand."""
+
     def __init__(
         self,
         *,
@@ -1755,12 +1831,13 @@ class ServerMessage(_message.Message):
         heartbeat_ack: Global___HeartbeatAck | None = ...,
         goodbye: Global___ServerGoodbye | None = ...,
         batch: Global___ServerBatch | None = ...,
+        command: _command_pb2.Command | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "batch", b"batch", "cancel", b"cancel", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "batch", b"batch", "cancel", b"cancel", "command", b"command", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "batch", b"batch", "cancel", b"cancel", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "session", b"session", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "batch", b"batch", "cancel", b"cancel", "command", b"command", "complete_ack", b"complete_ack", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "session", b"session", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assign", "cancel", "complete_ack", "heartbeat_ack", "goodbye", "batch"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assign", "cancel", "complete_ack", "heartbeat_ack", "goodbye", "batch", "command"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from fleet.v1 import command_pb2 as fleet_dot_v1_dot_command__pb2
 from fleet.v1 import node_pb2 as fleet_dot_v1_dot_node__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -99,6 +100,16 @@ class NodeStub:
                 '/fleet.v1.Node/UploadOutput',
                 request_serializer=fleet_dot_v1_dot_node__pb2.UploadOutputRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_node__pb2.UploadOutputResponse.FromString,
+                _registered_method=True)
+        self.ServeCommand = channel.stream_stream(
+                '/fleet.v1.Node/ServeCommand',
+                request_serializer=fleet_dot_v1_dot_command__pb2.ServeCommandRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_command__pb2.ServeCommandResponse.FromString,
+                _registered_method=True)
+        self.ReadFile = channel.unary_stream(
+                '/fleet.v1.Node/ReadFile',
+                request_serializer=fleet_dot_v1_dot_command__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_command__pb2.ReadFileResponse.FromString,
                 _registered_method=True)
 
 
@@ -201,6 +212,20 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ServeCommand(self, request_iterator, context):
+        """The answer to one Command; the agent calls it for each that it is given. gRPC only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -268,6 +293,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.UploadOutput,
                     request_deserializer=fleet_dot_v1_dot_node__pb2.UploadOutputRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_node__pb2.UploadOutputResponse.SerializeToString,
+            ),
+            'ServeCommand': grpc.stream_stream_rpc_method_handler(
+                    servicer.ServeCommand,
+                    request_deserializer=fleet_dot_v1_dot_command__pb2.ServeCommandRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_command__pb2.ServeCommandResponse.SerializeToString,
+            ),
+            'ReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=fleet_dot_v1_dot_command__pb2.ReadFileRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_command__pb2.ReadFileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -622,6 +657,60 @@ class Node:
             '/fleet.v1.Node/UploadOutput',
             fleet_dot_v1_dot_node__pb2.UploadOutputRequest.SerializeToString,
             fleet_dot_v1_dot_node__pb2.UploadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeCommand(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fleet.v1.Node/ServeCommand',
+            fleet_dot_v1_dot_command__pb2.ServeCommandRequest.SerializeToString,
+            fleet_dot_v1_dot_command__pb2.ServeCommandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Node/ReadFile',
+            fleet_dot_v1_dot_command__pb2.ReadFileRequest.SerializeToString,
+            fleet_dot_v1_dot_command__pb2.ReadFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 Nodes of the fleet, and the stream between an agent and the server."""
 
 from collections import abc as _abc
+from fleet.v1 import command_pb2 as _command_pb2
 from fleet.v1 import node_pb2 as _node_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -65,6 +66,10 @@ class NodeStub:
     """One output of an attempt: a header, then its bytes in chunks. The reply is sent after the bytes have reached the disk;
     the same file sent again gives the same receipt.
     """
+    ServeCommand: _grpc.StreamStreamMultiCallable[_command_pb2.ServeCommandRequest, _command_pb2.ServeCommandResponse]
+    """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
+    ReadFile: _grpc.UnaryStreamMultiCallable[_command_pb2.ReadFileRequest, _command_pb2.ReadFileResponse]
+    """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents."""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -103,6 +108,10 @@ class NodeAsyncStub(NodeStub):
     """One output of an attempt: a header, then its bytes in chunks. The reply is sent after the bytes have reached the disk;
     the same file sent again gives the same receipt.
     """
+    ServeCommand: _aio.StreamStreamMultiCallable[_command_pb2.ServeCommandRequest, _command_pb2.ServeCommandResponse]  # type: ignore[assignment]
+    """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
+    ReadFile: _aio.UnaryStreamMultiCallable[_command_pb2.ReadFileRequest, _command_pb2.ReadFileResponse]  # type: ignore[assignment]
+    """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents."""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """The machines. Connect and UploadOutput are the agents' doors, gRPC only."""
@@ -216,5 +225,21 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         """One output of an attempt: a header, then its bytes in chunks. The reply is sent after the bytes have reached the disk;
         the same file sent again gives the same receipt.
         """
+
+    @_abc_1.abstractmethod
+    def ServeCommand(
+        self,
+        request_iterator: _MaybeAsyncIterator[_command_pb2.ServeCommandRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_command_pb2.ServeCommandResponse], _abc.AsyncIterator[_command_pb2.ServeCommandResponse]]:
+        """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def ReadFile(
+        self,
+        request: _command_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_command_pb2.ReadFileResponse], _abc.AsyncIterator[_command_pb2.ReadFileResponse]]:
+        """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents."""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
