@@ -25,7 +25,9 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 2),
-    ("grpc.max_concurrent_streams", 100),
+    # Each follower of events or logs is a stream, many may share a connection, and ended calls count until they are
+    # swept up: with 100, sixty busy callers on one connection were refused now and then.
+    ("grpc.max_concurrent_streams", 2_000),
     # A batch is judged by `invoke`; this is the bound before decoding.
     ("grpc.max_receive_message_length", 17_825_792),
     ("grpc.so_reuseport", 0),
