@@ -27,7 +27,7 @@ from fleet.v1 import types_pb2 as fleet_dot_v1_dot_types__pb2
 from fleet.v1 import vision_pb2 as fleet_dot_v1_dot_vision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66leet/v1/command.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/fleet.proto\x1a\x14\x66leet/v1/types.proto\x1a\x15\x66leet/v1/vision.proto\"\xbc\x07\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\x12\x32\n\x06\x64\x65ploy\x18\n \x01(\x0b\x32 .fleet.v1.DeployContainerRequestH\x00\x12\x32\n\x06remove\x18\x0b \x01(\x0b\x32 .fleet.v1.RemoveContainerRequestH\x00\x12:\n\x0flist_containers\x18\x0c \x01(\x0b\x32\x1f.fleet.v1.ListContainersRequestH\x00\x12\x36\n\rget_container\x18\r \x01(\x0b\x32\x1d.fleet.v1.GetContainerRequestH\x00\x12%\n\x04\x65xec\x18\x0e \x01(\x0b\x32\x15.fleet.v1.ExecRequestH\x00\x12*\n\x0b\x65xec_stream\x18\x0f \x01(\x0b\x32\x13.fleet.v1.ExecStartH\x00\x12+\n\x04logs\x18\x10 \x01(\x0b\x32\x1b.fleet.v1.StreamLogsRequestH\x00\x12\x30\n\nload_model\x18\x14 \x01(\x0b\x32\x1a.fleet.v1.LoadModelRequestH\x00\x12\x34\n\x0cunload_model\x18\x15 \x01(\x0b\x32\x1c.fleet.v1.UnloadModelRequestH\x00\x12*\n\x08\x64ownload\x18\x16 \x01(\x0b\x32\x16.fleet.v1.DownloadFileH\x00\x12\x36\n\rlist_services\x18\x1e \x01(\x0b\x32\x1d.fleet.v1.ListServicesRequestH\x00\x12\x32\n\x0bget_service\x18\x1f \x01(\x0b\x32\x1b.fleet.v1.GetServiceRequestH\x00\x12\x36\n\rscale_service\x18  \x01(\x0b\x32\x1d.fleet.v1.ScaleServiceRequestH\x00\x12\x38\n\x0eupdate_service\x18! \x01(\x0b\x32\x1e.fleet.v1.UpdateServiceRequestH\x00\x12<\n\x10rollback_service\x18\" \x01(\x0b\x32 .fleet.v1.RollbackServiceRequestH\x00\x12:\n\x0cservice_logs\x18# \x01(\x0b\x32\".fleet.v1.StreamServiceLogsRequestH\x00\x12\x31\n\x0e\x65ngine_request\x18( \x01(\x0b\x32\x17.fleet.v1.EngineRequestH\x00\x42\t\n\x07\x63ommand\"a\n\x0c\x44ownloadFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"c\n\rEngineRequest\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\"\x99\x02\n\x13ServeCommandRequest\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x15.fleet.v1.CommandHeadH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.fleet.v1.OperationProgressH\x00\x12\x10\n\x06stdout\x18\x03 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x04 \x01(\x0cH\x00\x12!\n\x04line\x18\x05 \x01(\x0b\x32\x11.fleet.v1.LogLineH\x00\x12&\n\x05reply\x18\x06 \x01(\x0b\x32\x15.fleet.v1.EngineReplyH\x00\x12\x0e\n\x04\x62ody\x18\x07 \x01(\x0cH\x00\x12#\n\x03\x65nd\x18\x08 \x01(\x0b\x32\x14.fleet.v1.CommandEndH\x00\x42\x06\n\x04part\"2\n\x0b\x43ommandHead\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\ncommand_id\x18\x02 \x01(\t\"\x9d\x01\n\x0b\x45ngineReply\x12\x13\n\x0bstatus_code\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x33\n\x07headers\x18\x03 \x03(\x0b\x32\".fleet.v1.EngineReply.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x03\n\nCommandEnd\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.fleet.v1.JobError\x12(\n\tcontainer\x18\x02 \x01(\x0b\x32\x13.fleet.v1.ContainerH\x00\x12*\n\ncontainers\x18\x03 \x01(\x0b\x32\x14.fleet.v1.ContainersH\x00\x12&\n\x04\x65xec\x18\x04 \x01(\x0b\x32\x16.fleet.v1.ExecResponseH\x00\x12\x1e\n\x04\x65xit\x18\x05 \x01(\x0b\x32\x0e.fleet.v1.ExitH\x00\x12-\n\x0cloaded_model\x18\x06 \x01(\x0b\x32\x15.fleet.v1.LoadedModelH\x00\x12+\n\x08\x64ownload\x18\x07 \x01(\x0b\x32\x17.fleet.v1.ModelDownloadH\x00\x12)\n\x07service\x18\x08 \x01(\x0b\x32\x16.fleet.v1.SwarmServiceH\x00\x12+\n\x08services\x18\t \x01(\x0b\x32\x17.fleet.v1.SwarmServicesH\x00\x42\x08\n\x06result\"5\n\nContainers\x12\'\n\ncontainers\x18\x01 \x03(\x0b\x32\x13.fleet.v1.Container\"9\n\rSwarmServices\x12(\n\x08services\x18\x01 \x03(\x0b\x32\x16.fleet.v1.SwarmService\"\xaf\x01\n\x14ServeCommandResponse\x12\x0f\n\x05stdin\x18\x01 \x01(\x0cH\x00\x12(\n\x06resize\x18\x02 \x01(\x0b\x32\x16.fleet.v1.TerminalSizeH\x00\x12+\n\x0b\x63lose_stdin\x18\x03 \x01(\x0b\x32\x14.fleet.v1.CloseStdinH\x00\x12\'\n\x05taken\x18\x04 \x01(\x0b\x32\x16.fleet.v1.CommandTakenH\x00\x42\x06\n\x04part\"\x0e\n\x0c\x43ommandTaken\"4\n\x0fReadFileRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"E\n\x10ReadFileResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66leet/v1/command.proto\x12\x08\x66leet.v1\x1a\x14\x66leet/v1/fleet.proto\x1a\x14\x66leet/v1/types.proto\x1a\x15\x66leet/v1/vision.proto\"\xbc\x07\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\x12\x32\n\x06\x64\x65ploy\x18\n \x01(\x0b\x32 .fleet.v1.DeployContainerRequestH\x00\x12\x32\n\x06remove\x18\x0b \x01(\x0b\x32 .fleet.v1.RemoveContainerRequestH\x00\x12:\n\x0flist_containers\x18\x0c \x01(\x0b\x32\x1f.fleet.v1.ListContainersRequestH\x00\x12\x36\n\rget_container\x18\r \x01(\x0b\x32\x1d.fleet.v1.GetContainerRequestH\x00\x12%\n\x04\x65xec\x18\x0e \x01(\x0b\x32\x15.fleet.v1.ExecRequestH\x00\x12*\n\x0b\x65xec_stream\x18\x0f \x01(\x0b\x32\x13.fleet.v1.ExecStartH\x00\x12+\n\x04logs\x18\x10 \x01(\x0b\x32\x1b.fleet.v1.StreamLogsRequestH\x00\x12\x30\n\nload_model\x18\x14 \x01(\x0b\x32\x1a.fleet.v1.LoadModelRequestH\x00\x12\x34\n\x0cunload_model\x18\x15 \x01(\x0b\x32\x1c.fleet.v1.UnloadModelRequestH\x00\x12*\n\x08\x64ownload\x18\x16 \x01(\x0b\x32\x16.fleet.v1.DownloadFileH\x00\x12\x36\n\rlist_services\x18\x1e \x01(\x0b\x32\x1d.fleet.v1.ListServicesRequestH\x00\x12\x32\n\x0bget_service\x18\x1f \x01(\x0b\x32\x1b.fleet.v1.GetServiceRequestH\x00\x12\x36\n\rscale_service\x18  \x01(\x0b\x32\x1d.fleet.v1.ScaleServiceRequestH\x00\x12\x38\n\x0eupdate_service\x18! \x01(\x0b\x32\x1e.fleet.v1.UpdateServiceRequestH\x00\x12<\n\x10rollback_service\x18\" \x01(\x0b\x32 .fleet.v1.RollbackServiceRequestH\x00\x12:\n\x0cservice_logs\x18# \x01(\x0b\x32\".fleet.v1.StreamServiceLogsRequestH\x00\x12\x31\n\x0e\x65ngine_request\x18( \x01(\x0b\x32\x17.fleet.v1.EngineRequestH\x00\x42\t\n\x07\x63ommand\"o\n\x0c\x44ownloadFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"c\n\rEngineRequest\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\"\x99\x02\n\x13ServeCommandRequest\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x15.fleet.v1.CommandHeadH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.fleet.v1.OperationProgressH\x00\x12\x10\n\x06stdout\x18\x03 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x04 \x01(\x0cH\x00\x12!\n\x04line\x18\x05 \x01(\x0b\x32\x11.fleet.v1.LogLineH\x00\x12&\n\x05reply\x18\x06 \x01(\x0b\x32\x15.fleet.v1.EngineReplyH\x00\x12\x0e\n\x04\x62ody\x18\x07 \x01(\x0cH\x00\x12#\n\x03\x65nd\x18\x08 \x01(\x0b\x32\x14.fleet.v1.CommandEndH\x00\x42\x06\n\x04part\"2\n\x0b\x43ommandHead\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\ncommand_id\x18\x02 \x01(\t\"\x9d\x01\n\x0b\x45ngineReply\x12\x13\n\x0bstatus_code\x18\x01 \x01(\x05\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x33\n\x07headers\x18\x03 \x03(\x0b\x32\".fleet.v1.EngineReply.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x03\n\nCommandEnd\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.fleet.v1.JobError\x12(\n\tcontainer\x18\x02 \x01(\x0b\x32\x13.fleet.v1.ContainerH\x00\x12*\n\ncontainers\x18\x03 \x01(\x0b\x32\x14.fleet.v1.ContainersH\x00\x12&\n\x04\x65xec\x18\x04 \x01(\x0b\x32\x16.fleet.v1.ExecResponseH\x00\x12\x1e\n\x04\x65xit\x18\x05 \x01(\x0b\x32\x0e.fleet.v1.ExitH\x00\x12-\n\x0cloaded_model\x18\x06 \x01(\x0b\x32\x15.fleet.v1.LoadedModelH\x00\x12+\n\x08\x64ownload\x18\x07 \x01(\x0b\x32\x17.fleet.v1.ModelDownloadH\x00\x12)\n\x07service\x18\x08 \x01(\x0b\x32\x16.fleet.v1.SwarmServiceH\x00\x12+\n\x08services\x18\t \x01(\x0b\x32\x17.fleet.v1.SwarmServicesH\x00\x42\x08\n\x06result\"5\n\nContainers\x12\'\n\ncontainers\x18\x01 \x03(\x0b\x32\x13.fleet.v1.Container\"9\n\rSwarmServices\x12(\n\x08services\x18\x01 \x03(\x0b\x32\x16.fleet.v1.SwarmService\"\xaf\x01\n\x14ServeCommandResponse\x12\x0f\n\x05stdin\x18\x01 \x01(\x0cH\x00\x12(\n\x06resize\x18\x02 \x01(\x0b\x32\x16.fleet.v1.TerminalSizeH\x00\x12+\n\x0b\x63lose_stdin\x18\x03 \x01(\x0b\x32\x14.fleet.v1.CloseStdinH\x00\x12\'\n\x05taken\x18\x04 \x01(\x0b\x32\x16.fleet.v1.CommandTakenH\x00\x42\x06\n\x04part\"\x0e\n\x0c\x43ommandTaken\"B\n\x0fReadFileRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"E\n\x10ReadFileResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x63hunk\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,29 +39,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMAND']._serialized_start=104
   _globals['_COMMAND']._serialized_end=1060
   _globals['_DOWNLOADFILE']._serialized_start=1062
-  _globals['_DOWNLOADFILE']._serialized_end=1159
-  _globals['_ENGINEREQUEST']._serialized_start=1161
-  _globals['_ENGINEREQUEST']._serialized_end=1260
-  _globals['_SERVECOMMANDREQUEST']._serialized_start=1263
-  _globals['_SERVECOMMANDREQUEST']._serialized_end=1544
-  _globals['_COMMANDHEAD']._serialized_start=1546
-  _globals['_COMMANDHEAD']._serialized_end=1596
-  _globals['_ENGINEREPLY']._serialized_start=1599
-  _globals['_ENGINEREPLY']._serialized_end=1756
-  _globals['_ENGINEREPLY_HEADERSENTRY']._serialized_start=1710
-  _globals['_ENGINEREPLY_HEADERSENTRY']._serialized_end=1756
-  _globals['_COMMANDEND']._serialized_start=1759
-  _globals['_COMMANDEND']._serialized_end=2154
-  _globals['_CONTAINERS']._serialized_start=2156
-  _globals['_CONTAINERS']._serialized_end=2209
-  _globals['_SWARMSERVICES']._serialized_start=2211
-  _globals['_SWARMSERVICES']._serialized_end=2268
-  _globals['_SERVECOMMANDRESPONSE']._serialized_start=2271
-  _globals['_SERVECOMMANDRESPONSE']._serialized_end=2446
-  _globals['_COMMANDTAKEN']._serialized_start=2448
-  _globals['_COMMANDTAKEN']._serialized_end=2462
-  _globals['_READFILEREQUEST']._serialized_start=2464
-  _globals['_READFILEREQUEST']._serialized_end=2516
-  _globals['_READFILERESPONSE']._serialized_start=2518
-  _globals['_READFILERESPONSE']._serialized_end=2587
+  _globals['_DOWNLOADFILE']._serialized_end=1173
+  _globals['_ENGINEREQUEST']._serialized_start=1175
+  _globals['_ENGINEREQUEST']._serialized_end=1274
+  _globals['_SERVECOMMANDREQUEST']._serialized_start=1277
+  _globals['_SERVECOMMANDREQUEST']._serialized_end=1558
+  _globals['_COMMANDHEAD']._serialized_start=1560
+  _globals['_COMMANDHEAD']._serialized_end=1610
+  _globals['_ENGINEREPLY']._serialized_start=1613
+  _globals['_ENGINEREPLY']._serialized_end=1770
+  _globals['_ENGINEREPLY_HEADERSENTRY']._serialized_start=1724
+  _globals['_ENGINEREPLY_HEADERSENTRY']._serialized_end=1770
+  _globals['_COMMANDEND']._serialized_start=1773
+  _globals['_COMMANDEND']._serialized_end=2168
+  _globals['_CONTAINERS']._serialized_start=2170
+  _globals['_CONTAINERS']._serialized_end=2223
+  _globals['_SWARMSERVICES']._serialized_start=2225
+  _globals['_SWARMSERVICES']._serialized_end=2282
+  _globals['_SERVECOMMANDRESPONSE']._serialized_start=2285
+  _globals['_SERVECOMMANDRESPONSE']._serialized_end=2460
+  _globals['_COMMANDTAKEN']._serialized_start=2462
+  _globals['_COMMANDTAKEN']._serialized_end=2476
+  _globals['_READFILEREQUEST']._serialized_start=2478
+  _globals['_READFILEREQUEST']._serialized_end=2544
+  _globals['_READFILERESPONSE']._serialized_start=2546
+  _globals['_READFILERESPONSE']._serialized_end=2615
 # @@protoc_insertion_point(module_scope)

@@ -166,6 +166,7 @@ class DownloadFile(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its file name."""
     kind: _builtins.str
@@ -176,6 +177,8 @@ class DownloadFile(_message.Message):
     """Size."""
     sha256: _builtins.str
     """Hash; empty where it is not known."""
+    etag: _builtins.str
+    """Version of the S3 object; empty for any."""
     def __init__(
         self,
         *,
@@ -184,10 +187,11 @@ class DownloadFile(_message.Message):
         reference: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "reference", b"reference", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "kind", b"kind", "name", b"name", "reference", b"reference", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -560,19 +564,23 @@ class ReadFileRequest(_message.Message):
 
     REFERENCE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     """input:<id>, output:<filename> or s3://<bucket>/<key>."""
     offset: _builtins.int
     """First byte wanted."""
+    etag: _builtins.str
+    """Only this version of an S3 object: FAILED_PRECONDITION where it is another by now. Empty for any."""
     def __init__(
         self,
         *,
         reference: _builtins.str = ...,
         offset: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "reference", b"reference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "offset", b"offset", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

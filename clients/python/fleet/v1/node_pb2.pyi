@@ -964,6 +964,7 @@ class LoadedFile(_message.Message):
     LORAS_FIELD_NUMBER: _builtins.int
     LOADED_SECONDS_AGO_FIELD_NUMBER: _builtins.int
     USED_SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """File name."""
     engine: _builtins.str
@@ -976,6 +977,8 @@ class LoadedFile(_message.Message):
     """When it was loaded, seconds ago."""
     used_seconds_ago: _builtins.float
     """When it was last used, seconds ago."""
+    pinned: _builtins.bool
+    """Never evicted."""
     @_builtins.property
     def loras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """LoRAs applied to it."""
@@ -990,16 +993,79 @@ class LoadedFile(_message.Message):
         loras: _abc.Iterable[_builtins.str] | None = ...,
         loaded_seconds_ago: _builtins.float = ...,
         used_seconds_ago: _builtins.float = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "gpu_index", b"gpu_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "engine", b"engine", "gpu_index", b"gpu_index", "loaded_seconds_ago", b"loaded_seconds_ago", "loras", b"loras", "memory_bytes", b"memory_bytes", "name", b"name", "used_seconds_ago", b"used_seconds_ago"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "engine", b"engine", "gpu_index", b"gpu_index", "loaded_seconds_ago", b"loaded_seconds_ago", "loras", b"loras", "memory_bytes", b"memory_bytes", "name", b"name", "pinned", b"pinned", "used_seconds_ago", b"used_seconds_ago"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_index: _TypeAlias = _typing.Literal["gpu_index"]  # noqa: Y015
     _WhichOneofArgType__gpu_index: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_index) -> _WhichOneofReturnType__gpu_index | None: ...
 
 Global___LoadedFile: _TypeAlias = LoadedFile  # noqa: Y015
+
+@_typing.final
+class ModelIntake(_message.Message):
+    """Files of the buckets that a node would bring to its disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADABLE_FIELD_NUMBER: _builtins.int
+    MOST_BYTES_FIELD_NUMBER: _builtins.int
+    most_bytes: _builtins.int
+    """The largest file that it would take; 0: any."""
+    @_builtins.property
+    def loadable(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadableModels]:
+        """What its engines could do with them."""
+
+    def __init__(
+        self,
+        *,
+        loadable: _abc.Iterable[Global___LoadableModels] | None = ...,
+        most_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loadable", b"loadable", "most_bytes", b"most_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelIntake: _TypeAlias = ModelIntake  # noqa: Y015
+
+@_typing.final
+class LoadableModels(_message.Message):
+    """What one engine loads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    ARCHITECTURES_FIELD_NUMBER: _builtins.int
+    JOB_TYPES_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """The engine."""
+    @_builtins.property
+    def architectures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Base architectures of its model files."""
+
+    @_builtins.property
+    def job_types(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.JobType.ValueType]:
+        """What it is for."""
+
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        architectures: _abc.Iterable[_builtins.str] | None = ...,
+        job_types: _abc.Iterable[_types_pb2.JobType.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architectures", b"architectures", "engine", b"engine", "job_types", b"job_types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadableModels: _TypeAlias = LoadableModels  # noqa: Y015
 
 @_typing.final
 class HeldAttempt(_message.Message):
@@ -1096,6 +1162,7 @@ class Hello(_message.Message):
     BATCHES_FIELD_NUMBER: _builtins.int
     SWARM_ROLE_FIELD_NUMBER: _builtins.int
     MANAGED_CONTAINERS_FIELD_NUMBER: _builtins.int
+    INTAKE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol; both sides must have the same."""
     node_id: _builtins.str
@@ -1166,6 +1233,10 @@ class Hello(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What could not be read, and why."""
 
+    @_builtins.property
+    def intake(self) -> Global___ModelIntake:
+        """Files of the buckets that it would take; none where left out."""
+
     def __init__(
         self,
         *,
@@ -1193,10 +1264,11 @@ class Hello(_message.Message):
         batches: _builtins.bool = ...,
         swarm_role: _builtins.str = ...,
         managed_containers: _builtins.int = ...,
+        intake: Global___ModelIntake | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "now", b"now"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "intake", b"intake", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "labels", b"labels", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "intake", b"intake", "labels", b"labels", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
