@@ -1625,6 +1625,7 @@ class UploadedOutput(_message.Message):
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    ENGINE_FILE_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     """Media type."""
     width: _builtins.int
@@ -1641,6 +1642,10 @@ class UploadedOutput(_message.Message):
     def receipt(self) -> Global___OutputReceipt:
         """What UploadOutput answered. With data: its size and hash, no name."""
 
+    @_builtins.property
+    def engine_file(self) -> _types_pb2.EngineFile:
+        """As its engine calls it, where that has names of its own."""
+
     def __init__(
         self,
         *,
@@ -1651,10 +1656,11 @@ class UploadedOutput(_message.Message):
         duration_seconds: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         data: _builtins.bytes | None = ...,
+        engine_file: _types_pb2.EngineFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_data", b"_data", "_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "data", b"data", "duration_seconds", b"duration_seconds", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data", b"_data", "_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "data", b"data", "duration_seconds", b"duration_seconds", "engine_file", b"engine_file", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data", b"_data", "_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "content_type", b"content_type", "data", b"data", "duration_seconds", b"duration_seconds", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data", b"_data", "_duration_seconds", b"_duration_seconds", "_height", b"_height", "_seed", b"_seed", "_width", b"_width", "content_type", b"content_type", "data", b"data", "duration_seconds", b"duration_seconds", "engine_file", b"engine_file", "height", b"height", "receipt", b"receipt", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__data: _TypeAlias = _typing.Literal["data"]  # noqa: Y015
     _WhichOneofArgType__data: _TypeAlias = _typing.Literal["_data", b"_data"]  # noqa: Y015
@@ -1699,6 +1705,7 @@ class JobComplete(_message.Message):
     RUN_SECONDS_FIELD_NUMBER: _builtins.int
     UPLOAD_SECONDS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    ENGINE_RECORD_JSON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     token: _builtins.str
@@ -1717,6 +1724,8 @@ class JobComplete(_message.Message):
     """The engine's run."""
     upload_seconds: _builtins.float
     """Sending the outputs."""
+    engine_record_json: _builtins.str
+    """The engine's own record of the run, as JSON text, see EngineResult; after a failure too."""
     @_builtins.property
     def error(self) -> _types_pb2.JobError:
         """Null: it succeeded."""
@@ -1754,10 +1763,11 @@ class JobComplete(_message.Message):
         run_seconds: _builtins.float = ...,
         upload_seconds: _builtins.float = ...,
         metadata: _types_pb2.OutputMetadata | None = ...,
+        engine_record_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_finish_reason", b"_finish_reason", "_text", b"_text", "error", b"error", "exit_code", b"exit_code", "finish_reason", b"finish_reason", "metadata", b"metadata", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_finish_reason", b"_finish_reason", "_text", b"_text", "error", b"error", "exit_code", b"exit_code", "finish_reason", b"finish_reason", "job_id", b"job_id", "load_seconds", b"load_seconds", "metadata", b"metadata", "outputs", b"outputs", "retryable", b"retryable", "run_seconds", b"run_seconds", "segments", b"segments", "text", b"text", "token", b"token", "upload_seconds", b"upload_seconds", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_finish_reason", b"_finish_reason", "_text", b"_text", "engine_record_json", b"engine_record_json", "error", b"error", "exit_code", b"exit_code", "finish_reason", b"finish_reason", "job_id", b"job_id", "load_seconds", b"load_seconds", "metadata", b"metadata", "outputs", b"outputs", "retryable", b"retryable", "run_seconds", b"run_seconds", "segments", b"segments", "text", b"text", "token", b"token", "upload_seconds", b"upload_seconds", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -61,6 +61,7 @@ class CreateJobRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_JSON_FIELD_NUMBER: _builtins.int
     job_type: _types_pb2.JobType.ValueType
     """The kind of work."""
     priority: _types_pb2.JobPriority.ValueType
@@ -81,6 +82,10 @@ class CreateJobRequest(_message.Message):
     """Attempts never overlap, even across a lost node."""
     request_id: _builtins.str
     """The same id gives the same job, for 24 hours."""
+    workflow_json: _builtins.str
+    """A ComfyUI graph in its API format, as JSON text, for image_gen and video_gen; `payload` is {} then. In JSON it is better
+    given as the object `workflow` in `payload`.
+    """
     @_builtins.property
     def payload(self) -> _struct_pb2.Struct:
         """Fields of the job type; at most 1,000,000 bytes."""
@@ -114,10 +119,11 @@ class CreateJobRequest(_message.Message):
         after: _abc.Iterable[_builtins.str] | None = ...,
         exclusive: _builtins.bool = ...,
         request_id: _builtins.str | None = ...,
+        workflow_json: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_max_retries", b"_max_retries", "_priority", b"_priority", "_queue_ttl_seconds", b"_queue_ttl_seconds", "_request_id", b"_request_id", "_target_cluster", b"_target_cluster", "_target_node_id", b"_target_node_id", "_timeout_seconds", b"_timeout_seconds", "callback_url", b"callback_url", "max_retries", b"max_retries", "payload", b"payload", "priority", b"priority", "queue_ttl_seconds", b"queue_ttl_seconds", "request_id", b"request_id", "schedule_time", b"schedule_time", "target_cluster", b"target_cluster", "target_node_id", b"target_node_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_max_retries", b"_max_retries", "_priority", b"_priority", "_queue_ttl_seconds", b"_queue_ttl_seconds", "_request_id", b"_request_id", "_target_cluster", b"_target_cluster", "_target_node_id", b"_target_node_id", "_timeout_seconds", b"_timeout_seconds", "_workflow_json", b"_workflow_json", "callback_url", b"callback_url", "max_retries", b"max_retries", "payload", b"payload", "priority", b"priority", "queue_ttl_seconds", b"queue_ttl_seconds", "request_id", b"request_id", "schedule_time", b"schedule_time", "target_cluster", b"target_cluster", "target_node_id", b"target_node_id", "timeout_seconds", b"timeout_seconds", "workflow_json", b"workflow_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_max_retries", b"_max_retries", "_priority", b"_priority", "_queue_ttl_seconds", b"_queue_ttl_seconds", "_request_id", b"_request_id", "_target_cluster", b"_target_cluster", "_target_node_id", b"_target_node_id", "_timeout_seconds", b"_timeout_seconds", "after", b"after", "callback_url", b"callback_url", "exclusive", b"exclusive", "job_type", b"job_type", "max_retries", b"max_retries", "payload", b"payload", "priority", b"priority", "queue_ttl_seconds", b"queue_ttl_seconds", "request_id", b"request_id", "schedule_time", b"schedule_time", "target_cluster", b"target_cluster", "target_labels", b"target_labels", "target_node_id", b"target_node_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url", "_max_retries", b"_max_retries", "_priority", b"_priority", "_queue_ttl_seconds", b"_queue_ttl_seconds", "_request_id", b"_request_id", "_target_cluster", b"_target_cluster", "_target_node_id", b"_target_node_id", "_timeout_seconds", b"_timeout_seconds", "_workflow_json", b"_workflow_json", "after", b"after", "callback_url", b"callback_url", "exclusive", b"exclusive", "job_type", b"job_type", "max_retries", b"max_retries", "payload", b"payload", "priority", b"priority", "queue_ttl_seconds", b"queue_ttl_seconds", "request_id", b"request_id", "schedule_time", b"schedule_time", "target_cluster", b"target_cluster", "target_labels", b"target_labels", "target_node_id", b"target_node_id", "timeout_seconds", b"timeout_seconds", "workflow_json", b"workflow_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__callback_url: _TypeAlias = _typing.Literal["callback_url"]  # noqa: Y015
     _WhichOneofArgType__callback_url: _TypeAlias = _typing.Literal["_callback_url", b"_callback_url"]  # noqa: Y015
@@ -135,6 +141,8 @@ class CreateJobRequest(_message.Message):
     _WhichOneofArgType__target_node_id: _TypeAlias = _typing.Literal["_target_node_id", b"_target_node_id"]  # noqa: Y015
     _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__workflow_json: _TypeAlias = _typing.Literal["workflow_json"]  # noqa: Y015
+    _WhichOneofArgType__workflow_json: _TypeAlias = _typing.Literal["_workflow_json", b"_workflow_json"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__callback_url) -> _WhichOneofReturnType__callback_url | None: ...
     @_typing.overload
@@ -151,6 +159,8 @@ class CreateJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_node_id) -> _WhichOneofReturnType__target_node_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__workflow_json) -> _WhichOneofReturnType__workflow_json | None: ...
 
 Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
 

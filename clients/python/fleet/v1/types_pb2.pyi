@@ -501,20 +501,148 @@ class WorkflowPayload(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKFLOW_JSON_FIELD_NUMBER: _builtins.int
+    EXTRA_DATA_JSON_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     workflow_json: _builtins.str
     """The graph in ComfyUI's API format, as JSON text."""
+    extra_data_json: _builtins.str
+    """ComfyUI's extra_data as JSON text, without client_id; empty where none was given."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowInput]:
+        """Files that the graph names: they are in the node's ComfyUI before the prompt is."""
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowNeed]:
+        """What the node's ComfyUI must have; made at the submit from what all nodes offer."""
+
+    @_builtins.property
+    def prompt(self) -> Global___ComfyPrompt:
+        """What a ComfyUI client said besides; unset where the job came another way."""
+
     def __init__(
         self,
         *,
         workflow_json: _builtins.str = ...,
+        extra_data_json: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___WorkflowInput] | None = ...,
+        needs: _abc.Iterable[Global___WorkflowNeed] | None = ...,
+        prompt: Global___ComfyPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workflow_json", b"workflow_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_data_json", b"extra_data_json", "inputs", b"inputs", "needs", b"needs", "prompt", b"prompt", "workflow_json", b"workflow_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkflowPayload: _TypeAlias = WorkflowPayload  # noqa: Y015
+
+@_typing.final
+class WorkflowInput(_message.Message):
+    """A file that a graph names as ComfyUI knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    SUBFOLDER_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """input:<id>, or output:<filename> of the fleet."""
+    filename: _builtins.str
+    """Its name in the graph, without folder and without an annotation."""
+    subfolder: _builtins.str
+    """Its folder below ComfyUI's own."""
+    type: _builtins.str
+    """ComfyUI's own folder: input, output or temp."""
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        filename: _builtins.str = ...,
+        subfolder: _builtins.str = ...,
+        type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "reference", b"reference", "subfolder", b"subfolder", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowInput: _TypeAlias = WorkflowInput  # noqa: Y015
+
+@_typing.final
+class WorkflowNeed(_message.Message):
+    """A node class, or one of the values that an input of it takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_TYPE_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    VALUE_JSON_FIELD_NUMBER: _builtins.int
+    class_type: _builtins.str
+    """The class."""
+    input: _builtins.str
+    """The input; empty: just the class."""
+    value_json: _builtins.str
+    """The value, as JSON text."""
+    def __init__(
+        self,
+        *,
+        class_type: _builtins.str = ...,
+        input: _builtins.str = ...,
+        value_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_type", b"class_type", "input", b"input", "value_json", b"value_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowNeed: _TypeAlias = WorkflowNeed  # noqa: Y015
+
+@_typing.final
+class ComfyPrompt(_message.Message):
+    """What a ComfyUI client says besides the graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    OUTPUT_NODE_IDS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    number: _builtins.float
+    """Its place in ComfyUI's queue: the lower comes first."""
+    client_id: _builtins.str
+    """The client that hears of it; empty: nobody."""
+    create_time_ms: _builtins.int
+    """Unix milliseconds."""
+    @_builtins.property
+    def output_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The output nodes that run."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ComfyUI's partial_execution_targets, to be passed on; empty: all outputs."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.float = ...,
+        client_id: _builtins.str = ...,
+        output_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        create_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "create_time_ms", b"create_time_ms", "number", b"number", "output_node_ids", b"output_node_ids", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComfyPrompt: _TypeAlias = ComfyPrompt  # noqa: Y015
 
 @_typing.final
 class VideoPayload(_message.Message):
@@ -1385,6 +1513,102 @@ class JobResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
 
 Global___JobResult: _TypeAlias = JobResult  # noqa: Y015
+
+@_typing.final
+class EngineResult(_message.Message):
+    """What an engine's own protocol adds to a result. The store keeps it in the same bytes, behind the JobResult; the API does
+    not show it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_JSON_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    record_json: _builtins.str
+    """The engine's record of the run, as JSON text: of comfyui the entry of its history, {"outputs", "status", "meta"}."""
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineOutput]:
+        """The engine's files and what they are called in the fleet."""
+
+    def __init__(
+        self,
+        *,
+        record_json: _builtins.str = ...,
+        outputs: _abc.Iterable[Global___EngineOutput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "record_json", b"record_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineResult: _TypeAlias = EngineResult  # noqa: Y015
+
+@_typing.final
+class EngineOutput(_message.Message):
+    """A file of an engine and its name in the fleet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    filename: _builtins.str
+    """The Output's name."""
+    @_builtins.property
+    def file(self) -> Global___EngineFile:
+        """As the engine calls it."""
+
+    def __init__(
+        self,
+        *,
+        file: Global___EngineFile | None = ...,
+        filename: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "filename", b"filename"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineOutput: _TypeAlias = EngineOutput  # noqa: Y015
+
+@_typing.final
+class EngineFile(_message.Message):
+    """A file as an engine calls it: of comfyui what stands in the outputs of its history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    SUBFOLDER_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node of the graph."""
+    kind: _builtins.str
+    """The list that it stands in, such as images or gifs."""
+    filename: _builtins.str
+    """Its name."""
+    subfolder: _builtins.str
+    """Its folder."""
+    type: _builtins.str
+    """output or temp."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        filename: _builtins.str = ...,
+        subfolder: _builtins.str = ...,
+        type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filename", b"filename", "kind", b"kind", "node_id", b"node_id", "subfolder", b"subfolder", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineFile: _TypeAlias = EngineFile  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):

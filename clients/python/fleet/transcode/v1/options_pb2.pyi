@@ -93,6 +93,7 @@ class FieldRules(_message.Message):
     DEFAULT_DOUBLE_FIELD_NUMBER: _builtins.int
     DEFAULT_STRING_FIELD_NUMBER: _builtins.int
     DEFAULT_BOOL_FIELD_NUMBER: _builtins.int
+    JSON_TEXT_OF_FIELD_NUMBER: _builtins.int
     default_int: _builtins.int
     """For integer fields."""
     default_double: _builtins.float
@@ -101,6 +102,10 @@ class FieldRules(_message.Message):
     """For string fields, and for enum fields by the value's short lower-case name."""
     default_bool: _builtins.bool
     """For bool fields."""
+    json_text_of: _builtins.str
+    """For string fields: an object at this path of the message's JSON, such as "payload.graph", is handed to this field as JSON
+    text and left out there. So it passes a Struct by, which holds doubles alone.
+    """
     def __init__(
         self,
         *,
@@ -108,10 +113,11 @@ class FieldRules(_message.Message):
         default_double: _builtins.float = ...,
         default_string: _builtins.str = ...,
         default_bool: _builtins.bool = ...,
+        json_text_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "default_bool", b"default_bool", "default_double", b"default_double", "default_int", b"default_int", "default_string", b"default_string"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "default_bool", b"default_bool", "default_double", b"default_double", "default_int", b"default_int", "default_string", b"default_string"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "default_bool", b"default_bool", "default_double", b"default_double", "default_int", b"default_int", "default_string", b"default_string", "json_text_of", b"json_text_of"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_default: _TypeAlias = _typing.Literal["default_int", "default_double", "default_string", "default_bool"]  # noqa: Y015
     _WhichOneofArgType_default: _TypeAlias = _typing.Literal["default", b"default"]  # noqa: Y015
