@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from fleet_agent.engines.sketch import png
-from fleet_agent.engines.sketch.painter import Request, paint
+from fleet_agent.engines import png
+from fleet_agent.engines.image import ImageRequest
+from fleet_agent.engines.sketch.painter import paint
 from fleet_agent.engines.sketch.style import combine, default_tensors
 
 PROMPTS = (
@@ -53,7 +54,9 @@ def main() -> None:
         encodes: list[float] = []
         size = 0
         for _ in range(ROUNDS):
-            request = Request(prompt, "blurry, bad quality", options.size, options.size, options.steps, 7.5, 7)
+            request = ImageRequest(
+                prompt, "blurry, bad quality", options.size, options.size, options.steps, 7.5, 7, "euler"
+            )
             start = time.perf_counter()
             picture = paint(request, style, _Quiet())
             painted = time.perf_counter()

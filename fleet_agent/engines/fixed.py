@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 
+from fleet_agent.engines import png
 from fleet_agent.engines.base import (
     EngineInfo,
     EngineOutput,
@@ -22,7 +23,6 @@ from fleet_agent.engines.base import (
     Reporter,
     Task,
 )
-from fleet_agent.engines.sketch import png
 
 NAME = "fixed"
 _VERSION = "1.0.0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fleet_agent.engines import png
 from fleet_agent.engines.base import (
     EngineError,
     EngineInfo,
@@ -27,17 +26,14 @@ from fleet_agent.engines.base import (
     Reporter,
     Task,
 )
-from fleet_agent.engines.sketch import png
-from fleet_agent.engines.sketch.painter import SCHEDULERS, Request, paint
-from fleet_agent.engines.sketch.start import DEFAULT_STRENGTH, Start, lay_over, resized, start_of
+from fleet_agent.engines.image import preview_bytes, request_of, texts_of
+from fleet_agent.engines.sketch.painter import SCHEDULERS, paint
 from fleet_agent.engines.sketch.style import ARCHITECTURE, checked, combine, default_tensors
+from fleet_agent.engines.start import Start, lay_over, resized, start_of
 
 NAME = "sketch"
 VERSION = "1.0.0"
 DEFAULT_MODEL = "sketch"
-MAX_PREVIEW_BYTES = 64 * 1024
-MAX_SEED = 2**64 - 1
-_UNSUPPORTED = ("workflow",)
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -109,7 +105,7 @@ class SketchEngine:
         return pixels * (3 * 4 * 3 + 4 * 4 + 6) + (16 << 20)
 
     def run(self, task: Task, report: Reporter) -> EngineResult:
-        request = request_of(task)
+        request = request_of(task, NAME, SCHEDULERS, default="euler")
         start = start_of(task, request.width, request.height)
         self.load(task.model, task.loras)
         assert self._model is not None
@@ -122,7 +118,7 @@ class SketchEngine:
         path = task.output_folder / f"{task.job_id}.png"
         report.check()
         try:
-            png.write(path, picture, texts_of(task, request, self._model.name))
+            png.write(path, picture, texts_of(task, request, self._model.name, engine=NAME, version=VERSION))
         except OSError as error:
             path.unlink(missing_ok=True)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -150,85 +146,6 @@ class _Relay:
                 if self._start is not None:
                     shown = lay_over(resized(self._start, shown.shape[1], shown.shape[0]), shown)
                 self._report.preview("image/jpeg", preview_bytes(shown))
-
-
-def preview_bytes(picture: npt.NDArray[np.uint8]) -> bytes:
-    """Return the picture as a JPEG of at most 64 KiB."""
-    image = Image.fromarray(picture)
-    data = b""
-    for quality in (82, 65, 45, 25):
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        data = buffer.getvalue()
-        if len(data) <= MAX_PREVIEW_BYTES:
-            return data
-    return preview_bytes(np.ascontiguousarray(picture[::2, ::2]))
-
-
-def request_of(task: Task) -> Request:
-    """Read the payload's fields; raises INVALID_FIELD naming the field, its limits and what to do."""
-    fields = task.fields
-    if task.job_type != "image_gen":
-        raise EngineError("INVALID_FIELD", f"job_type: sketch runs image_gen, not {task.job_type}")
-    for name in _UNSUPPORTED:
-        if fields.get(name) not in (None, ""):
-            raise EngineError("INVALID_FIELD", f"{name}: sketch paints from text alone; leave it out")
-    prompt, negative = fields.get("prompt"), fields.get("negative_prompt", "blurry, bad quality")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise EngineError("INVALID_FIELD", "prompt: must be a text that is not blank")
-    if not isinstance(negative, str):
-        raise EngineError("INVALID_FIELD", 'negative_prompt: must be a text; "" is none')
-    scheduler = fields.get("scheduler") or "euler"
-    if not isinstance(scheduler, str) or scheduler not in SCHEDULERS:
-        raise EngineError("INVALID_FIELD", f"scheduler: sketch knows {', '.join(sorted(SCHEDULERS))}")
-    width, height = (_integer(fields, name, 1024, 64, 2048) for name in ("width", "height"))
-    for name, value in (("width", width), ("height", height)):
-        if value % 8:
-            raise EngineError("INVALID_FIELD", f"{name}: must be a multiple of 8, got {value}")
-    guidance = fields.get("guidance_scale", 7.5)
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= 50:
-        raise EngineError("INVALID_FIELD", f"guidance_scale: must be a number from 0 to 50, got {guidance!r}")
-    if not 0 <= task.seed <= MAX_SEED:
-        raise EngineError("INVALID_FIELD", f"seed: must be 0 to 2^64-1, got {task.seed}")
-    steps = _integer(fields, "steps", 20, 1, 150)
-    return Request(prompt, negative, width, height, steps, float(guidance), task.seed, scheduler)
-
-
-def _integer(fields: Mapping[str, object], name: str, default: int, low: int, high: int) -> int:
-    value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise EngineError("INVALID_FIELD", f"{name}: must be an integer from {low} to {high}, got {value!r}")
-    return value
-
-
-def texts_of(task: Task, request: Request, model: str) -> dict[str, str]:
-    """The PNG's text chunks: a keyword per setting, and all in one as `parameters`, as other tools show it."""
-    loras = ", ".join(f"{use.file.name}:{use.weight:g}" for use in task.loras)
-    parameters = (
-        f"{request.prompt}\nNegative prompt: {request.negative_prompt}\nSteps: {request.steps}, "
-        f"Sampler: {request.scheduler}, CFG scale: {request.guidance_scale:g}, Seed: {request.seed}, "
-        f"Size: {request.width}x{request.height}, Model: {model}, Version: fleet-{NAME} {VERSION}"
-    )
-    begun_with = {name: str(task.fields[name]) for name in ("init_image", "mask_image") if task.fields.get(name)}
-    if begun_with:
-        begun_with["strength"] = f"{task.fields.get('strength', DEFAULT_STRENGTH):g}"
-        parameters += f", Denoising strength: {begun_with['strength']}"
-    return {
-        **begun_with,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "seed": str(request.seed),
-        "model": model,
-        "steps": str(request.steps),
-        "guidance_scale": f"{request.guidance_scale:g}",
-        "scheduler": request.scheduler,
-        "loras": loras,
-        "engine": NAME,
-        "version": VERSION,
-        "job_id": task.job_id,
-        "parameters": parameters,
-        "Software": f"Fleet Commander {NAME} {VERSION}",
-    }
 
 
 def _read(model: ModelFile | None) -> _Loaded:

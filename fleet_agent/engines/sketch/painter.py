@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fleet_agent.engines.image import ImageRequest
 from fleet_agent.engines.sketch import finish
 from fleet_agent.engines.sketch.dice import Array, Dice
 from fleet_agent.engines.sketch.noise import resize
@@ -42,21 +42,7 @@ class Watcher(Protocol):
         """Called after a step; `picture` gives a small preview, None where the canvas gained too little."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to paint. The same request gives the same pixels."""
-
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    seed: int
-    scheduler: str = "euler"
-
-
-def levels(request: Request) -> list[int]:
+def levels(request: ImageRequest) -> list[int]:
     """Return, for each step, how often the canvas is halved: never rising, 0 is full size."""
     largest = max(0, min(4, int(math.log2(max(1, min(request.width, request.height) // 16)))))
     floor = {1: 2, 2: 1, 3: 1}.get(request.steps, 0)
@@ -70,7 +56,7 @@ def levels(request: Request) -> list[int]:
     return plan
 
 
-def paint(request: Request, style: Style, watcher: Watcher) -> npt.NDArray[np.uint8]:
+def paint(request: ImageRequest, style: Style, watcher: Watcher) -> npt.NDArray[np.uint8]:
     """Return the picture, shape (height, width, 3)."""
     reading = read(request.prompt, request.negative_prompt)
     strength = _strength(request.guidance_scale)
@@ -109,7 +95,7 @@ def _strength(guidance: float) -> float:
     return min(2.0, guidance / 7.5)
 
 
-def _size(request: Request, level: int) -> tuple[int, int]:
+def _size(request: ImageRequest, level: int) -> tuple[int, int]:
     return max(1, -(-request.width >> level)), max(1, -(-request.height >> level))
 
 

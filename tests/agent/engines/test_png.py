@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from fleet_agent.engines.sketch import png
+from fleet_agent.engines import png
 
 
 def _open(data: bytes) -> PngImagePlugin.PngImageFile:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from fleet_agent.engines import png
 from fleet_agent.engines.base import Cancelled, EngineError, ModelFile, Reason
-from fleet_agent.engines.sketch import png
-from fleet_agent.engines.sketch.engine import MAX_PREVIEW_BYTES, preview_bytes
-from fleet_agent.engines.sketch.painter import Request, levels
+from fleet_agent.engines.image import MAX_PREVIEW_BYTES, ImageRequest, preview_bytes
+from fleet_agent.engines.sketch.painter import levels
 from tests.agent.engines.helpers import Recorder, psnr, sketch, task_of
 
 
@@ -155,11 +155,11 @@ def test_an_unknown_model_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheduler", ["euler", "ddim", "dpmpp_2m"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 20, 150])
 def test_the_canvas_only_grows_and_ends_whole(steps: int, scheduler: str) -> None:
-    plan = levels(Request("x", "", 1024, 1024, steps, 7.5, 1, scheduler))
+    plan = levels(ImageRequest("x", "", 1024, 1024, steps, 7.5, 1, scheduler))
     assert len(plan) == steps
     assert plan == sorted(plan, reverse=True)
     assert plan[-1] == {1: 2, 2: 1, 3: 1}.get(steps, 0)
 
 
 def test_a_tiny_picture_has_fewer_levels() -> None:
-    assert set(levels(Request("x", "", 64, 64, 20, 7.5, 1))) == {2, 1, 0}
+    assert set(levels(ImageRequest("x", "", 64, 64, 20, 7.5, 1, "euler"))) == {2, 1, 0}

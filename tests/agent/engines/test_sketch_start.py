@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fleet_agent.engines import png
 from fleet_agent.engines.base import EngineError, InputFile, Reason
-from fleet_agent.engines.sketch import png
 from tests.agent.engines.helpers import Pixels, Recorder, paint, psnr, sketch, task_of
 
 INIT, MASK = "job:parent", "output:mask.png"
