@@ -1,7 +1,8 @@
 """The child process of a slot: runs engines, one task at a time, and speaks frames over its standard pipes.
 
-Frames in: {"do": "run" | "cancel"}. Frames out: {"event": "ready" | "started" | "progress" | "preview" | "done" |
-"failed" | "cancelled"}. It ends with its parent: at the end of its input, and by the kernel's signal.
+Frames in: {"do": "run" | "load" | "unload" | "cancel" | "lease"}. Frames out: {"event": "ready" | "started" |
+"progress" | "preview" | "done" | "failed" | "cancelled"}. It ends with its parent: at the end of its input, and by the
+kernel's signal.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fleet_agent import frames
+from fleet_agent.engine_pool import EnginePool
 from fleet_agent.engines import registry
 from fleet_agent.engines.base import (
     Cancelled,
-    Engine,
     EngineError,
     EngineResult,
     EngineSettings,
@@ -82,9 +84,8 @@ class Child:
     """One slot: the main thread works, a second one reads."""
 
     def __init__(self, settings: EngineSettings, pipe: Pipe) -> None:
-        self._settings = settings
         self._pipe = pipe
-        self._engines: dict[str, Engine] = {}
+        self._engines = EnginePool(lambda name: registry.create(name, settings))
         self._work: queue.SimpleQueue[frames.Message] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
@@ -113,33 +114,43 @@ class Child:
                 self._cancelled[message["token"]] = threading.Event()
                 _live_until(message.get("lease_until"))
                 self._work.put(message)
+            elif message["do"] in ("load", "unload"):
+                self._work.put(message)
 
     def work(self) -> None:
         """Does what comes, in order, for ever."""
         self._pipe.send({"event": "ready"})
         while True:
-            self._run(self._work.get())
+            message = self._work.get()
+            if message["do"] == "run":
+                self._run(message)
+            else:
+                self._control(message)
+
+    def _control(self, message: frames.Message) -> None:
+        """Loads or unloads a model between two tasks."""
+        reply = self._judged(lambda: self._obey(message))
+        self._pipe.send({**reply, "token": message["token"], "loaded": self._engines.loaded()})
+
+    def _obey(self, message: frames.Message) -> frames.Message:
+        engine, model = message["engine"], message["model"]
+        if message["do"] == "unload":
+            self._engines.unload(engine, model["name"])
+        else:
+            file = _model(model)
+            assert file is not None
+            self._engines.load(engine, file, pin=message["pin"])
+        return {"event": "done"}
 
     def _run(self, message: frames.Message) -> None:
         token = message["token"]
         reporter = PipeReporter(self._pipe, token, self._cancelled[token])
         self._pipe.send({"event": "started", "token": token})
-        reply: frames.Message
-        try:
-            reply = self._attempt(message, reporter)
-        except Cancelled:
-            reply = {"event": "cancelled"}
-        except EngineError as error:
-            reply = _failure(error.reason, error.detail, error.retryable)
-        except MemoryError:
-            reply = _failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
-        except Exception as error:
-            traceback.print_exc()
-            reply = _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
+        reply = self._judged(lambda: self._attempt(message, reporter))
         with self._lock:
             self._cancelled.pop(token, None)
             _live_until(None)
-        last = {"token": token, "loaded": self._loaded()}
+        last = {"token": token, "loaded": self._engines.loaded()}
         try:
             self._pipe.send({**reply, **last})
         except frames.BadFrameError as error:
@@ -147,9 +158,23 @@ class Child:
                 {**_failure("ENGINE_FAILED", f"the engine's result cannot be sent: {error}", False), **last}
             )
 
+    def _judged(self, work: Callable[[], frames.Message]) -> frames.Message:
+        """What the work gives, or how it failed."""
+        try:
+            return work()
+        except Cancelled:
+            return {"event": "cancelled"}
+        except EngineError as error:
+            return _failure(error.reason, error.detail, error.retryable)
+        except MemoryError:
+            return _failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
+        except Exception as error:
+            traceback.print_exc()
+            return _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
+
     def _attempt(self, message: frames.Message, reporter: PipeReporter) -> frames.Message:
-        engine = self._engine(message["engine"])
         model = _model(message["model"])
+        engine = self._engines.engine(message["engine"], None if model is None else model.name)
         loras = tuple(LoraUse(_required(_model(use["file"])), use["weight"]) for use in message["loras"])
         begun = time.monotonic()
         engine.load(model, loras)
@@ -176,22 +201,6 @@ class Child:
             "run_seconds": time.monotonic() - loaded,
             **_result(result),
         }
-
-    def _engine(self, name: str) -> Engine:
-        engine = self._engines.get(name)
-        if engine is None:
-            engine = self._engines[name] = registry.create(name, self._settings)
-        return engine
-
-    def _loaded(self) -> list[dict[str, Any]]:
-        """Models in memory; an engine that cannot tell has none."""
-        found: list[dict[str, Any]] = []
-        for name, engine in self._engines.items():
-            try:
-                found += [{"engine": name, **asdict(model)} for model in engine.loaded()]
-            except Exception:
-                traceback.print_exc()
-        return found
 
 
 def _live_until(until: float | None) -> None:

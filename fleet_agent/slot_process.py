@@ -39,6 +39,7 @@ class Loaded:
     loras: tuple[str, ...]
     loaded_at: float
     used_at: float
+    pinned: bool = False
 
 
 async def spawn_child(models: Path, data: Path, *more: str, stdin: int) -> asyncio.subprocess.Process:
@@ -66,7 +67,10 @@ def kill_group(process: asyncio.subprocess.Process) -> None:
 
 
 class SlotProcess:
-    """Runs one task at a time in its child. `run` and `cancel` may be called from any task of the loop."""
+    """Runs one task at a time in its child; what else is asked of it waits its turn.
+
+    Its methods may be called from any task of the loop.
+    """
 
     def __init__(self, index: int, models: Path, data: Path) -> None:
         self._index = index
@@ -77,13 +81,19 @@ class SlotProcess:
         self._killed = False
         self._loaded: tuple[Loaded, ...] = ()
         self._token: str | None = None
-        self._cancelled = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._cancelled: dict[str, asyncio.Event] = {}
 
     @property
     def pid(self) -> int | None:
         """The child's process id, None while there is none."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the child is at work, or about to be."""
+        return self._turn.locked()
 
     @property
     def loaded(self) -> tuple[Loaded, ...]:
@@ -129,41 +139,89 @@ class SlotProcess:
         Raises SlotCrashedError where the child ends first, BadFrameError where it does not speak frames. A child that
         was gone before it took the task is replaced, once.
         """
-        self._token = message["token"]
-        self._cancelled.clear()
+        token = message["token"]
+        cancelled = self._cancelled[token] = asyncio.Event()
         try:
-            taken = False
-            for last_try in (False, True):
-                if not await self._started_or_cancelled():
-                    yield {"event": "cancelled", "token": message["token"]}, b""
-                    return
-                async with contextlib.aclosing(self._converse(message)) as events:
+            if not await self._my_turn(cancelled):
+                yield {"event": "cancelled", "token": token}, b""
+                return
+            self._token = token
+            try:
+                async with contextlib.aclosing(self._run(message, cancelled)) as events:
                     async for frame in events:
-                        taken = True
                         yield frame
-                        if frame[0]["event"] in _LAST:
-                            return
-                process = self._process
-                assert process is not None
-                how = await self._ending(process)
-                if not self._killed:
-                    self._crashes += 1
-                if taken or last_try or self._cancelled.is_set():
-                    raise SlotCrashedError(how)
+            finally:
+                self._token = None
+                self._turn.release()
         finally:
-            self._token = None
+            self._cancelled.pop(token, None)
 
-    async def _started_or_cancelled(self) -> bool:
+    async def ask(self, message: frames.Message) -> frames.Message:
+        """Has the child load or unload a model when its turn comes; its last word, done or failed.
+
+        Raises SlotCrashedError where the child ends first. Not to be cancelled: the child would go on.
+        """
+        async with self._turn:
+            await self.start()
+            async with contextlib.aclosing(self._converse(message)) as events:
+                async for event, _ in events:
+                    return event
+            process = self._process
+            assert process is not None
+            if not self._killed:
+                self._crashes += 1
+            raise SlotCrashedError(await self._ending(process))
+
+    async def _my_turn(self, cancelled: asyncio.Event) -> bool:
+        """Takes the turn; false where the task was cancelled before it came."""
+        if not self._turn.locked():
+            return await self._turn.acquire()
+        turn = asyncio.ensure_future(self._turn.acquire())
+        stop = asyncio.ensure_future(cancelled.wait())
+        taken = False
+        try:
+            await asyncio.wait({turn, stop}, return_when=asyncio.FIRST_COMPLETED)
+            taken = turn.done() and not stop.done()
+            return taken
+        finally:
+            stop.cancel()
+            if not taken and not turn.cancel() and not turn.cancelled():
+                # It came all the same.
+                self._turn.release()
+
+    async def _run(
+        self, message: frames.Message, cancelled: asyncio.Event
+    ) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
+        taken = False
+        for last_try in (False, True):
+            if not await self._started_or_cancelled(cancelled):
+                yield {"event": "cancelled", "token": message["token"]}, b""
+                return
+            async with contextlib.aclosing(self._converse(message)) as events:
+                async for frame in events:
+                    taken = True
+                    yield frame
+                    if frame[0]["event"] in _LAST:
+                        return
+            process = self._process
+            assert process is not None
+            how = await self._ending(process)
+            if not self._killed:
+                self._crashes += 1
+            if taken or last_try or cancelled.is_set():
+                raise SlotCrashedError(how)
+
+    async def _started_or_cancelled(self, stop: asyncio.Event) -> bool:
         """Waits for the child; false where the task was cancelled meanwhile."""
-        if self.pid is not None and not self._cancelled.is_set() and not self._starting.locked():
+        if self.pid is not None and not stop.is_set() and not self._starting.locked():
             return True
         async with asyncio.TaskGroup() as tasks:
-            cancelled = tasks.create_task(self._cancelled.wait())
+            cancelled = tasks.create_task(stop.wait())
             starting = tasks.create_task(self._try_start())
             await asyncio.wait({cancelled, starting}, return_when=asyncio.FIRST_COMPLETED)
             cancelled.cancel()
             starting.cancel()
-        if self._cancelled.is_set():
+        if stop.is_set():
             return False
         crash = starting.result()
         if crash is not None:
@@ -211,17 +269,19 @@ class SlotProcess:
                     loras=tuple(fields["loras"]),
                     loaded_at=now if old is None else old.loaded_at,
                     used_at=now if used or old is None else old.used_at,
+                    pinned=fields["pinned"],
                 )
             )
         self._loaded = tuple(noted)
 
     def cancel(self, token: str) -> None:
         """Tells the child to stop a task at its next step; a task that it has not been given yet is not begun."""
-        if token != self._token:
+        cancelled = self._cancelled.get(token)
+        if cancelled is None:
             return
-        self._cancelled.set()
+        cancelled.set()
         process = self._process
-        if self.pid is not None and process is not None and process.stdin is not None:
+        if token == self._token and self.pid is not None and process is not None and process.stdin is not None:
             process.stdin.write(frames.encode({"do": "cancel", "token": token}))
 
     def extend(self, token: str, until: float) -> None:
