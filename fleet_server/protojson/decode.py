@@ -26,6 +26,7 @@ from fleet_server.protojson.fields import (
     reached,
     tagged_oneof,
 )
+from fleet_server.protojson.json_text import text_of, texts_of
 from fleet_server.protojson.source import Source, assignment, attribute, indented
 from fleet_server.protojson.times import duration_in, timestamp_in
 from fleet_server.protojson.wellknown import list_in, mask_in, struct_in, value_in
@@ -154,6 +155,7 @@ def _key_in(kind: Kind) -> Callable[[str], Any]:
 _source = Source(
     JsonError=JsonError,
     step=step,
+    text_of=text_of,
     wrong=scalars.wrong,
     unknown=scalars.unknown,
     two_members=_two_members,
@@ -208,6 +210,7 @@ def _object(message: Descriptor) -> list[str]:
     listed = _source.add("known", known)
     lines = [
         "if type(d) is not dict: wrong('an object', d, '')",
+        *(f"d = text_of(d, {path!r}, {name!r})" for name, path in texts_of(message)),
         f"if not d.keys() <= {names}: raise unknown(next(key for key in d if key not in {names}), {listed})",
         "get = d.get",
     ]
