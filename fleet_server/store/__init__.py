@@ -6,6 +6,7 @@ arguments.
 
 from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Pause, PauseKey, Priority, WaitReason
 from fleet_server.store.events import EventStore
+from fleet_server.store.inputs import InputStore
 from fleet_server.store.jobs import JobStore
 from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
@@ -17,9 +18,14 @@ from fleet_server.store.records import (
     Durability,
     Held,
     Idempotency,
+    InputRow,
     LaneView,
+    Leaving,
     NodeRow,
     Outcome,
+    OutputChanges,
+    OutputCounts,
+    OutputFailure,
     OutputRow,
     PageKey,
     ReapErrors,
@@ -32,6 +38,7 @@ from fleet_server.store.records import (
 )
 from fleet_server.store.replies import ReplyStore
 from fleet_server.store.store import Store, open_store
+from fleet_server.store.sync import SyncStore
 from fleet_server.store.webhooks import HookClaims, HookRow, WebhookStore, ends_with_callback
 
 __all__ = [
@@ -45,15 +52,21 @@ __all__ = [
     "HookClaims",
     "HookRow",
     "Idempotency",
+    "InputRow",
+    "InputStore",
     "JobRecord",
     "JobState",
     "JobStore",
     "Lane",
     "LaneView",
+    "Leaving",
     "NewJob",
     "NodeRow",
     "NodeStore",
     "Outcome",
+    "OutputChanges",
+    "OutputCounts",
+    "OutputFailure",
     "OutputRow",
     "OutputStore",
     "PageKey",
@@ -68,6 +81,7 @@ __all__ = [
     "Store",
     "StoredEvent",
     "Submitted",
+    "SyncStore",
     "WaitReason",
     "WebhookStore",
     "decode_job",

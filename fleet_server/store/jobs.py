@@ -181,7 +181,7 @@ class JobStore(JobSubmitter, JobReader):
         parts: list[list[Report]] = [[]]
         size = 0
         for one in reports:
-            weight = len(one.result) + sum(len(row.record) for row in one.outputs)
+            weight = len(one.result) + sum(len(row.record) + len(row.making) for row in one.outputs)
             if parts[-1] and (len(parts[-1]) == MAX_REPORTS or size + weight > MAX_REPORTS_BYTES):
                 parts.append([])
                 size = 0
@@ -199,7 +199,7 @@ class JobStore(JobSubmitter, JobReader):
             rest += [one.job_id, one.token, one.result]
             rest += [_optional(one.load_ms), _optional(one.run_ms), _optional(one.upload_ms), len(one.outputs)]
             for row in one.outputs:
-                rest += [row.filename, row.created_ms, row.size_bytes, row.record]
+                rest += [row.filename, row.created_ms, row.size_bytes, row.record, row.key, row.making, row.home]
         return self._room.dispatch.post("complete", keys, self._room.args(*rest))
 
     async def fail(

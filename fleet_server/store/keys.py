@@ -45,15 +45,25 @@
 | output        | o:<filename>              | hash   | -      | outputs    | one row of the outputs' index |
 | outputs       | outs                      | zset   | -      | outputs    | filenames by creation |
 | job_outputs   | jo:<job>                  | zset   | -      | outputs    | a job's filenames in order |
+| output_totals | outs:totals               | hash   | -      | outputs    | counts, bytes, number of the last change |
+| output_changes | outs:changes             | zset   | -      | outputs    | filenames by the number of their change |
+| output_tombstones | outs:dead             | zset   | -      | outputs    | deleted ones of them, the newest 10,000 |
+| output_local  | ol:<server>               | zset   | -      | outputs    | files on a server's disk by creation |
+| output_unsynced | ou:<server>             | zset   | -      | outputs    | those of them that no bucket has |
+| output_failed | outs:failed               | zset   | -      | outputs    | those that could not be copied so far |
+| output_leaving | outs:leaving             | hash   | -      | outputs    | deleted ones -> where they still are |
+| input         | in:<input>                | hash   | 24 h   | inputs     | one row of the uploaded inputs |
 | node          | n:<node>                  | hash   | -      | nodes      | one NodeRow |
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
+| identities    | identities                | hash   | -      | join       | node -> what its certificates name |
+| join          | jt:<hash>                 | hash   | 15 min | join       | a join token, and the key that used it |
 | speeds        | speeds                    | hash   | -      | speeds     | node -> measured speeds and loads (JSON) |
 
 Children are those of groups. A pause's field is its cluster, type and priority with NULs between, "" for any.
 `<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
-scripts that move jobs, `hooks` hook_*.lua, `nodes` node_*.lua, `outputs` complete and output_*.lua. "staged": with a
-TTL until the batch is committed; "claim": as long as a claim lasts. Scripts name keys as `K.<name>`; the loader puts
-the prefix and the text of `NAMES` in its place.
+scripts that move jobs, `hooks` hook_*.lua, `nodes` node_*.lua, `join` join*.lua and node_delete, `outputs` complete and
+output_*.lua. "staged": with a TTL until the batch is committed; "claim": as long as a claim lasts. Scripts name keys as
+`K.<name>`; the loader puts the prefix and the text of `NAMES` in its place.
 """
 
 from __future__ import annotations
@@ -109,14 +119,24 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "output": "o:",
         "outputs": "outs",
         "job_outputs": "jo:",
+        "output_totals": "outs:totals",
+        "output_changes": "outs:changes",
+        "output_tombstones": "outs:dead",
+        "output_local": "ol:",
+        "output_unsynced": "ou:",
+        "output_failed": "outs:failed",
+        "output_leaving": "outs:leaving",
+        "input": "in:",
         "node": "n:",
         "nodes": "nodes",
+        "identities": "identities",
+        "join": "jt:",
         "speeds": "speeds",
     }
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
-TTL_NAMES = frozenset({"hook_claim", "idempotency", "reply", "staged", "resumed"})
+TTL_NAMES = frozenset({"hook_claim", "idempotency", "input", "reply", "staged", "resumed"})
 """Keys that always expire; a spec does while its batch is staged."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -150,7 +170,11 @@ class Keys:
         self.pauses = self.prefix + NAMES["pauses"]
         self.resumed = self.prefix + NAMES["resumed"]
         self.outputs = self.prefix + NAMES["outputs"]
+        self.output_totals = self.prefix + NAMES["output_totals"]
+        self.output_failed = self.prefix + NAMES["output_failed"]
+        self.output_leaving = self.prefix + NAMES["output_leaving"]
         self.nodes = self.prefix + NAMES["nodes"]
+        self.identities = self.prefix + NAMES["identities"]
         self.speeds = self.prefix + NAMES["speeds"]
         self.hooks = self.prefix + NAMES["hooks"]
         self._job = self.prefix + NAMES["job"]
@@ -192,11 +216,23 @@ class Keys:
     def job_outputs(self, job_id: str) -> str:
         return self.prefix + NAMES["job_outputs"] + job_id
 
+    def output_local(self, home: str) -> str:
+        return self.prefix + NAMES["output_local"] + home
+
+    def output_unsynced(self, home: str) -> str:
+        return self.prefix + NAMES["output_unsynced"] + home
+
+    def input(self, input_id: str) -> str:
+        return self.prefix + NAMES["input"] + input_id
+
     def hook_claim(self, sender: str) -> str:
         return self.prefix + NAMES["hook_claim"] + sender
 
     def node(self, node_id: str) -> str:
         return self.prefix + NAMES["node"] + node_id
+
+    def join(self, token_hash: str) -> str:
+        return self.prefix + NAMES["join"] + token_hash
 
     def idempotency(self, owner: str, method: str, key: str) -> str:
         """One key for each (owner, method, key), whatever characters they hold."""

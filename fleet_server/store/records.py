@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, Priority, WaitReason
+from fleet_server.store.node_rows import NodeRow, decode_node
 
 __all__ = [
     "AttemptRow",
@@ -21,9 +22,14 @@ __all__ = [
     "Durability",
     "Held",
     "Idempotency",
+    "InputRow",
     "LaneView",
+    "Leaving",
     "NodeRow",
     "Outcome",
+    "OutputChanges",
+    "OutputCounts",
+    "OutputFailure",
     "OutputRow",
     "PageKey",
     "ReapErrors",
@@ -202,35 +208,88 @@ class ReapResult:
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    """One output in the index. `record` is an encoded fleet.v1.Output."""
+    """One output in the index. `record` is an encoded fleet.v1.Output as it was when the file was stored.
+
+    `key` is its name in the bucket, `making` the encoded fleet.v1.JobSpec that makes it again (b"": not known), `home`
+    the server on whose disk it was stored. The rest changes: whether it is on that disk, is verified to be in the
+    bucket, has a star.
+    """
 
     filename: str
     job_id: str
     created_ms: int
     size_bytes: int
     record: bytes
+    key: str = ""
+    making: bytes = b""
+    home: str = ""
+    local: bool = True
+    synced: bool = False
+    starred: bool = False
+
+    @property
+    def object_key(self) -> str:
+        """Its name in the bucket."""
+        return self.key or self.filename
 
 
 @dataclass(frozen=True, slots=True)
-class NodeRow:
-    """One node as stored. `info` and `heartbeat` are encoded messages; `status` is online, disconnected or down.
-
-    Its one writer is services.sessions (by `NodeStore`).
+class InputRow:
+    """A file that a caller brought for payloads to name. `key` is its name in the workspace bucket, "" where it is on
+    the disk of the server `home` instead. Times are Unix ms.
     """
 
-    node_id: str
-    info: bytes = b""
-    status: str = "down"
-    session: str = ""
-    instance_id: str = ""
-    replica: str = ""
-    connect_ms: int = 0
-    heartbeat_ms: int = 0
-    heartbeat: bytes = b""
-    created_ms: int = 0
-    updated_ms: int = 0
-    cordoned: bool = False
-    version: int = 0
+    input_id: str
+    filename: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    home: str
+    key: str
+    expire_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputCounts:
+    """How many files, and how many bytes they have."""
+
+    files: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFailure:
+    """An output that could not be copied to the bucket so far."""
+
+    filename: str
+    reason: str
+    detail: str
+    attempts: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A deleted output and where it may still be: letters of L (its home's disk), S (the bucket), T (thumbnails)."""
+
+    filename: str
+    places: str
+    home: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChanges:
+    """What has changed since a number: (filename, number, row or None where it was deleted), in order.
+
+    `epoch` is that of the index: another one is another index. Deletions up to `floor` may be missing. `newest` is the
+    number of the last change of all.
+    """
+
+    epoch: str
+    floor: int
+    newest: int
+    rows: tuple[tuple[str, int, OutputRow | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,22 +402,3 @@ def decode_job(
         if known is not None:
             values[known[0]] = known[1](value)
     return JobRecord(job_id=job_id or fields["id"].decode(), spec=spec, result=result, attempts=attempts, **values)
-
-
-_NODE_INTS = frozenset({"connect_ms", "heartbeat_ms", "created_ms", "updated_ms", "version"})
-_NODE_BYTES = frozenset({"info", "heartbeat"})
-
-
-def decode_node(fields: Mapping[str, bytes]) -> NodeRow:
-    """The row of a node_update event's fields, or of a node's hash."""
-    values: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in _NODE_INTS:
-            values[name] = int(value)
-        elif name in _NODE_BYTES:
-            values[name] = value
-        elif name == "cordoned":
-            values[name] = value == b"1"
-        elif name in {"node_id", "status", "session", "instance_id", "replica"}:
-            values[name] = value.decode()
-    return NodeRow(**values)

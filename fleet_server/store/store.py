@@ -9,6 +9,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.store._room import Clock, Room, encode_attempt
 from fleet_server.store.client import Client
 from fleet_server.store.events import EventStore
+from fleet_server.store.inputs import InputStore
 from fleet_server.store.jobs import JobStore
 from fleet_server.store.keys import Keys
 from fleet_server.store.lua import Script, load_scripts
@@ -19,6 +20,7 @@ from fleet_server.store.pauses import PauseStore
 from fleet_server.store.records import AttemptEncoder, Durability
 from fleet_server.store.replies import ReplyStore
 from fleet_server.store.speeds import SpeedStore
+from fleet_server.store.sync import SyncStore
 from fleet_server.store.webhooks import WebhookStore
 
 WANTED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
@@ -46,6 +48,8 @@ class Store:
         self.nodes = NodeStore(room)
         self.events = EventStore(room, url)
         self.outputs = OutputStore(room)
+        self.syncs = SyncStore(room)
+        self.inputs = InputStore(room)
         self.webhooks = WebhookStore(room)
         self.replies = ReplyStore(room)
 

@@ -97,8 +97,8 @@ local function take(id, j, token, forced)
   redis.call('HINCRBY', K.lane_running, lane, 1)
 end
 
-local current = redis.call('HGET', KEYS[2], 'session')
-local nothing = not definition or current and current ~= session
+local known = redis.call('HMGET', KEYS[2], 'session', 'cordoned')
+local nothing = not definition or known[1] and known[1] ~= session or known[2] == '1'
 local out = {}
 for i = 9, #ARGV do
   local mine = redis.call('HGET', KEYS[1], ARGV[i])

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Success of attempts. KEYS: job and result of each. ARGV: for each attempt: id, token, result, load_ms, run_ms,
--- upload_ms, number of outputs, then for each output: filename, created_ms, size, record
+-- upload_ms, number of outputs, then for each output: filename, created_ms, size, record, key, making, home
 -- -> for each {'ok' | 'already' | 'refused', fields | false}
 -- include: ends
 -- include: outputs
@@ -30,8 +30,8 @@ local function completed(id, token, at)
     end
   end
   redis.call('SET', K.result .. id, ARGV[at + 2])
-  for i = at + 7, at + 3 + 4 * ARGV[at + 6], 4 do
-    put_output(ARGV[i], id, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  for i = at + 7, at + 7 * ARGV[at + 6], 7 do
+    put_output(ARGV[i], id, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
   end
   finish(id, j, 'succeeded', set, {'er'})
   return {'ok', flat_of(id, j)}
@@ -40,6 +40,6 @@ end
 local out, at = {}, 3
 while at <= #ARGV do
   out[#out + 1] = completed(ARGV[at], ARGV[at + 1], at)
-  at = at + 7 + 4 * ARGV[at + 6]
+  at = at + 7 + 7 * ARGV[at + 6]
 end
 return out

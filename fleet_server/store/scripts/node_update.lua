@@ -4,7 +4,7 @@
 
 local id, what, session, value = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local n = to_table(redis.call('HGETALL', KEYS[1]))
-if not n.node_id or what ~= 'cordon' and n.session ~= session then
+if not n.node_id or n.session ~= session then
   return false
 end
 if what == 'heartbeat' then
@@ -24,10 +24,6 @@ elseif what == 'down' then
   end
   if n.status ~= 'down' then
     save_node(id, n, {status = 'down'}, true)
-  end
-elseif what == 'cordon' then
-  if (n.cordoned or '0') ~= value then
-    save_node(id, n, {cordoned = value}, true)
   end
 end
 return flat_node(n)

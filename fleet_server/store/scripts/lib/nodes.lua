@@ -2,6 +2,19 @@
 
 local KEEP_EVENTS = 100000
 
+local function flat_node(n)
+  local flat = {}
+  for field, value in pairs(n) do
+    flat[#flat + 1] = field
+    flat[#flat + 1] = value
+  end
+  return flat
+end
+
+local function announce(n)
+  redis.call('XADD', K.events, 'MAXLEN', '~', KEEP_EVENTS, '*', '_t', 'node_update', '_ms', int(NOW), unpack(flat_node(n)))
+end
+
 -- Writes a node's changes; with an event if what watchers see changed.
 local function save_node(id, n, set, visible)
   if visible then
@@ -16,20 +29,6 @@ local function save_node(id, n, set, visible)
   end
   redis.call('HSET', K.node .. id, unpack(args))
   if visible then
-    local flat = {}
-    for field, value in pairs(n) do
-      flat[#flat + 1] = field
-      flat[#flat + 1] = value
-    end
-    redis.call('XADD', K.events, 'MAXLEN', '~', KEEP_EVENTS, '*', '_t', 'node_update', '_ms', int(NOW), unpack(flat))
+    announce(n)
   end
-end
-
-local function flat_node(n)
-  local flat = {}
-  for field, value in pairs(n) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = value
-  end
-  return flat
 end

@@ -1,0 +1,41 @@
+"""Files that callers bring for payloads to name; each row forgets itself when its time is over."""
+
+from __future__ import annotations
+
+from fleet_server.store._room import Room
+from fleet_server.store.client import gather
+from fleet_server.store.records import InputRow, pairs
+
+
+class InputStore:
+    """One row for each input."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    async def put(self, row: InputRow) -> None:
+        """Adds a row, which is gone once its time is over."""
+        await self._room.bulk.run(
+            "input_put",
+            [self._room.keys.input(row.input_id)],
+            self._room.args(
+                row.expire_ms, row.filename, row.content_type, row.size_bytes, row.sha256, row.home, row.key
+            ),
+        )
+
+    async def get(self, input_id: str) -> InputRow | None:
+        """One row, None if unknown or over."""
+        (flat,) = await gather([self._room.bulk.post_call("HGETALL", self._room.keys.input(input_id))])
+        if not flat:
+            return None
+        fields = pairs(flat)
+        return InputRow(
+            input_id,
+            fields["f"].decode(),
+            fields["t"].decode(),
+            int(fields["s"]),
+            fields["d"].decode(),
+            fields["h"].decode(),
+            fields["k"].decode(),
+            int(fields["e"]),
+        )
