@@ -9,6 +9,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fleet_server.domain.comfy import ENGINE
 from fleet_server.domain.job import Lane
 from fleet_server.domain.node import NodeView
 
@@ -119,13 +120,25 @@ def _quarantine(node: NodeView, lane: Lane) -> Refusal | None:
     return Refusal(Refused.QUARANTINED, f"the model {lane.model} has failed on it again and again")
 
 
+def _graph(node: NodeView, lane: Lane) -> Refusal | None:
+    if not lane.needs:
+        return None
+    if ENGINE not in node.engines:
+        return Refusal(Refused.CAPABILITY_MISSING, "no ready engine of it runs ComfyUI graphs")
+    if node.offers is None:
+        return Refusal(Refused.CAPABILITY_MISSING, "what its ComfyUI has is not known yet")
+    missing = next(node.offers.missing(lane.needs), None)
+    return None if missing is None else Refusal(Refused.CAPABILITY_MISSING, f"its ComfyUI lacks {missing.words}")
+
+
 _FILTERS: tuple[Callable[[NodeView, Lane], Refusal | None], ...] = (
     _offline,
-    _cordoned,
     _draining,
+    _cordoned,
     _pinned,
     _labels,
     _capability,
+    _graph,
     _model,
     _loras,
     _memory,
@@ -190,4 +203,5 @@ def _same(one: NodeView, other: NodeView) -> bool:
         and one.engines == other.engines
         and (one.labels is other.labels or one.labels == other.labels)
         and (one.models is other.models or one.models == other.models)
+        and one.offers is other.offers
     )

@@ -6,6 +6,8 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fleet_server.domain.comfy import Need
+
 
 class JobState(enum.StrEnum):
     """The five states; the last three are ends. `queued` again between automatic retries."""
@@ -63,6 +65,8 @@ class Lane:
     node_id: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     vram_class: int = 0
+    needs: tuple[Need, ...] = ()
+    """What a graph needs of the node's ComfyUI; () for all other work."""
 
 
 @dataclass(frozen=True, slots=True)

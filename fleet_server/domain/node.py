@@ -6,6 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fleet_server.domain.comfy import Catalogue
+
 
 class NodeStatus(enum.StrEnum):
     """Whether a node can be reached; values as in the API."""
@@ -52,6 +54,16 @@ class LoadedView:
     loras: tuple[str, ...] = ()
     load_ms: int = 0
     used_ms: int = 0
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loadable:
+    """What an engine of a node could load, if the file were there."""
+
+    engine: str
+    architectures: tuple[str, ...]
+    job_types: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,8 @@ class NodeView:
 
     `engines` are the names of the ready ones, `job_types` what those run. `gpu_memory_bytes` is the largest GPU's, None
     where none was reported. `quarantined` are models that this node gets no work for. `free_at_ms` is when
-    each taken slot is expected to be free (Unix ms), the soonest first, as far as known.
+    each taken slot is expected to be free (Unix ms), the soonest first, as far as known. `loadable` is what it would
+    bring from the buckets, nothing where empty, in files of `largest_file_bytes` at most (0: any).
     """
 
     node_id: str
@@ -79,6 +92,10 @@ class NodeView:
     gpu_memory_bytes: int | None = None
     quarantined: frozenset[str] = frozenset()
     free_at_ms: tuple[int, ...] = ()
+    loadable: tuple[Loadable, ...] = ()
+    largest_file_bytes: int = 0
+    offers: Catalogue | None = None
+    """What its ComfyUI has, as far as known."""
 
     @property
     def online(self) -> bool:

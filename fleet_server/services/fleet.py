@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fleet.v1.node_pb2 import AgentHeartbeat, Hello
 from fleet.v1.types_pb2 import Heartbeat, NodeInfo
 
+from fleet_server.domain.comfy import Catalogue
 from fleet_server.domain.node import NodeStatus, NodeView
 from fleet_server.services.nodes import gpu_memory, heartbeat_of, info_of, now_ms, set_time, status_number, view_of
 from fleet_server.store import NodeRow, Store
@@ -41,6 +42,7 @@ class FleetView:
         self._listeners: list[Listener] = []
         self._beat_listeners: list[Listener] = []
         self._avoided: dict[tuple[str, str], float] = {}
+        self._offers: dict[str, Catalogue] = {}
 
     # Reading.
 
@@ -192,6 +194,7 @@ class FleetView:
             slots_free=slots_free,
             gpus=beat.gpus,
         )
+        made = replace(made, offers=view.offers)
         # The same object while it says the same: who has looked at an inventory need not look again.
         models = view.models if view.models == made.models else made.models
         job_types = view.job_types if view.job_types == made.job_types else made.job_types
@@ -219,6 +222,17 @@ class FleetView:
             node.running = ()
         self._changed(node_id)
 
+    def offer(self, node_id: str, catalogue: Catalogue | None) -> None:
+        """What the node's ComfyUI has is known now; None: it is not any more."""
+        if catalogue is None:
+            self._offers.pop(node_id, None)
+        else:
+            self._offers[node_id] = catalogue
+        node = self._nodes.get(node_id)
+        if node is not None and node.view.offers is not catalogue:
+            node.view = replace(node.view, offers=catalogue)
+            self._changed(node_id)
+
     def touch(self, node_id: str) -> None:
         """Work of the node went back to the queue: those who listen should look."""
         self._changed(node_id)
@@ -242,6 +256,7 @@ class FleetView:
         # The name under which the store knows it, whatever an old record says.
         kept.node_id = row.node_id
         view = view_of(kept, status=status, session=row.session, cordoned=row.cordoned)
+        view = replace(view, offers=self._offers.get(row.node_id))
         beat = Heartbeat.FromString(row.heartbeat)
         if not beat.HasField("heartbeat_time") and row.heartbeat:
             set_time(beat.heartbeat_time, row.heartbeat_ms)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import orjson
 from fleet.v1 import types_pb2
 
+from fleet_server.domain.comfy import Need
 from fleet_server.domain.job import Lane
 from fleet_server.domain.node import NodeStatus, NodeView
 from fleet_server.domain.placement import feasible
@@ -23,14 +24,22 @@ def lane_of(spec: types_pb2.JobSpec) -> Lane:
     job_type = type_word(spec.job_type)
     loras = tuple(sorted({lora.name for lora in loras_of(spec.payload)}))
     labels = tuple(sorted(spec.target_labels.items()))
-    return _lane(spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels)
+    needs = tuple(Need(one.class_type, one.input, _value(one.value_json)) for one in spec.payload.workflow.needs)
+    return _lane(spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels, needs)
 
 
 @lru_cache(maxsize=1_024)
 def _lane(
-    cluster: str, job_type: str, model: str, loras: tuple[str, ...], node_id: str, labels: tuple[tuple[str, str], ...]
+    cluster: str,
+    job_type: str,
+    model: str,
+    loras: tuple[str, ...],
+    node_id: str,
+    labels: tuple[tuple[str, str], ...],
+    needs: tuple[Need, ...],
 ) -> Lane:
-    digest = hashlib.sha256(orjson.dumps((cluster, job_type, model, loras, node_id, labels))).hexdigest()
+    definition: tuple[object, ...] = (cluster, job_type, model, loras, node_id, labels)
+    digest = hashlib.sha256(orjson.dumps((*definition, needs) if needs else definition)).hexdigest()
     return Lane(
         lane_id=digest[:_ID_DIGITS],
         cluster=cluster,
@@ -39,7 +48,13 @@ def _lane(
         loras=loras,
         node_id=node_id,
         labels=labels,
+        needs=needs,
     )
+
+
+def _value(value_json: str) -> str | int | float | bool | None:
+    value: str | int | float | bool | None = orjson.loads(value_json) if value_json else None
+    return value
 
 
 def serves(node: NodeView, lane: Lane) -> bool:

@@ -44,6 +44,8 @@ class JobViews:
         kept = short.payload.image_gen.loras
         for lora in _loras(spec):
             kept.add(name=lora.name)
+        if spec.payload.HasField("workflow"):
+            short.payload.workflow.needs.extend(spec.payload.workflow.needs)
         self._specs[job_id] = short
         self._specs.move_to_end(job_id)
         while len(self._specs) > _KEPT_SPECS:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from fleet_server.domain.comfy import Need
 from fleet_server.domain.job import JobRecord, JobState, Lane, Priority
 from fleet_server.store._room import Room, Rows
 from fleet_server.store.client import gather
@@ -35,6 +36,7 @@ def decode_lane(lane_id: str, definition: bytes) -> Lane:
         node_id=known.get("node_id", ""),
         labels=tuple((name, value) for name, value in known.get("labels", ())),
         vram_class=known.get("vram_class", 0),
+        needs=tuple(Need(**need) for need in known.get("needs", ())),
     )
 
 
