@@ -34,9 +34,14 @@ class Elsewhere:
         self._live = live
 
     def told(self, row: NodeRow) -> None:
-        """A node_update came. What this replica wrote itself is known already."""
-        if row.node_id not in self._live and row.replica != self._replica:
+        """A node_update came. What this replica wrote itself is known already, but for what operators decided."""
+        if row.deleted:
+            if row.node_id not in self._live:
+                self._fleet.forget(row.node_id)
+        elif row.node_id not in self._live and (row.replica != self._replica or self._fleet.node(row.node_id) is None):
             self._fleet.told(row)
+        else:
+            self._fleet.decided(row)
 
     async def run(self) -> None:
         """Looks at the rows until cancelled; while the store is away it waits."""
@@ -51,12 +56,20 @@ class Elsewhere:
         """One look at all rows, if any node is another replica's. Raises STORE_UNAVAILABLE."""
         if not self._fleet.has_others(self._replica):
             return
-        for row in await self._store.nodes.list():
+        rows = await self._store.nodes.list()
+        self._forget_others({row.node_id for row in rows})
+        for row in rows:
             if row.node_id in self._live or row.replica == self._replica:
                 continue
             self._fleet.told(row)
             if self._silent_seconds(row) > 0:
                 await self._give_up(row)
+
+    def _forget_others(self, known: set[str]) -> None:
+        """Nodes that were deleted while no event came through."""
+        for view in self._fleet.nodes():
+            if view.node_id not in known and view.node_id not in self._live:
+                self._fleet.forget(view.node_id)
 
     async def _give_up(self, row: NodeRow) -> None:
         nodes = self._store.nodes

@@ -5,17 +5,34 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from fleet.v1.node_pb2 import AgentHeartbeat, Hello
 from fleet.v1.types_pb2 import Heartbeat, NodeInfo
 
 from fleet_server.domain.comfy import Catalogue
 from fleet_server.domain.node import NodeStatus, NodeView
-from fleet_server.services.nodes import gpu_memory, heartbeat_of, info_of, now_ms, set_time, status_number, view_of
+from fleet_server.services.nodes import (
+    clusters_of,
+    gpu_memory,
+    heartbeat_of,
+    info_of,
+    labels_of,
+    now_ms,
+    set_time,
+    status_number,
+    view_of,
+)
 from fleet_server.store import NodeRow, Store
 
 Listener = Callable[[str], None]
+_DECIDED = (
+    "version",
+    "cordoned",
+    "clusters",
+    "labels",
+    *(one.name for one in fields(NodeRow) if one.name.startswith("drain_")),
+)
 
 
 @dataclass(slots=True)
@@ -28,6 +45,10 @@ class _Node:
     address: str = ""
     skew_seconds: float | None = None
     beat_ms: int = 0
+    leaving: bool = False
+    """Its agent takes no more: it is being shut down."""
+    containers: int = 0
+    """Containers of the fleet's that run there, by the last beat."""
 
 
 class FleetView:
@@ -97,6 +118,20 @@ class FleetView:
         """The node's description as its agent gave it last; not to be changed."""
         node = self._nodes.get(node_id)
         return None if node is None else node.hello
+
+    def row(self, node_id: str) -> NodeRow | None:
+        """What the store knows of the node, as far as this replica has heard; None if unknown."""
+        node = self._nodes.get(node_id)
+        return None if node is None else node.row
+
+    def draining(self) -> list[NodeRow]:
+        """The nodes whose drain is not done."""
+        return [node.row for node in self._nodes.values() if node.row.draining and not node.row.drain_done]
+
+    def containers(self, node_id: str) -> tuple[int, int]:
+        """Containers of the fleet's that ran there at the last beat, and when that came (Unix ms; 0: not yet here)."""
+        node = self._nodes.get(node_id)
+        return (0, 0) if node is None else (node.containers, node.beat_ms)
 
     def running(self, node_id: str) -> tuple[str, ...]:
         """The jobs that fill slots of the node."""
@@ -171,6 +206,7 @@ class FleetView:
         before, memory = node.view, gpu_memory(beat.gpus)
         node.beat = heartbeat_of(node_id, beat, at_ms=at, slots_free=slots_free)
         node.beat_ms = at
+        node.containers = beat.managed_containers
         if beat.HasField("now"):
             node.skew_seconds = round((beat.now.ToMilliseconds() - at) / 1000, 3)
         if hello is not node.hello:
@@ -190,7 +226,7 @@ class FleetView:
             hello,
             status=view.status,
             session=view.session,
-            cordoned=view.cordoned,
+            facts=node.row,
             slots_free=slots_free,
             gpus=beat.gpus,
         )
@@ -198,7 +234,25 @@ class FleetView:
         # The same object while it says the same: who has looked at an inventory need not look again.
         models = view.models if view.models == made.models else made.models
         job_types = view.job_types if view.job_types == made.job_types else made.job_types
-        node.view = replace(made, models=models, job_types=job_types, draining=view.draining)
+        node.view = replace(made, models=models, job_types=job_types, draining=made.draining or node.leaving)
+
+    def decided(self, row: NodeRow) -> None:
+        """What operators decided of a node, as the store has it; what is older than what is known changes nothing."""
+        node = self._nodes.get(row.node_id)
+        if node is None or row.version < node.row.version:
+            return
+        before = node.row
+        node.row = replace(before, updated_ms=row.updated_ms, **{name: getattr(row, name) for name in _DECIDED})
+        if node.row == replace(before, version=row.version, updated_ms=row.updated_ms):
+            return
+        node.view = replace(
+            node.view,
+            cordoned=row.cordoned,
+            draining=row.draining or node.leaving,
+            clusters=clusters_of(node.hello, row),
+            labels=labels_of(node.hello, row),
+        )
+        self._changed(row.node_id)
 
     def described(self, node_id: str, info: bytes) -> None:
         """The store has taken a new description."""
@@ -209,7 +263,8 @@ class FleetView:
         """Work was given to the node or ended there; `draining`: its agent takes no more."""
         node = self._nodes[node_id]
         node.running = running
-        node.view = replace(node.view, slots_free=slots_free, draining=draining)
+        node.leaving = draining
+        node.view = replace(node.view, slots_free=slots_free, draining=draining or node.row.draining)
         self._changed(node_id)
 
     def set_status(self, node_id: str, status: NodeStatus) -> None:
@@ -251,11 +306,14 @@ class FleetView:
 
     def _keep(self, row: NodeRow, hello: Hello, status: NodeStatus) -> _Node:
         before = self._nodes.get(row.node_id)
+        if before is not None and before.row.version > row.version:
+            # It was read before somebody decided something that is known here already.
+            row = replace(row, **{name: getattr(before.row, name) for name in _DECIDED})
         kept = Hello()
         kept.CopyFrom(hello)
         # The name under which the store knows it, whatever an old record says.
         kept.node_id = row.node_id
-        view = view_of(kept, status=status, session=row.session, cordoned=row.cordoned)
+        view = view_of(kept, status=status, session=row.session, facts=row)
         view = replace(view, offers=self._offers.get(row.node_id))
         beat = Heartbeat.FromString(row.heartbeat)
         if not beat.HasField("heartbeat_time") and row.heartbeat:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 from fleet.v1.node_pb2 import AgentHeartbeat, Hello, LoadedFile, ModelFile
-from fleet.v1.types_pb2 import Gpu, Heartbeat, NodeInfo, Transport
+from fleet.v1.types_pb2 import Gpu, Heartbeat, MetricsSource, NodeDrain, NodeInfo, Transport
 from fleet.v1.types_pb2 import NodeStatus as StatusNumber
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -114,21 +114,22 @@ def view_of(
     *,
     status: NodeStatus,
     session: str = "",
-    cordoned: bool = False,
+    facts: NodeRow | None = None,
     slots_free: int = 0,
     gpus: Iterable[Gpu] = (),
 ) -> NodeView:
-    """The node for placement."""
+    """The node for placement; `facts` is the row with what operators decided of it."""
     job_types = job_types_of(hello)
     at = now_ms()
     return NodeView(
         node_id=hello.node_id,
         status=status,
-        cordoned=cordoned,
-        clusters=frozenset(hello.clusters) or frozenset(CLUSTER_OF_TYPE[word] for word in job_types),
+        cordoned=facts is not None and facts.cordoned,
+        draining=facts is not None and facts.draining,
+        clusters=clusters_of(hello, facts),
         job_types=job_types,
         engines=frozenset(engine.name for engine in hello.engines if engine.status == READY),
-        labels=dict(hello.labels),
+        labels=labels_of(hello, facts),
         slots=hello.slots,
         slots_free=slots_free,
         models={model.name: _model(model) for model in hello.models},
@@ -136,6 +137,30 @@ def view_of(
         session=session,
         gpu_memory_bytes=gpu_memory(gpus),
     )
+
+
+def clusters_of(hello: Hello, facts: NodeRow | None) -> frozenset[str]:
+    """The clusters that it serves: as an operator said, else as the agent says, else those of its job types."""
+    if facts is not None and facts.clusters is not None:
+        return frozenset(facts.clusters)
+    return frozenset(hello.clusters) or frozenset(CLUSTER_OF_TYPE[word] for word in job_types_of(hello))
+
+
+def labels_of(hello: Hello, facts: NodeRow | None) -> dict[str, str]:
+    """Its labels: as an operator said, else as the agent says."""
+    if facts is not None and facts.labels is not None:
+        return dict(facts.labels)
+    return dict(hello.labels)
+
+
+def drain_of(row: NodeRow) -> NodeDrain | None:
+    """How far its drain is, None where there is none."""
+    if not row.draining:
+        return None
+    drain = NodeDrain(remaining_jobs=row.drain_jobs, remaining_containers=row.drain_left, done=row.drain_done)
+    set_time(drain.start_time, row.drain_start_ms)
+    set_time(drain.deadline_time, row.drain_deadline_ms)
+    return drain
 
 
 def gpu_memory(gpus: Iterable[Gpu]) -> int | None:
@@ -151,15 +176,17 @@ def info_of(row: NodeRow) -> NodeInfo:
     info = NodeInfo(
         node_id=row.node_id,
         hostname=hello.hostname,
-        transport=Transport.TRANSPORT_AGENT,
+        transport=Transport.TRANSPORT_SSH if row.ssh else Transport.TRANSPORT_AGENT,
         status=_NUMBERS[status],
         cordoned=row.cordoned,
-        clusters=sorted(hello.clusters or {CLUSTER_OF_TYPE[word] for word in job_types_of(hello)}),
-        labels=hello.labels,
+        drain=drain_of(row),
+        clusters=sorted(clusters_of(hello, row)),
+        labels=labels_of(hello, row),
         os=hello.os,
         arch=hello.arch,
         agent_version=hello.agent_version or None,
         docker_version=hello.docker_version or None,
+        swarm_role=hello.swarm_role or None,
         job_types=sorted(type_number(word) for word in job_types_of(hello)),
         engines=hello.engines,
         slots=hello.slots,
@@ -168,7 +195,7 @@ def info_of(row: NodeRow) -> NodeInfo:
         loaded_models=[loaded.name for loaded in hello.loaded_models],
         host=beat.host if beat.HasField("host") else None,
         gpus=beat.gpus,
-        metrics_source=beat.metrics_source,
+        metrics_source=beat.metrics_source or MetricsSource.METRICS_SOURCE_NONE,
         warnings=beat.warnings,
     )
     set_time(info.create_time, row.created_ms)
@@ -189,7 +216,7 @@ def heartbeat_of(node_id: str, beat: AgentHeartbeat, *, at_ms: int, slots_free: 
         loaded_models=[loaded.name for loaded in beat.loaded_models],
         host=beat.host if beat.HasField("host") else None,
         gpus=beat.gpus,
-        metrics_source=beat.metrics_source,
+        metrics_source=beat.metrics_source or MetricsSource.METRICS_SOURCE_NONE,
         warnings=beat.warnings,
     )
     set_time(heartbeat.heartbeat_time, at_ms)

@@ -1,13 +1,16 @@
-"""Nodes in the store. One writer: services.sessions."""
+"""Nodes in the store: what their agents say (by services.sessions) and what operators decide (by services.machines)."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.store._room import Room
 from fleet_server.store.client import Argument, gather
-from fleet_server.store.records import NodeRow, decode_node, pairs
+from fleet_server.store.node_rows import NodeRow, decode_node
+from fleet_server.store.records import pairs
 
 NodeRows = list[NodeRow]
 
@@ -59,8 +62,29 @@ class NodeStore:
         return await self._update(node_id, "down", session, "") is not None
 
     async def set_cordoned(self, node_id: str, cordoned: bool) -> NodeRow | None:
-        """Cordons or uncordons; the row afterwards, None if unknown."""
-        return await self._update(node_id, "cordon", "", int(cordoned))
+        """Cordons, or uncordons and ends a drain; the row afterwards, None if unknown.
+
+        Once this has returned, no claim gives a cordoned node a job, on whatever replica.
+        """
+        return await self._decide(node_id, "cordon" if cordoned else "uncordon")
+
+    async def drain(self, node_id: str, deadline_seconds: int, *, containers: bool) -> NodeRow | None:
+        """Cordons and begins a drain, or gives the present one another deadline; the row, None if unknown."""
+        return await self._decide(node_id, "drain", deadline_seconds, int(containers))
+
+    async def drain_looked(
+        self, node_id: str, start_ms: int, *, jobs: int, containers: int, stopped: bool, done: bool
+    ) -> NodeRow | None:
+        """How far the drain that began at `start_ms` is; a later one is left alone. The row, None if unknown."""
+        return await self._decide(node_id, "looked", start_ms, jobs, containers, int(stopped), int(done))
+
+    async def describe(
+        self, node_id: str, *, clusters: Sequence[str] | None = None, labels: Mapping[str, str] | None = None
+    ) -> NodeRow | None:
+        """Replaces clusters or labels, each as a whole, whatever the agent says of them; the row, None if unknown."""
+        words = "" if clusters is None else json.dumps(list(clusters))
+        pairs_ = "" if labels is None else json.dumps(dict(labels), sort_keys=True)
+        return await self._decide(node_id, "describe", words, pairs_)
 
     async def get(self, node_id: str) -> NodeRow | None:
         """One row, None if unknown."""
@@ -83,6 +107,11 @@ class NodeStore:
         if reply[0] == b"online":
             raise FleetError("NODE_ONLINE", f"node_id: {node_id} is online; stop its agent first")
         return decode_node(pairs(reply[1]))
+
+    async def _decide(self, node_id: str, what: str, *rest: Argument) -> NodeRow | None:
+        keys = [self._room.keys.node(node_id), self._room.keys.held(node_id)]
+        flat = await self._room.dispatch.run("node_facts", keys, self._room.args(node_id, what, *rest))
+        return None if flat is None else decode_node(pairs(flat))
 
     async def _update(self, node_id: str, what: str, session: str, value: Argument) -> NodeRow | None:
         flat = await self._run("node_update", node_id, what, session, value)

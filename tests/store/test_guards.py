@@ -210,7 +210,7 @@ GUARDS = [
     Guard("lib/attempts", "if set.lo >= POISON_LOSSES", "if false", losses_are_judged),
     Guard("claim", "or current and current ~= session", "", old_sessions_claim_nothing),
     Guard("lose_session", "(j.se == session or j.se ~= current)", "true", old_sessions_claim_nothing),
-    Guard("node_update", "what ~= 'cordon' and n.session ~= session", "false", old_sessions_claim_nothing),
+    Guard("node_update", "n.session ~= session", "false", old_sessions_claim_nothing),
     Guard("claim", "local forced = high and not urgent", "local forced = high", the_line_is_fair),
     Guard("claim", "local forced = high and not urgent", "local forced = false", the_line_is_fair),
     Guard("lib/owners", "at = math.max(at, tonumber(rested))", "at = at", the_line_is_fair),

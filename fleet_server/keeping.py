@@ -1,0 +1,42 @@
+"""The machines' side of the server, put together: what operators decide, drains, the last hour of readings."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fleet_server.rpc.machines import MachineParts
+from fleet_server.services.drains import Drains, Runs, container_stopper
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.history import History
+from fleet_server.services.machines import Machines
+from fleet_server.services.sessions import Sessions
+from fleet_server.store import Store
+
+
+class Keeping:
+    """Makes these parts and runs their loop."""
+
+    def __init__(self, store: Store, fleet: FleetView, sessions: Sessions, commands: Runs) -> None:
+        self._fleet = fleet
+        self._drains = Drains(store, fleet, sessions, stop_containers=container_stopper(commands))
+        self._history = History()
+        self.parts = MachineParts(Machines(store.nodes, fleet, self._drains.wake), self._history)
+        fleet.subscribe_beats(self._on_beat)
+        fleet.subscribe_changes(self._on_change)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._drains.run(), name="drains")
+
+    def _on_beat(self, node_id: str) -> None:
+        beat = self._fleet.heartbeat(node_id)
+        if beat is not None:
+            self._history.keep(beat)
+
+    def _on_change(self, node_id: str) -> None:
+        if self._fleet.node(node_id) is None:
+            self._history.forget(node_id)
+        elif self._fleet.row(node_id) is not None:
+            # The readings of nodes whose streams other replicas hold come with their rows.
+            self._on_beat(node_id)

@@ -1,0 +1,108 @@
+"""What operators decide of nodes (cordon, drain, clusters, labels, deletion): facts in the store, for every replica."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from fleet.v1.types_pb2 import NodeInfo
+
+from fleet_server.domain.errors import FleetError, invalid_field
+from fleet_server.services.fleet import FleetView
+from fleet_server.store import NodeRow, NodeStore
+
+MOST_LABELS = 64
+_CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}\Z")
+_MOST_TEXT = 255
+
+
+class Machines:
+    """Each call answers when the store has it: from then on no replica gives the node what it should not have.
+
+    `wake` is called after a drain began, so that it is looked at at once. Every method raises NODE_NOT_FOUND.
+    """
+
+    def __init__(self, nodes: NodeStore, fleet: FleetView, wake: Callable[[], None] = lambda: None) -> None:
+        self._nodes = nodes
+        self._fleet = fleet
+        self._wake = wake
+
+    async def cordon(self, node_id: str) -> NodeInfo:
+        """It gets no new work; what it runs goes on."""
+        return self._told(node_id, await self._nodes.set_cordoned(node_id, True))
+
+    async def uncordon(self, node_id: str) -> NodeInfo:
+        """It gets work again; a drain is over."""
+        return self._told(node_id, await self._nodes.set_cordoned(node_id, False))
+
+    async def drain(self, node_id: str, deadline_seconds: int, *, containers: bool) -> NodeInfo:
+        """Cordons it and waits for its work; at the deadline what is left is stopped. Again: another deadline."""
+        info = self._told(node_id, await self._nodes.drain(node_id, deadline_seconds, containers=containers))
+        self._wake()
+        return info
+
+    async def update(
+        self, node_id: str, *, clusters: Sequence[object] | None, labels: Mapping[str, object] | None
+    ) -> NodeInfo:
+        """Replaces clusters or labels, each as a whole. Raises INVALID_FIELD."""
+        if clusters is None and labels is None:
+            raise invalid_field("clusters", "must be given, or labels: nothing is asked to change")
+        row = await self._nodes.describe(
+            node_id,
+            clusters=None if clusters is None else _clusters(clusters),
+            labels=None if labels is None else _labels(labels),
+        )
+        return self._told(node_id, row)
+
+    async def delete(self, node_id: str) -> NodeInfo:
+        """Forgets it, its certificate too; the node as it was. Raises NODE_ONLINE."""
+        info = self._fleet.info(node_id)
+        row = await self._nodes.delete(node_id)
+        if row is None or info is None:
+            self._fleet.forget(node_id)
+            raise not_found(node_id)
+        self._fleet.forget(node_id)
+        return info
+
+    def _told(self, node_id: str, row: NodeRow | None) -> NodeInfo:
+        """The node after a change, which placement here has seen by now."""
+        if row is None:
+            raise not_found(node_id)
+        if self._fleet.node(node_id) is None:
+            self._fleet.told(row)
+        self._fleet.decided(row)
+        info = self._fleet.info(node_id)
+        assert info is not None
+        return info
+
+
+def not_found(node_id: str) -> FleetError:
+    """The refusal of a name that no node has."""
+    return FleetError("NODE_NOT_FOUND", f"node_id: there is no node {node_id!r}; see GET /api/nodes")
+
+
+def _clusters(given: Sequence[object]) -> list[str]:
+    found: dict[str, None] = {}
+    for index, name in enumerate(given):
+        if not isinstance(name, str) or not _CLUSTER.match(name):
+            raise invalid_field(
+                f"clusters[{index}]", "must be a name of at most 63 characters: a-z, 0-9, '_' and '-'", name
+            )
+        found[name] = None
+    if len(found) > MOST_LABELS:
+        raise invalid_field("clusters", f"must be at most {MOST_LABELS} names", len(found))
+    return list(found)
+
+
+def _labels(given: Mapping[str, object]) -> dict[str, str]:
+    if len(given) > MOST_LABELS:
+        raise invalid_field("labels", f"must be at most {MOST_LABELS}", len(given))
+    found: dict[str, str] = {}
+    for name, value in given.items():
+        if not _LABEL.match(name):
+            raise invalid_field(f"labels.{name[:80]}", "must be named by at most 63 letters, digits and . _ / -")
+        if not isinstance(value, str) or len(value) > _MOST_TEXT:
+            raise invalid_field(f"labels.{name}", f"must be a text of at most {_MOST_TEXT} characters")
+        found[name] = value
+    return found
