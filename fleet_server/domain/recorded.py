@@ -44,6 +44,10 @@ class RecordedTiming:
     def measured_cold_seconds(self, node: NodeView, model: str) -> float | None:
         return self._ask(("measured_cold", node.node_id, model), node, model)
 
+    def fetch_speed(self, node: NodeView) -> float | None:
+        # No decision of `place` rests on it.
+        return None if self.source is None else self.source.fetch_speed(node)
+
     def _ask(self, key: tuple[str, ...], *of: Any) -> float | None:
         if self.source is not None and key not in self.answers:
             answer: float | None = getattr(self.source, f"{key[0]}_seconds")(*of)

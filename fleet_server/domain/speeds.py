@@ -67,6 +67,10 @@ class Timing(Protocol):
         """How long it took that very node."""
         ...
 
+    def fetch_speed(self, node: NodeView) -> float | None:
+        """Bytes a second at which the node brings files from the buckets, as measured there or on others."""
+        ...
+
 
 class NoTiming:
     """Nothing has been measured."""
@@ -86,6 +90,9 @@ class NoTiming:
     def measured_cold_seconds(self, node: NodeView, model: str) -> float | None:
         return None
 
+    def fetch_speed(self, node: NodeView) -> float | None:
+        return None
+
 
 def _mean(old: float | None, new: float, share: float) -> float:
     return new if old is None else old + share * (new - old)
@@ -102,6 +109,8 @@ class SpeedBook:
         self._speeds: dict[str, OrderedDict[SpeedKey, float]] = {}
         self._loads: dict[str, OrderedDict[str, float]] = {}
         self._factors: dict[str, float] = {}
+        self._fetches: dict[str, float] = {}
+        self._fleet_fetches: float | None = None
         self._fleet: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._fleet_loads: OrderedDict[str, float] = OrderedDict()
         self._works: OrderedDict[str, Work] = OrderedDict()
@@ -137,6 +146,12 @@ class SpeedBook:
         loads = self._loads.setdefault(node_id, OrderedDict())
         _keep(loads, model, _mean(loads.get(model), seconds, LOAD_SHARE), _MODELS_KEPT)
         _keep(self._fleet_loads, model, _mean(self._fleet_loads.get(model), seconds, WORK_SHARE), _MODELS_KEPT)
+
+    def fetched(self, node_id: str, size_bytes: int, seconds: float) -> None:
+        """The node brought so many bytes from the buckets within `seconds`."""
+        speed = size_bytes / max(seconds, _LEAST_SECONDS)
+        self._fetches[node_id] = _mean(self._fetches.get(node_id), speed, LOAD_SHARE)
+        self._fleet_fetches = _mean(self._fleet_fetches, speed, WORK_SHARE)
 
     # Asking.
 
@@ -182,14 +197,21 @@ class SpeedBook:
         loads = self._loads.get(node.node_id)
         return loads.get(model) if loads is not None else None
 
+    def fetch_speed(self, node: NodeView) -> float | None:
+        """Bytes a second at which the node brings files from the buckets, as measured there, else on others."""
+        return self._fetches.get(node.node_id, self._fleet_fetches)
+
     # Keeping.
 
     def dump(self, node_id: str) -> dict[str, Any]:
         """What is known of a node, as plain values for JSON."""
-        return {
+        kept: dict[str, Any] = {
             "speeds": [[*key, value] for key, value in self._speeds.get(node_id, {}).items()],
             "loads": dict(self._loads.get(node_id, {})),
         }
+        if node_id in self._fetches:
+            kept["fetch"] = self._fetches[node_id]
+        return kept
 
     def restore(self, node_id: str, kept: Mapping[str, Any]) -> None:
         """Takes over what `dump` gave; anything else in it is passed over, and what is known already stays."""
@@ -204,10 +226,13 @@ class SpeedBook:
         for model, seconds in dict(kept.get("loads", {})).items():
             if model not in loads:
                 self.loaded(node_id, model, float(seconds))
+        fetch = kept.get("fetch")
+        if fetch and node_id not in self._fetches:
+            self.fetched(node_id, int(fetch), 1.0)
 
     def forget(self, node_id: str) -> None:
         """The node was deleted."""
-        for kept in (self._speeds, self._loads, self._factors):
+        for kept in (self._speeds, self._loads, self._factors, self._fetches):
             kept.pop(node_id, None)
 
 
