@@ -39,7 +39,7 @@ class Need:
 class InputSpec:
     """An input of a class. `type` and `options` are as /object_info has them.
 
-    `choices` are what a list takes, None where any value goes. `upload` is the kind of file that the input names, or "".
+    `choices` are what a list takes, None where any value goes. `upload` is the kind of file that it names, or "".
     """
 
     name: str

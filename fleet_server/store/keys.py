@@ -58,6 +58,13 @@
 | identities    | identities                | hash   | -      | join       | node -> what its certificates name |
 | join          | jt:<hash>                 | hash   | 15 min | join       | a join token, and the key that used it |
 | speeds        | speeds                    | hash   | -      | speeds     | node -> measured speeds and loads (JSON) |
+| comfy_number  | cn                        | string | -      | comfy      | the next number of a ComfyUI prompt |
+| comfy_open    | co                        | zset   | -      | comfy      | ComfyUI prompts not ended, by submit |
+| comfy_ended   | ce                        | zset   | -      | comfy      | ended ones in the history, by end |
+| comfy_untold  | cu:<owner and client>     | set    | 24 h   | comfy      | prompts of whose end a client was not told |
+| comfy_note    | cw:<job>                  | string | 7 d    | comfy      | the history of a prompt that was stopped |
+| comfy_files   | cf:<owner>                | hash   | -      | comfy      | ComfyUI's name -> uploaded file (JSON) |
+| comfy_nodes   | cs                        | hash   | -      | comfy      | node -> what its ComfyUI has (packed) |
 
 Children are those of groups. A pause's field is its cluster, type and priority with NULs between, "" for any.
 `<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
@@ -132,11 +139,18 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "identities": "identities",
         "join": "jt:",
         "speeds": "speeds",
+        "comfy_number": "cn",
+        "comfy_open": "co",
+        "comfy_ended": "ce",
+        "comfy_untold": "cu:",
+        "comfy_note": "cw:",
+        "comfy_files": "cf:",
+        "comfy_nodes": "cs",
     }
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
-TTL_NAMES = frozenset({"hook_claim", "idempotency", "input", "reply", "staged", "resumed"})
+TTL_NAMES = frozenset({"comfy_note", "comfy_untold", "hook_claim", "idempotency", "input", "reply", "staged", "resumed"})
 """Keys that always expire; a spec does while its batch is staged."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -176,6 +190,10 @@ class Keys:
         self.nodes = self.prefix + NAMES["nodes"]
         self.identities = self.prefix + NAMES["identities"]
         self.speeds = self.prefix + NAMES["speeds"]
+        self.comfy_number = self.prefix + NAMES["comfy_number"]
+        self.comfy_open = self.prefix + NAMES["comfy_open"]
+        self.comfy_ended = self.prefix + NAMES["comfy_ended"]
+        self.comfy_nodes = self.prefix + NAMES["comfy_nodes"]
         self.hooks = self.prefix + NAMES["hooks"]
         self._job = self.prefix + NAMES["job"]
         self._spec = self.prefix + NAMES["spec"]
@@ -233,6 +251,15 @@ class Keys:
 
     def join(self, token_hash: str) -> str:
         return self.prefix + NAMES["join"] + token_hash
+
+    def comfy_untold(self, owner: str, client_id: str) -> str:
+        return self.prefix + NAMES["comfy_untold"] + _digest(owner, client_id)
+
+    def comfy_note(self, job_id: str) -> str:
+        return self.prefix + NAMES["comfy_note"] + job_id
+
+    def comfy_files(self, owner: str) -> str:
+        return self.prefix + NAMES["comfy_files"] + _digest(owner)
 
     def idempotency(self, owner: str, method: str, key: str) -> str:
         """One key for each (owner, method, key), whatever characters they hold."""

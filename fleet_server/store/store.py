@@ -8,6 +8,7 @@ from types import TracebackType
 from fleet_server.domain.errors import FleetError
 from fleet_server.store._room import Clock, Room, encode_attempt
 from fleet_server.store.client import Client
+from fleet_server.store.comfy import ComfyStore
 from fleet_server.store.events import EventStore
 from fleet_server.store.inputs import InputStore
 from fleet_server.store.jobs import JobStore
@@ -45,6 +46,7 @@ class Store:
         self.jobs = JobStore(room, self._memory)
         self.pauses = PauseStore(room)
         self.speeds = SpeedStore(room)
+        self.comfy = ComfyStore(room)
         self.nodes = NodeStore(room)
         self.events = EventStore(room, url)
         self.outputs = OutputStore(room)
