@@ -5,15 +5,17 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fleet_server.domain.webhook import SCHEDULE_SECONDS
 from fleet_server.domain.webhook_signature import parse_secrets
 from fleet_server.services.callbacks import allow_rules
 
-PUBLISHED_KEYS = frozenset({"fleet-commander-2024", "minioadmin123"})
+DOCUMENTED_S3_SECRET = "minioadmin123"
+PUBLISHED_KEYS = frozenset({"fleet-commander-2024", DOCUMENTED_S3_SECRET, "minioadmin"})
 """Secrets that stand in public documents; good for a loopback bind alone."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -26,6 +28,18 @@ def _off(value: object) -> object:
 OptionalPort = Annotated[Port | None, BeforeValidator(_off)]
 Names = Annotated[tuple[str, ...], NoDecode]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0)], ...], NoDecode]
+
+
+def s3_address(value: str, *, path: bool = False) -> str:
+    """An S3 server's address as we use it; `host:port` alone is http. Raises ValueError."""
+    parts = urlsplit(value if "://" in value else f"http://{value}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise ValueError("must be http://HOST:PORT or https://HOST, without a user")
+    if parts.query or parts.fragment or (parts.path.strip("/") and not path):
+        raise ValueError("must end with host and port: buckets are addressed as HOST/BUCKET")
+    if parts.port == 0:
+        raise ValueError("must not have port 0")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
 def is_loopback(host: str) -> bool:
@@ -97,6 +111,15 @@ class Settings(BaseSettings):
     webhook_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 64
     webhook_host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 8
 
+    s3_endpoint: str | None = None
+    """Your S3 server, http(s)://host[:port]. Unset: `fleet up` runs one on `s3_port`."""
+    s3_access_key: Annotated[str, Field(min_length=3)] = "minioadmin"
+    s3_secret_key: SecretStr | None = None
+    """Unset: the documented one on a loopback bind; elsewhere the embedded S3 draws one and keeps it in `data_dir`."""
+    s3_region: str = "us-east-1"
+    s3_public_url: str | None = None
+    """Where callers reach the S3 server, where that is not its endpoint."""
+
     store_memory_bytes: Annotated[int, Field(ge=64 << 20)] = 2 << 30
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 512 << 20
     """Below this much free disk no job is accepted."""
@@ -137,6 +160,11 @@ class Settings(BaseSettings):
             parse_secrets(value.get_secret_value())
         return value
 
+    @field_validator("s3_endpoint", "s3_public_url")
+    @classmethod
+    def _address(cls, value: str | None, field: ValidationInfo) -> str | None:
+        return None if value is None else s3_address(value, path=field.field_name == "s3_public_url")
+
     @model_validator(mode="after")
     def _long_leases(self) -> Self:
         if self.webhook_lease_seconds < 2 * self.webhook_timeout_seconds:
@@ -156,6 +184,12 @@ class Settings(BaseSettings):
                     "FLEET_API_KEY is a published example: choose one of your own, "
                     "for instance from `openssl rand -hex 32`"
                 )
+            secret = None if self.s3_secret_key is None else self.s3_secret_key.get_secret_value()
+            if secret in PUBLISHED_KEYS or (secret is None and self.s3_endpoint is not None):
+                raise ValueError(
+                    f"FLEET_HOST={self.host} is reachable by others, so the published FLEET_S3_SECRET_KEY will not do: "
+                    "set FLEET_S3_ACCESS_KEY and FLEET_S3_SECRET_KEY of your own"
+                )
         return self
 
     @property
@@ -166,6 +200,11 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         return is_loopback(self.host)
+
+    @property
+    def embedded_s3(self) -> bool:
+        """Whether an S3 server of ours is wanted."""
+        return self.s3_endpoint is None and self.s3_port is not None
 
     @property
     def mode(self) -> Literal["embedded", "production"]:

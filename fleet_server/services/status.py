@@ -54,6 +54,7 @@ class StatusBoard:
         clock: Callable[[], int],
         refusal: Callable[[], FleetError | None] = lambda: None,
         notices: Callable[[], Sequence[str]] = lambda: (),
+        s3: Callable[[], tuple[str, str | None]] = lambda: ("off", None),
     ) -> None:
         self._store = store
         self._nodes = nodes
@@ -64,6 +65,7 @@ class StatusBoard:
         self._clock = clock
         self._refusal = refusal
         self._notices = notices
+        self._s3 = s3
         self._started = time.monotonic()
         self._checked: tuple[float, Durability] | None = None
 
@@ -83,6 +85,7 @@ class StatusBoard:
 
     async def status(self) -> fleet_pb2.GetStatusResponse:
         """How the fleet is. Answers with the store away too."""
+        s3, why = self._s3()
         reply = fleet_pb2.GetStatusResponse(
             version=self.settings.version,
             mode=self.settings.mode,
@@ -91,7 +94,7 @@ class StatusBoard:
             nodes=self._count_nodes(),
             jobs=queue_pb2.JobCounts(),
             store=fleet_pb2.PartStatus(status="ok"),
-            s3=fleet_pb2.PartStatus(status="off"),
+            s3=fleet_pb2.PartStatus(status=s3, detail=why),
             notices=[*self._catalog.alias_notes(), *self._notices()],
         )
         trouble = await self._fill_store(reply)
@@ -103,7 +106,8 @@ class StatusBoard:
         if trouble is not None or refusal is not None:
             reply.status = "unavailable"
         else:
-            reply.status = "ok" if reply.nodes.online and reply.durability == "fsync" else "degraded"
+            well = reply.nodes.online and reply.durability == "fsync" and s3 != "unavailable"
+            reply.status = "ok" if well else "degraded"
         return reply
 
     async def _fill_store(self, reply: fleet_pb2.GetStatusResponse) -> FleetError | None:

@@ -25,7 +25,7 @@ from urllib.parse import quote
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.storage import s3_doorway
 from fleet_server.storage.s3_calls import Cancel, S3Calls, client, finish
-from fleet_server.storage.s3_errors import FAILURES, explain
+from fleet_server.storage.s3_errors import FAILURES, words
 from fleet_server.storage.s3_types import NoObjectError, ObjectStat, S3Config, S3Limits, Stored, unavailable
 
 P = ParamSpec("P")
@@ -36,12 +36,20 @@ OFF = "S3 is off: set FLEET_S3_ENDPOINT to your S3 server, or leave --s3-port on
 
 
 class S3Store:
-    """The four buckets. `config` None: there is no S3, and every call says `off_detail`."""
+    """The four buckets. `config` None: there is no S3, and every call says `off_detail`; `missed`: against our will."""
 
-    def __init__(self, config: S3Config | None, limits: S3Limits | None = None, *, off_detail: str = OFF) -> None:
+    def __init__(
+        self,
+        config: S3Config | None,
+        limits: S3Limits | None = None,
+        *,
+        off_detail: str = OFF,
+        missed: bool = False,
+    ) -> None:
         self._config = config
         self._limits = limits or S3Limits()
         self._off = off_detail
+        self._missed = missed
         self._trouble: str | None = None
         self._looked = asyncio.Event()
         self._well = asyncio.Event()
@@ -74,9 +82,17 @@ class S3Store:
             return False, self._trouble
         return (True, None) if self._looked.is_set() else (False, "not reached yet")
 
+    @property
+    def part_status(self) -> tuple[str, str | None]:
+        """The same for people: `ok`, `unavailable` or `off`, and why."""
+        if self._config is None and not self._missed:
+            return "off", None
+        well, detail = self.status
+        return "ok" if well else "unavailable", detail
+
     def notices(self) -> list[str]:
         """What the operator should know of buckets and policies."""
-        return list(self._notices)
+        return [self._off] if self._missed else list(self._notices)
 
     def on_back(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls `listener()` each time that the server is found well after it was not, the first time included.
@@ -219,10 +235,10 @@ class S3Store:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, call, cancel)
         except TimeoutError:
             self._hurry.set()
-            raise unavailable(f"S3 at {self._endpoint}: no answer within {seconds:.0f} s") from None
+            raise self._failed(f"no answer within {seconds:.0f} s") from None
         except FAILURES as error:
             self._hurry.set()
-            raise explain(error, self._endpoint) from error
+            raise self._failed(words(error)) from error
         finally:
             cancel.set()
 
@@ -234,10 +250,10 @@ class S3Store:
                 return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
         except TimeoutError:
             self._hurry.set()
-            raise unavailable(f"S3 at {self._endpoint}: no answer in time") from None
+            raise self._failed("no answer in time") from None
         except FAILURES as error:
             self._hurry.set()
-            raise explain(error, self._endpoint) from error
+            raise self._failed(words(error)) from error
 
     @contextlib.asynccontextmanager
     async def _queued(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
@@ -245,7 +261,7 @@ class S3Store:
             async with asyncio.timeout(self._limits.call_seconds):
                 await slots.acquire()
         except TimeoutError:
-            raise unavailable(f"S3 at {self._endpoint}: too many objects are being read") from None
+            raise self._failed("too many objects are being read") from None
         try:
             yield
         finally:
@@ -255,7 +271,10 @@ class S3Store:
         if self._config is None:
             raise unavailable(self._off)
         if self._trouble is not None:
-            raise unavailable(self._trouble)
+            raise self._failed(self._trouble)
+
+    def _failed(self, reason: str) -> FleetError:
+        return unavailable(f"S3 at {self._endpoint}: {reason}")
 
     @property
     def _endpoint(self) -> str:
@@ -285,15 +304,15 @@ class S3Store:
                         self._look_thread, s3_doorway.ensure, self._minio, config.region
                     )
         except TimeoutError:
-            self._away(f"S3 at {config.endpoint}: no answer in time")
-        except (*FAILURES, FleetError) as error:
-            self._away(explain(error, config.endpoint).detail)
+            self._away("no answer in time")
+        except FAILURES as error:
+            self._away(words(error))
         else:
             self._there()
 
     def _away(self, detail: str) -> None:
         if self._trouble != detail:
-            _log.warning("%s; everything else goes on without it", detail)
+            _log.warning("S3 at %s: %s; everything else goes on without it", self._endpoint, detail)
         self._trouble = detail
         self._well.clear()
         self._looked.set()

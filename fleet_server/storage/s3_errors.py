@@ -11,9 +11,6 @@ from xml.etree.ElementTree import ParseError
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3 import exceptions
 
-from fleet_server.domain.errors import FleetError
-from fleet_server.storage.s3_types import unavailable
-
 MISSING = frozenset({"NoSuchKey", "NoSuchObject", "NoSuchVersion"})
 _KEYS = "correct FLEET_S3_ACCESS_KEY and FLEET_S3_SECRET_KEY"
 _CODES = {
@@ -47,19 +44,8 @@ FAILURES = (
 """All that a call of the SDK raises because of the server or the way to it; other OSErrors are of local files."""
 
 
-def explain(error: BaseException, endpoint: str) -> FleetError:
-    """An S3_UNAVAILABLE for whatever a call raised; FleetErrors pass as they are."""
-    if isinstance(error, FleetError):
-        return error
-    return unavailable(f"S3 at {endpoint}: {_words(error)}")
-
-
-def code_of(error: BaseException) -> str:
-    """The S3 error code, "" where the answer had none."""
-    return (error.code or "") if isinstance(error, S3Error) else ""
-
-
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """The reason for whatever a call raised."""
     if isinstance(error, S3Error):
         code = error.code or "an error without a code"
         return _CODES.get(code) or f"{code}: {(error.message or '').strip() or 'it gives no reason'}"
