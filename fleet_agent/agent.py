@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 import uvloop
 
+from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.inventory import Inventory
 from fleet_agent.logs import configure
 from fleet_agent.metrics.reader import MetricsReader
@@ -66,8 +67,13 @@ async def run_agent(settings: AgentSettings) -> None:
 async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, stopping: asyncio.Event) -> None:
     runner = Runner(settings, inventory, spool)
     metrics = MetricsReader(settings.data_dir, settings.metrics_seconds)
-    session = Session(settings, inventory, runner, metrics)
+    desk = CommandDesk(CommandJournal(settings.data_dir / "commands.db"))
+    session = Session(settings, inventory, runner, metrics, desk)
     try:
+        try:
+            await desk.open()
+        except OSError as error:
+            raise FolderError(f"{error}: mend the file, or remove it") from error
         async with asyncio.TaskGroup() as tasks:
             if await _unless(stopping, runner.open(tasks)):
                 endless = [tasks.create_task(session.run()), tasks.create_task(inventory.watch())]
@@ -79,6 +85,7 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
                     task.cancel()
             runner.cancel_tasks()
     finally:
+        await desk.aclose()
         await runner.close()
 
 

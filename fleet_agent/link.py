@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fleet.v1 import node_pb2
 
+from fleet_agent.commands import CommandRoad
 from fleet_agent.inputs import Downloader
 from fleet_agent.outbox import Outbox
 from fleet_agent.upload import Uploader
@@ -13,7 +14,7 @@ from fleet_agent.upload import Uploader
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One session: its id, its outbox, its uploads and downloads."""
+    """One session: its id, its outbox, its uploads and downloads, its answers to commands."""
 
     session: str
     outbox: Outbox
@@ -21,6 +22,7 @@ class Link:
     downloader: Downloader | None = None
     batches: bool = False
     """The server takes batches."""
+    commands: CommandRoad | None = None
 
     def say(self, message: node_pb2.AgentMessage, *, soon: bool = False) -> None:
         """Queues a control message of this session. `soon`: it may wait a few milliseconds for company."""

@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 
 import grpc
 import structlog
-from fleet.v1 import node_pb2, node_pb2_grpc
+from fleet.v1 import command_pb2, node_pb2, node_pb2_grpc
 
 from fleet_agent import PROTOCOL_VERSION, __version__
 from fleet_agent.attempt import Stop
+from fleet_agent.commands import CommandDesk, CommandRoad
 from fleet_agent.flow import GATHER_SECONDS, Flow
 from fleet_agent.inputs import Downloader
 from fleet_agent.inventory import Inventory
@@ -52,11 +53,19 @@ class SessionEndedError(Exception):
 class Session:
     """Keeps the agent connected until `goodbye`. A lost stream never stops the work."""
 
-    def __init__(self, settings: AgentSettings, inventory: Inventory, runner: Runner, metrics: MetricsReader) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        inventory: Inventory,
+        runner: Runner,
+        metrics: MetricsReader,
+        desk: CommandDesk | None = None,
+    ) -> None:
         self._settings = settings
         self._inventory = inventory
         self._runner = runner
         self._metrics = metrics
+        self._desk = desk
         self._instance_id = uuid.uuid4().hex
         self._link: Link | None = None
         self._call: Any = None
@@ -129,6 +138,8 @@ class Session:
         async with (
             grpc.aio.insecure_channel(self._settings.server, options=options) as channel,
             grpc.aio.insecure_channel(self._settings.server, options=options) as uploads,
+            # Long answers of commands do not share the uploads' connection; it is made with the first command.
+            grpc.aio.insecure_channel(self._settings.server, options=options) as commands,
         ):
             call: Any = node_pb2_grpc.NodeStub(channel).Connect(metadata=metadata)
             try:
@@ -136,7 +147,7 @@ class Session:
                 uploads.get_state(try_to_connect=True)
                 seconds = self._settings.upload_timeout_seconds
                 files = Uploader(uploads, metadata, seconds), Downloader(uploads, metadata, seconds)
-                await self._converse(call, *files)
+                await self._converse(call, *files, CommandRoad(commands, metadata))
             finally:
                 self._over(channel)
                 call.cancel()
@@ -147,7 +158,9 @@ class Session:
         self._runner.disconnected()
         self._link = self._call = None
 
-    async def _converse(self, call: Any, uploader: Uploader, downloader: Downloader | None = None) -> None:
+    async def _converse(
+        self, call: Any, uploader: Uploader, downloader: Downloader | None = None, road: CommandRoad | None = None
+    ) -> None:
         seconds = self._settings.welcome_seconds
         async with _deadline(seconds, f"no Welcome within {seconds:g} s"):
             await call.write(node_pb2.AgentMessage(hello=await self._hello()))
@@ -157,7 +170,7 @@ class Session:
         if message.WhichOneof("message") != "welcome":
             raise SessionEndedError(f"the server's first message is no Welcome but {message.WhichOneof('message')}")
         welcome: node_pb2.Welcome = message.welcome
-        link = Link(message.session, Outbox(), uploader, downloader, welcome.batches)
+        link = Link(message.session, Outbox(), uploader, downloader, welcome.batches, road)
         self._lease_seconds = welcome.lease_seconds
         self._beats.clear()
         self._link, self._call = link, call
@@ -285,9 +298,16 @@ class Session:
             self._acknowledged(message.heartbeat_ack)
             self._runner.stop(message.heartbeat_ack.drop_tokens, Stop.DROPPED)
             self._runner.show_previews(message.heartbeat_ack.preview_tokens)
+        elif kind == "command":
+            self._command(message.command)
         elif kind == "goodbye":
             self._retry_after = message.goodbye.retry_after_seconds
             raise SessionEndedError("the server is being shut down")
+
+    def _command(self, command: command_pb2.Command) -> None:
+        link = self._link
+        if self._desk is not None and link is not None and link.commands is not None:
+            self._desk.take(link.commands, link.session, command)
 
     def _acknowledged(self, ack: node_pb2.HeartbeatAck) -> None:
         """The leases that this heartbeat renewed last at least from when it was begun."""

@@ -37,6 +37,7 @@ from fleet_server.rpc.queue import QueueServicer
 from fleet_server.rpc.server import GrpcServer
 from fleet_server.rpc.validation import validate
 from fleet_server.rpc.vision import VisionServicer
+from fleet_server.services.commands import Commands
 from fleet_server.services.completion import Completions
 from fleet_server.services.dead import DeadLetters
 from fleet_server.services.decisions import DecisionLog
@@ -147,6 +148,7 @@ class Server:
             replica=server_name(settings.data_dir),
             version=__version__,
         )
+        self.commands = Commands(self._sessions, self.fleet)
         self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)
         self._dispatcher = Dispatcher(
             store,
@@ -237,7 +239,7 @@ class Server:
                 pauses=pauses,
                 dead=self._dead,
             ),
-            NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs)),
+            NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs), self.commands),
         )
         methods: list[Method] = []
         for service, servicer in zip(SERVICES, servicers, strict=True):

@@ -13,11 +13,11 @@ S = TypeVar("S", bound=type)
 
 
 def others_later(service: ServiceDescriptor) -> Callable[[S], S]:
-    """Makes a servicer answer 501 NOT_IMPLEMENTED for each method of `service` that it does not define itself."""
+    """Makes a servicer answer 501 NOT_IMPLEMENTED for each method of `service` that it does not have."""
 
     def fill(servicer: S) -> S:
         for method in service.methods:
-            if method.name not in vars(servicer):
+            if not hasattr(servicer, method.name):
                 setattr(servicer, method.name, _stream(method) if method.server_streaming else _unary(method))
         return servicer
 

@@ -7,11 +7,13 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+from fleet.v1 import command_pb2
 from fleet.v1 import node_pb2 as pb
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.node import NodeView
 from fleet_server.rpc.later import others_later
+from fleet_server.services.commands import Commands
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.nodes import status_number
 from fleet_server.services.pages import page_by_name
@@ -26,10 +28,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class NodeServicer:
     """The machines. Every method raises FleetError."""
 
-    def __init__(self, fleet: FleetView, sessions: Sessions, uploads: Uploads) -> None:
+    def __init__(self, fleet: FleetView, sessions: Sessions, uploads: Uploads, commands: Commands) -> None:
         self._fleet = fleet
         self._sessions = sessions
         self._uploads = uploads
+        self._commands = commands
 
     async def ListNodes(self, request: pb.NodeListNodesRequest, context: Context) -> pb.NodeListNodesResponse:
         found = self._matching(request, statuses=request.status)
@@ -61,6 +64,13 @@ class NodeServicer:
         self, request_iterator: AsyncIterator[pb.UploadOutputRequest], context: Context
     ) -> pb.UploadOutputResponse:
         return pb.UploadOutputResponse(receipt=await self._uploads.receive(request_iterator))
+
+    async def ServeCommand(
+        self, request_iterator: AsyncIterator[command_pb2.ServeCommandRequest], context: Context
+    ) -> AsyncGenerator[command_pb2.ServeCommandResponse, None]:
+        async with aclosing(self._commands.serve(request_iterator, context)) as answers:
+            async for answer in answers:
+                yield answer
 
     def _matching(
         self, request: pb.NodeListNodesRequest | pb.ListHeartbeatsRequest, statuses: Iterable[int] = ()

@@ -92,6 +92,11 @@ class Session:
         return 0 if self._stop.is_set() or self.goodbye_at is not None else self._book.slots_free
 
     @property
+    def stopping(self) -> bool:
+        """Whether the stream is ending: nothing more goes out that could be answered."""
+        return self._stop.is_set()
+
+    @property
     def description(self) -> bytes:
         """The agent's description as the store keeps it."""
         return self._beats.description
@@ -250,7 +255,7 @@ class Session:
                 self.goodbye_at = _now()
                 self._slots_changed()
             case _:
-                self._parts.counters.ignored_messages += 1
+                self._parts.pass_on(self.node_id, message)
 
     async def _watch(self) -> None:
         settings = self._settings

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from fleet.v1 import node_pb2
 
 from fleet_server.domain.massloss import MassLossRule
 from fleet_server.services.completion import Completions
@@ -10,6 +13,9 @@ from fleet_server.services.fleet import FleetView
 from fleet_server.services.inputs import InputResolver
 from fleet_server.services.progress import ProgressHub
 from fleet_server.store import Store
+
+Listener = Callable[[str, node_pb2.AgentMessage], None]
+"""Takes a node's message that is about no job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +72,13 @@ class SessionParts:
     settings: SessionSettings
     counters: SessionCounters
     inputs: InputResolver
+    listeners: dict[str, Listener] = field(default_factory=dict)
+    """Who takes the messages of a kind that are about no job."""
+
+    def pass_on(self, node_id: str, message: node_pb2.AgentMessage) -> None:
+        """Gives a message that is about no job to its listener; without one it is ignored, and counted."""
+        listener = self.listeners.get(message.WhichOneof("message") or "")
+        if listener is None:
+            self.counters.ignored_messages += 1
+        else:
+            listener(node_id, message)

@@ -27,7 +27,7 @@ from fleet_server.services.inputs import InputResolver
 from fleet_server.services.nodes import address_of, beat_of, now_ms
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.session import Session
-from fleet_server.services.session_parts import SessionCounters, SessionParts, SessionSettings
+from fleet_server.services.session_parts import Listener, SessionCounters, SessionParts, SessionSettings
 from fleet_server.store import Held, JobRecord, NodeRow, Store
 
 _log = structlog.get_logger("fleet.sessions")
@@ -96,6 +96,16 @@ class Sessions:
         session = self._live.get(node_id)
         if session is not None and token:
             session.cancel(job_id, token)
+
+    def live(self, node_id: str) -> Session | None:
+        """The node's stream; None where there is none here."""
+        session = self._live.get(node_id)
+        return None if session is None or session.stopping else session
+
+    def listen(self, kind: str, listener: Listener) -> None:
+        """Calls `listener(node_id, message)` for each message of this kind (`container`, `service`, `frame`), in each
+        agent's order; it must not wait. One listener a kind."""
+        self._parts.listeners[kind] = listener
 
     # The stream.
 

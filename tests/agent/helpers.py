@@ -18,6 +18,7 @@ import grpc
 from fleet.v1 import node_pb2, types_pb2, vision_pb2
 from google.api import httpbody_pb2
 
+from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.inventory import Inventory
 from fleet_agent.metrics.reader import MetricsReader
 from fleet_agent.runner import Runner
@@ -229,17 +230,20 @@ class Agent:
         self.inventory = Inventory(settings)
         self.runner = Runner(settings, self.inventory, Spool(settings.data_dir / "spool", settings.inline_bytes))
         reader = metrics or MetricsReader(settings.data_dir, 5)
-        self.session = Session(settings, self.inventory, self.runner, reader)
+        self.desk = CommandDesk(CommandJournal(settings.data_dir / "commands.db"))
+        self.session = Session(settings, self.inventory, self.runner, reader, self.desk)
 
     async def run(self) -> None:
         """Until cancelled."""
         try:
+            await self.desk.open()
             await self.inventory.load()
             async with asyncio.TaskGroup() as tasks:
                 await self.runner.open(tasks)
                 tasks.create_task(self.session.run())
                 tasks.create_task(self.inventory.watch())
         finally:
+            await self.desk.aclose()
             await self.runner.close()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from fleet_agent import commands
+from fleet_agent import cli
 from fleet_agent.spool import Spool
 from tests.agent.helpers import AgentProcess, Conversation, ScriptedServer, alive, assign_of, let_go, settings_of
 from tests.waiting import wait_until
@@ -195,7 +195,7 @@ async def test_an_agent_whose_parent_has_gone_already_does_not_start(tmp_path: P
 
 def test_the_command_refuses_bad_flags_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as exit_:
-        commands.agent(node_id="not a name", data_dir=tmp_path, labels="zone")
+        cli.agent(node_id="not a name", data_dir=tmp_path, labels="zone")
     assert exit_.value.exit_code == 2
     text = capsys.readouterr().err
     assert "node_id" in text

@@ -21,6 +21,7 @@ from fleet_server.rpc.methods import methods_of
 from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.node import NodeServicer
 from fleet_server.rpc.server import GrpcServer
+from fleet_server.services.commands import Commands
 from fleet_server.services.completion import Completions
 from fleet_server.services.dispatch import Decision, Dispatcher, DispatchSettings
 from fleet_server.services.fleet import FleetView
@@ -59,6 +60,7 @@ class Bench:
     server: GrpcServer
     address: str
     folder: Path
+    commands: Commands
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     agents: list[ScriptedAgent] = field(default_factory=list)
 
@@ -155,13 +157,14 @@ async def bench_on(
         clock=clock,
         on_decision=on_decision,
     )
-    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs))
+    commands = Commands(sessions, fleet)
+    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs), commands)
     methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer)
     metrics = RpcMetrics(CollectorRegistry(), methods)
     server = GrpcServer(Invoker(methods, keys=KeyRing([], clock=time.monotonic), metrics=metrics))
     address = f"unix:{folder / 'g'}"
     await server.start(address)
-    bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address, folder)
+    bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address, folder, commands)
     bench.tasks.append(asyncio.create_task(sessions.run()))
     if dispatch:
         bench.tasks.append(asyncio.create_task(dispatcher.run()))
