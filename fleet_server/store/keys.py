@@ -61,7 +61,7 @@
 | comfy_number  | cn                        | string | -      | comfy      | the next number of a ComfyUI prompt |
 | comfy_open    | co                        | zset   | -      | comfy      | ComfyUI prompts not ended, by submit |
 | comfy_ended   | ce                        | zset   | -      | comfy      | ended ones in the history, by end |
-| comfy_untold  | cu:<owner and client>     | set    | 24 h   | comfy      | prompts of whose end a client was not told |
+| comfy_untold  | cu:<owner, client>        | set    | 24 h   | comfy      | prompts whose end a client was not told |
 | comfy_note    | cw:<job>                  | string | 7 d    | comfy      | the history of a prompt that was stopped |
 | comfy_files   | cf:<owner>                | hash   | -      | comfy      | ComfyUI's name -> uploaded file (JSON) |
 | comfy_nodes   | cs                        | hash   | -      | comfy      | node -> what its ComfyUI has (packed) |
@@ -150,7 +150,9 @@ NAMES: Mapping[str, str] = MappingProxyType(
 )
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
-TTL_NAMES = frozenset({"comfy_note", "comfy_untold", "hook_claim", "idempotency", "input", "reply", "staged", "resumed"})
+TTL_NAMES = frozenset(
+    {"comfy_note", "comfy_untold", "hook_claim", "idempotency", "input", "reply", "staged", "resumed"}
+)
 """Keys that always expire; a spec does while its batch is staged."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
