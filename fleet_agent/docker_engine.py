@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import docker
 import httpx
 import requests
-from docker.errors import APIError, DockerException
+from docker.errors import APIError, DockerException, create_api_error_from_http_exception
 
 T = TypeVar("T")
 DEFAULT_URL = "unix:///var/run/docker.sock"
 _HEADER_BYTES = 8
-_STREAMS = {1: "stdout", 2: "stderr"}
+_STREAMS = {1: "stdout", 2: "stderr", 3: "system"}
 
 
 class DockerUnavailableError(Exception):
@@ -95,7 +95,7 @@ class DockerEngine:
         request. Raises DockerRefusedError, and DockerUnavailableError where the engine goes away.
         """
         client = await self._connected()
-        version = await self._in_thread(lambda one: one.api._version, client)
+        version = await self._in_thread(lambda one: one.api.api_version, client)
         timeout = httpx.Timeout(self._timeout, read=silence_seconds)
         base, transport = _road(self.url)
         async with httpx.AsyncClient(base_url=base, transport=transport, timeout=timeout, trust_env=False) as session:
@@ -137,7 +137,10 @@ class DockerEngine:
 
 
 async def frames(chunks: AsyncIterator[bytes], *, tty: bool = False) -> AsyncIterator[tuple[str, bytes]]:
-    """(stdout or stderr, bytes) of an engine's multiplexed reply; of a container with a terminal it is all stdout."""
+    """(stdout or stderr, bytes) of an engine's multiplexed reply; of a container with a terminal it is all stdout.
+
+    `system` is the engine itself, which could not give all.
+    """
     if tty:
         async for chunk in chunks:
             yield "stdout", chunk
@@ -151,6 +154,29 @@ async def frames(chunks: AsyncIterator[bytes], *, tty: bool = False) -> AsyncIte
                 break
             yield _STREAMS.get(waiting[0], "stdout"), bytes(waiting[_HEADER_BYTES:end])
             del waiting[:end]
+
+
+def ask(
+    client: docker.DockerClient,
+    method: str,
+    path: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    json: Any = None,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
+    """What the engine answers to a request as it is, in JSON; for what the library would change on its way. Blocks.
+
+    Raises what the library raises: docker.errors.APIError, requests' RequestException.
+    """
+    api = client.api
+    url = f"{api.base_url}/v{api.api_version}{path}"
+    reply = api.request(method, url, params=params, json=json, headers=headers, timeout=api.timeout)
+    try:
+        reply.raise_for_status()
+    except requests.HTTPError as error:
+        create_api_error_from_http_exception(error)
+    return reply.json() if reply.content else None
 
 
 def _facts(client: docker.DockerClient) -> EngineFacts:

@@ -1,0 +1,1 @@
+"""Swarm services: this node's part where its Docker engine manages a swarm."""
