@@ -42,7 +42,7 @@ class ScriptedAgent:
         self._hello = hello
         self._some = asyncio.Event()
         self._channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-        self._stub = node_pb2_grpc.NodeStub(self._channel)
+        self.stub: Any = node_pb2_grpc.NodeStub(self._channel)
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
         self._sequence = 0
@@ -72,7 +72,7 @@ class ScriptedAgent:
         self.heard.clear()
         self.ended = asyncio.Event()
         self.error = None
-        self._call = self._stub.Connect()
+        self._call = self.stub.Connect()
         await self._call.write(pb.AgentMessage(hello=self.hello(**changes)))
         self._reader = asyncio.create_task(self._read(self._call, self.ended))
 
@@ -146,12 +146,13 @@ class ScriptedAgent:
                     return
                 yield pb.UploadOutputRequest(chunk=data[at : at + 1000])
 
-        call = self._stub.UploadOutput(requests())
-        return (await call).receipt
+        call = self.stub.UploadOutput(requests())
+        reply: pb.UploadOutputResponse = await call
+        return reply.receipt
 
     async def nodes(self, **fields: Any) -> list[types_pb2.NodeInfo]:
         """What a caller is told of the nodes."""
-        reply = await self._stub.ListNodes(pb.NodeListNodesRequest(**fields))
+        reply = await self.stub.ListNodes(pb.NodeListNodesRequest(**fields))
         return list(reply.nodes)
 
     async def end(self) -> None:

@@ -60,7 +60,7 @@ async def test_a_wrong_hello_is_refused(
 
 async def test_the_first_message_must_be_a_hello(bench: Bench) -> None:
     agent = bench.agent()
-    call = agent._stub.Connect()
+    call = agent.stub.Connect()
     await call.write(pb.AgentMessage(heartbeat=pb.AgentHeartbeat()))
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await call.read()
@@ -69,7 +69,7 @@ async def test_the_first_message_must_be_a_hello(bench: Bench) -> None:
 
 async def test_an_agent_that_says_nothing_is_not_waited_for(store: Store, short_path: Path) -> None:
     async with bench_on(store, short_path, settings=replace(QUICK, hello_seconds=0.05)) as bench:
-        call = bench.agent()._stub.Connect()
+        call = bench.agent().stub.Connect()
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await call.read()
         assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
