@@ -254,6 +254,8 @@ class Session:
             case "goodbye":
                 self.goodbye_at = _now()
                 self._slots_changed()
+            case "frame" if not self._wanted(message.frame.token):
+                self._parts.counters.ignored_messages += 1
             case _:
                 self._parts.pass_on(self.node_id, message)
 
