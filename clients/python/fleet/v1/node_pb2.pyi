@@ -720,6 +720,118 @@ class CreateJoinTokenResponse(_message.Message):
 Global___CreateJoinTokenResponse: _TypeAlias = CreateJoinTokenResponse  # noqa: Y015
 
 @_typing.final
+class JoinRequest(_message.Message):
+    """A machine that wants to be a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The token's secret."""
+    node_id: _builtins.str
+    """The name that it asks for."""
+    certificate_request: _builtins.bytes
+    """Its certificate request, PEM; the private key stays where it is. The same token with the same key gives the node again."""
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        certificate_request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_request", b"certificate_request", "node_id", b"node_id", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class JoinResponse(_message.Message):
+    """The node's identity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    AGENTS_PORT_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """Its certificate, PEM."""
+    agents_port: _builtins.int
+    """Port of the door that takes it."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it is good; it is to be renewed well before."""
+
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        agents_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_port", b"agents_port", "certificate", b"certificate", "expire_time", b"expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class RenewCertificateRequest(_message.Message):
+    """A fresh certificate, please."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    certificate_request: _builtins.bytes
+    """A certificate request, PEM, by the same key or another."""
+    def __init__(
+        self,
+        *,
+        certificate_request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_request", b"certificate_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewCertificateRequest: _TypeAlias = RenewCertificateRequest  # noqa: Y015
+
+@_typing.final
+class RenewCertificateResponse(_message.Message):
+    """The fresh certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it is good."""
+
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "expire_time", b"expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewCertificateResponse: _TypeAlias = RenewCertificateResponse  # noqa: Y015
+
+@_typing.final
 class AgentMessage(_message.Message):
     """A message of an agent."""
 
@@ -801,7 +913,7 @@ class AgentMessage(_message.Message):
 
     @_builtins.property
     def service(self) -> _types_pb2.SwarmService:
-        """A swarm service or one of its tasks changed."""
+        """A swarm service or one of its tasks changed. A task's node_id is here the swarm's, see Hello.swarm_node_id."""
 
     def __init__(
         self,
@@ -1163,6 +1275,7 @@ class Hello(_message.Message):
     SWARM_ROLE_FIELD_NUMBER: _builtins.int
     MANAGED_CONTAINERS_FIELD_NUMBER: _builtins.int
     INTAKE_FIELD_NUMBER: _builtins.int
+    SWARM_NODE_ID_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol; both sides must have the same."""
     node_id: _builtins.str
@@ -1189,6 +1302,8 @@ class Hello(_message.Message):
     """manager or worker; empty where its Docker engine is in no swarm."""
     managed_containers: _builtins.int
     """Containers that the fleet deployed there and that run."""
+    swarm_node_id: _builtins.str
+    """The name of its Docker engine among the machines of that swarm."""
     @_builtins.property
     def clusters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Clusters; those of its job types when empty."""
@@ -1265,10 +1380,11 @@ class Hello(_message.Message):
         swarm_role: _builtins.str = ...,
         managed_containers: _builtins.int = ...,
         intake: Global___ModelIntake | None = ...,
+        swarm_node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "intake", b"intake", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "intake", b"intake", "labels", b"labels", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "arch", b"arch", "batches", b"batches", "clusters", b"clusters", "docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "hostname", b"hostname", "instance_id", b"instance_id", "intake", b"intake", "labels", b"labels", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "node_id", b"node_id", "now", b"now", "os", b"os", "protocol_version", b"protocol_version", "slots", b"slots", "spooled", b"spooled", "swarm_node_id", b"swarm_node_id", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1295,6 +1411,8 @@ class AgentHeartbeat(_message.Message):
     NOW_FIELD_NUMBER: _builtins.int
     SWARM_ROLE_FIELD_NUMBER: _builtins.int
     MANAGED_CONTAINERS_FIELD_NUMBER: _builtins.int
+    SWARM_NODE_ID_FIELD_NUMBER: _builtins.int
+    DOCKER_VERSION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts up."""
     metrics_source: _types_pb2.MetricsSource.ValueType
@@ -1309,6 +1427,10 @@ class AgentHeartbeat(_message.Message):
     """manager or worker; empty where its Docker engine is in no swarm."""
     managed_containers: _builtins.int
     """Containers that the fleet deployed there and that run."""
+    swarm_node_id: _builtins.str
+    """The name of its Docker engine among the machines of that swarm."""
+    docker_version: _builtins.str
+    """Version of its Docker engine; empty where none answers."""
     @_builtins.property
     def host(self) -> _types_pb2.Host:
         """Readings."""
@@ -1359,10 +1481,12 @@ class AgentHeartbeat(_message.Message):
         now: _timestamp_pb2.Timestamp | None = ...,
         swarm_role: _builtins.str = ...,
         managed_containers: _builtins.int = ...,
+        swarm_node_id: _builtins.str = ...,
+        docker_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "inventory", b"inventory", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "now", b"now", "sequence", b"sequence", "slots", b"slots", "slots_free", b"slots_free", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["docker_version", b"docker_version", "engines", b"engines", "gpus", b"gpus", "held", b"held", "host", b"host", "inventory", b"inventory", "loaded_models", b"loaded_models", "managed_containers", b"managed_containers", "metrics_source", b"metrics_source", "models", b"models", "now", b"now", "sequence", b"sequence", "slots", b"slots", "slots_free", b"slots_free", "swarm_node_id", b"swarm_node_id", "swarm_role", b"swarm_role", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

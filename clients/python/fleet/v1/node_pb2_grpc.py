@@ -101,6 +101,16 @@ class NodeStub:
                 request_serializer=fleet_dot_v1_dot_node__pb2.UploadOutputRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_node__pb2.UploadOutputResponse.FromString,
                 _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/fleet.v1.Node/Join',
+                request_serializer=fleet_dot_v1_dot_node__pb2.JoinRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_node__pb2.JoinResponse.FromString,
+                _registered_method=True)
+        self.RenewCertificate = channel.unary_unary(
+                '/fleet.v1.Node/RenewCertificate',
+                request_serializer=fleet_dot_v1_dot_node__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_node__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
         self.ServeCommand = channel.stream_stream(
                 '/fleet.v1.Node/ServeCommand',
                 request_serializer=fleet_dot_v1_dot_command__pb2.ServeCommandRequest.SerializeToString,
@@ -212,6 +222,20 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Join(self, request, context):
+        """Gives a machine the certificate of a node, for a join token. gRPC only, over TLS; the token is the key of this call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewCertificate(self, request, context):
+        """Gives a node a fresh certificate in place of one that is still good. gRPC only, by the node itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ServeCommand(self, request_iterator, context):
         """The answer to one Command; the agent calls it for each that it is given. gRPC only.
         """
@@ -293,6 +317,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.UploadOutput,
                     request_deserializer=fleet_dot_v1_dot_node__pb2.UploadOutputRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_node__pb2.UploadOutputResponse.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=fleet_dot_v1_dot_node__pb2.JoinRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_node__pb2.JoinResponse.SerializeToString,
+            ),
+            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=fleet_dot_v1_dot_node__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_node__pb2.RenewCertificateResponse.SerializeToString,
             ),
             'ServeCommand': grpc.stream_stream_rpc_method_handler(
                     servicer.ServeCommand,
@@ -657,6 +691,60 @@ class Node:
             '/fleet.v1.Node/UploadOutput',
             fleet_dot_v1_dot_node__pb2.UploadOutputRequest.SerializeToString,
             fleet_dot_v1_dot_node__pb2.UploadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Node/Join',
+            fleet_dot_v1_dot_node__pb2.JoinRequest.SerializeToString,
+            fleet_dot_v1_dot_node__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Node/RenewCertificate',
+            fleet_dot_v1_dot_node__pb2.RenewCertificateRequest.SerializeToString,
+            fleet_dot_v1_dot_node__pb2.RenewCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,10 @@ class NodeStub:
     """One output of an attempt: a header, then its bytes in chunks. The reply is sent after the bytes have reached the disk;
     the same file sent again gives the same receipt.
     """
+    Join: _grpc.UnaryUnaryMultiCallable[_node_pb2.JoinRequest, _node_pb2.JoinResponse]
+    """Gives a machine the certificate of a node, for a join token. gRPC only, over TLS; the token is the key of this call."""
+    RenewCertificate: _grpc.UnaryUnaryMultiCallable[_node_pb2.RenewCertificateRequest, _node_pb2.RenewCertificateResponse]
+    """Gives a node a fresh certificate in place of one that is still good. gRPC only, by the node itself."""
     ServeCommand: _grpc.StreamStreamMultiCallable[_command_pb2.ServeCommandRequest, _command_pb2.ServeCommandResponse]
     """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
     ReadFile: _grpc.UnaryStreamMultiCallable[_command_pb2.ReadFileRequest, _command_pb2.ReadFileResponse]
@@ -108,6 +112,10 @@ class NodeAsyncStub(NodeStub):
     """One output of an attempt: a header, then its bytes in chunks. The reply is sent after the bytes have reached the disk;
     the same file sent again gives the same receipt.
     """
+    Join: _aio.UnaryUnaryMultiCallable[_node_pb2.JoinRequest, _node_pb2.JoinResponse]  # type: ignore[assignment]
+    """Gives a machine the certificate of a node, for a join token. gRPC only, over TLS; the token is the key of this call."""
+    RenewCertificate: _aio.UnaryUnaryMultiCallable[_node_pb2.RenewCertificateRequest, _node_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+    """Gives a node a fresh certificate in place of one that is still good. gRPC only, by the node itself."""
     ServeCommand: _aio.StreamStreamMultiCallable[_command_pb2.ServeCommandRequest, _command_pb2.ServeCommandResponse]  # type: ignore[assignment]
     """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
     ReadFile: _aio.UnaryStreamMultiCallable[_command_pb2.ReadFileRequest, _command_pb2.ReadFileResponse]  # type: ignore[assignment]
@@ -225,6 +233,22 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         """One output of an attempt: a header, then its bytes in chunks. The reply is sent after the bytes have reached the disk;
         the same file sent again gives the same receipt.
         """
+
+    @_abc_1.abstractmethod
+    def Join(
+        self,
+        request: _node_pb2.JoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.JoinResponse, _abc.Awaitable[_node_pb2.JoinResponse]]:
+        """Gives a machine the certificate of a node, for a join token. gRPC only, over TLS; the token is the key of this call."""
+
+    @_abc_1.abstractmethod
+    def RenewCertificate(
+        self,
+        request: _node_pb2.RenewCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.RenewCertificateResponse, _abc.Awaitable[_node_pb2.RenewCertificateResponse]]:
+        """Gives a node a fresh certificate in place of one that is still good. gRPC only, by the node itself."""
 
     @_abc_1.abstractmethod
     def ServeCommand(
