@@ -25,6 +25,7 @@ from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, 
 from fleet_server.domain.errors import REASON_CODES, FleetError
 from fleet_server.domain.webhook_signature import SecretError
 from fleet_server.embedded.identity import server_name
+from fleet_server.keeping import Keeping
 from fleet_server.keyfile import KeyFile, KeyFileError
 from fleet_server.protojson import JsonCodec
 from fleet_server.rpc.auth import ApiKey, KeyRing
@@ -149,6 +150,7 @@ class Server:
             version=__version__,
         )
         self.commands = Commands(self._sessions, self.fleet)
+        self._keeping = Keeping(store, self.fleet, self._sessions, self.commands)
         self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)
         self._dispatcher = Dispatcher(
             store,
@@ -239,7 +241,7 @@ class Server:
                 pauses=pauses,
                 dead=self._dead,
             ),
-            NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs), self.commands),
+            NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs), self.commands, self._keeping.parts),
         )
         methods: list[Method] = []
         for service, servicer in zip(SERVICES, servicers, strict=True):
@@ -312,6 +314,7 @@ class Server:
             self._speeds.run,
             self._reaper.run,
             self._sender.run,
+            self._keeping.run,
         ]
         if self.key_file is not None:
             loops.append(self.key_file.run)
@@ -361,7 +364,7 @@ class Server:
 _LAST_CALLBACKS_SECONDS = 2.0
 """What a stop waits for receivers; what they have not answered by then is sent again later."""
 
-_PUBLIC = {"Fleet": ("GetHealth", "Connect")}
+_PUBLIC = {"Fleet": ("GetHealth", "Connect"), "Node": ("Join",)}
 """Methods that need no key."""
 
 

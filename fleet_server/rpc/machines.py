@@ -9,7 +9,6 @@ import grpc
 from fleet.v1 import node_pb2 as pb
 from google.protobuf import json_format
 
-from fleet_server.domain.errors import invalid_field
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.history import History
 from fleet_server.services.machines import Machines, not_found
@@ -62,13 +61,8 @@ class MachineCalls:
         return pb.DrainNodeResponse(node=node)
 
     async def UpdateNode(self, request: pb.UpdateNodeRequest, context: Context) -> pb.UpdateNodeResponse:
-        clusters = labels = None
-        if request.HasField("clusters"):
-            clusters = json_format.MessageToDict(request.clusters)
-            if not isinstance(clusters, list):
-                raise invalid_field("clusters", "must be a list of names")
-        if request.HasField("labels"):
-            labels = json_format.MessageToDict(request.labels)
+        clusters = json_format.MessageToDict(request)["clusters"] if request.HasField("clusters") else None
+        labels = json_format.MessageToDict(request.labels) if request.HasField("labels") else None
         node = await self._parts.machines.update(request.node_id, clusters=clusters, labels=labels)
         return pb.UpdateNodeResponse(node=node)
 

@@ -13,6 +13,7 @@ from fleet.v1 import node_pb2 as pb
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.node import NodeView
 from fleet_server.rpc.later import others_later
+from fleet_server.rpc.machines import MachineCalls, MachineParts
 from fleet_server.services.commands import Commands
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.nodes import status_number
@@ -25,11 +26,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @others_later(pb.DESCRIPTOR.services_by_name["Node"])
-class NodeServicer:
+class NodeServicer(MachineCalls):
     """The machines. Every method raises FleetError."""
 
-    def __init__(self, fleet: FleetView, sessions: Sessions, uploads: Uploads, commands: Commands) -> None:
+    def __init__(
+        self, fleet: FleetView, sessions: Sessions, uploads: Uploads, commands: Commands, parts: MachineParts
+    ) -> None:
         self._fleet = fleet
+        self._parts = parts
         self._sessions = sessions
         self._uploads = uploads
         self._commands = commands

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from uuid_utils import uuid7
 
 from fleet_server.domain.job import JobRecord, NewJob, Priority
+from fleet_server.keeping import Keeping
 from fleet_server.rpc.auth import KeyRing
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import methods_of
@@ -158,7 +159,8 @@ async def bench_on(
         on_decision=on_decision,
     )
     commands = Commands(sessions, fleet)
-    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs), commands)
+    keeping = Keeping(store, fleet, sessions, commands)
+    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs), commands, keeping.parts)
     methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer)
     metrics = RpcMetrics(CollectorRegistry(), methods)
     server = GrpcServer(Invoker(methods, keys=KeyRing([], clock=time.monotonic), metrics=metrics))
@@ -166,6 +168,7 @@ async def bench_on(
     await server.start(address)
     bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address, folder, commands)
     bench.tasks.append(asyncio.create_task(sessions.run()))
+    bench.tasks.append(asyncio.create_task(keeping.run()))
     if dispatch:
         bench.tasks.append(asyncio.create_task(dispatcher.run()))
     try:
