@@ -19,6 +19,7 @@ from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.inventory import Inventory
 from fleet_agent.logs import configure
 from fleet_agent.metrics.reader import MetricsReader
+from fleet_agent.model_room import ModelRoom
 from fleet_agent.runner import Runner
 from fleet_agent.session import Session
 from fleet_agent.settings import AgentSettings
@@ -69,6 +70,8 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
     metrics = MetricsReader(settings.data_dir, settings.metrics_seconds)
     desk = CommandDesk(CommandJournal(settings.data_dir / "commands.db"))
     session = Session(settings, inventory, runner, metrics, desk)
+    models = ModelRoom(settings, inventory, runner, session.beat)
+    models.register(desk)
     try:
         try:
             await desk.open()
@@ -76,7 +79,8 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
             raise FolderError(f"{error}: mend the file, or remove it") from error
         async with asyncio.TaskGroup() as tasks:
             if await _unless(stopping, runner.open(tasks)):
-                endless = [tasks.create_task(session.run()), tasks.create_task(inventory.watch())]
+                await models.open()
+                endless = [tasks.create_task(work) for work in (session.run(), inventory.watch(), models.run())]
                 await stopping.wait()
                 _log.info("stopping")
                 await runner.release()
@@ -86,6 +90,7 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
             runner.cancel_tasks()
     finally:
         await desk.aclose()
+        await models.aclose()
         await runner.close()
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import grpc
 import structlog
-from fleet.v1 import node_pb2, vision_pb2, vision_pb2_grpc
+from fleet.v1 import command_pb2, node_pb2, node_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 from fleet_agent.upload import Metadata
 
@@ -37,10 +37,11 @@ class InputError(Exception):
 
 
 class Downloader:
-    """Reads outputs from the server, on the channel of the uploads."""
+    """Reads files from the server, on the channel of the uploads."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Metadata, timeout_seconds: float) -> None:
         self._stub = vision_pb2_grpc.VisionStub(channel)
+        self._files = node_pb2_grpc.NodeStub(channel)
         self._metadata = metadata
         self._timeout = timeout_seconds
 
@@ -53,6 +54,18 @@ class Downloader:
         try:
             async for part in call:
                 yield part.data
+        finally:
+            call.cancel()
+
+    async def file(
+        self, reference: str, offset: int = 0, *, etag: str = ""
+    ) -> AsyncGenerator[command_pb2.ReadFileResponse, None]:
+        """A file that the server has or can get, from a byte on; its size first. Raises grpc.aio.AioRpcError."""
+        request = command_pb2.ReadFileRequest(reference=reference, offset=offset, etag=etag)
+        call: Any = self._files.ReadFile(request, timeout=self._timeout, metadata=self._metadata)
+        try:
+            async for part in call:
+                yield part
         finally:
             call.cancel()
 

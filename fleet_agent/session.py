@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -22,6 +22,7 @@ from fleet.v1 import command_pb2, node_pb2, node_pb2_grpc
 from fleet_agent import PROTOCOL_VERSION, __version__
 from fleet_agent.attempt import Stop
 from fleet_agent.commands import CommandDesk, CommandRoad
+from fleet_agent.docker_engine import NO_ENGINE, EngineFacts
 from fleet_agent.flow import GATHER_SECONDS, Flow
 from fleet_agent.inputs import Downloader
 from fleet_agent.inventory import Inventory
@@ -60,12 +61,16 @@ class Session:
         runner: Runner,
         metrics: MetricsReader,
         desk: CommandDesk | None = None,
+        facts: Callable[[], EngineFacts] = lambda: NO_ENGINE,
+        welcomed: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._inventory = inventory
         self._runner = runner
         self._metrics = metrics
         self._desk = desk
+        self._facts = facts
+        self._welcomed = welcomed
         self._instance_id = uuid.uuid4().hex
         self._link: Link | None = None
         self._call: Any = None
@@ -107,6 +112,17 @@ class Session:
         pause = self._retry_after + random.uniform(0, self._settings.reconnect_seconds * growth)
         self._retry_after = 0.0
         return pause
+
+    def beat(self) -> None:
+        """Says how the node is now, without waiting for the next heartbeat."""
+        self._beat_now.set()
+
+    def say(self, message: node_pb2.AgentMessage) -> bool:
+        """Queues a message that is about no job; false where no server is connected."""
+        if self._link is None:
+            return False
+        self._link.say(message)
+        return True
 
     async def goodbye(self) -> None:
         """Says that the agent is being shut down; returns when the server has heard all that waited, or in time."""
@@ -178,6 +194,7 @@ class Session:
         _log.info("connected", server=self._settings.server, session=link.session)
         self._say_ready()
         self._runner.connected(link, welcome.kill_tokens)
+        self._welcomed()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write(call, link))
             tasks.create_task(self._beat(link, welcome.heartbeat_seconds))
@@ -215,6 +232,7 @@ class Session:
             metrics_source=readings.source,
             warnings=[*readings.warnings, *self._inventory.warnings],
             batches=True,
+            intake=self._inventory.intake(),
         )
         hello.now.GetCurrentTime()
         return hello
@@ -260,6 +278,9 @@ class Session:
             slots_free=self._runner.slots_free,
             held=[*self._runner.running(), *self._runner.spooled()],
             loaded_models=self._runner.loaded(),
+            docker_version=self._facts().version,
+            swarm_role=self._facts().swarm_role,
+            swarm_node_id=self._facts().swarm_node_id,
         )
         models = self._inventory.models()
         if models != self._inventory_sent:

@@ -132,6 +132,13 @@ class ModelFolder:
             files.append(ModelFile(name, path, kind, size, sha256, architecture_of(header), trigger_words_of(header)))
         return Scan(tuple(sorted(files, key=lambda f: (f.kind, f.name))), problems)
 
+    def know(self, path: Path, sha256: str) -> None:
+        """A file was hashed while it came: it need not be read again. Raises OSError where it is gone."""
+        key, _ = self._key(path)
+        with self._lock:
+            self._hashes[key] = sha256
+        self._save_cache()
+
     def hash_missing(self, stop: Callable[[], bool] = lambda: False) -> tuple[ModelFile, ...]:
         """Hash every file whose hash is unknown, and return those hashed. Blocks: call it in a thread.
 
