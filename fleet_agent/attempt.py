@@ -81,10 +81,12 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
     payload: Message = getattr(assign.payload, kind)
     job_type = types_pb2.JobType.Name(assign.job_type).removeprefix("JOB_TYPE_").lower()
     model = _file(inventory, "checkpoint", assign.model, "MODEL_NOT_FOUND") if assign.model else None
-    engine = inventory.engine_for(job_type, model)
+    named = _named_engine(assign.payload)
+    engine = inventory.engine_for(job_type, model) if named is None else inventory.engine_named(named, job_type)
     if engine is None:
         what = job_type if model is None else f"{job_type} with {assign.model}"
-        raise RefusedError("CAPABILITY_MISSING", f"no engine of this node runs {what}")
+        how = "no engine" if named is None else f"no engine {named}"
+        raise RefusedError("CAPABILITY_MISSING", f"{how} of this node runs {what}")
     uses = list(getattr(payload, "loras", ()))
     loras = [(_file(inventory, "lora", use.name, "LORA_NOT_FOUND"), use.weight) for use in uses]
     seed = int(getattr(payload, "seed", 0))
@@ -113,6 +115,16 @@ def _file(inventory: Inventory, kind: ModelKind, name: str, reason: str) -> Mode
     if file is None:
         raise RefusedError(reason, f"this node has no {kind} {name}")
     return file
+
+
+def _named_engine(payload: types_pb2.Payload) -> str | None:
+    """The engine that this payload is for; None where any will do that runs the type."""
+    kind = payload.WhichOneof("kind")
+    if kind == "workflow":
+        return "comfyui"
+    if kind == "custom" and "engine" in payload.custom.fields:
+        return payload.custom.fields["engine"].string_value
+    return None
 
 
 def _fields(payload: Message) -> dict[str, Any]:
@@ -151,7 +163,10 @@ def _metadata(
     )
     known = payload.DESCRIPTOR.fields_by_name
     for name in ("prompt", "negative_prompt", "steps", "guidance_scale", "scheduler"):
-        if name in known and (not known[name].has_presence or payload.HasField(name)):
+        # (The `prompt` of a graph is a message, and no text.)
+        if name not in known or known[name].message_type is not None:
+            continue
+        if not known[name].has_presence or payload.HasField(name):
             setattr(metadata, name, getattr(payload, name))
     if assign.target_model or assign.model:
         metadata.model = assign.target_model or assign.model
@@ -166,19 +181,19 @@ def _metadata(
 def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
     """The end that a `done` or `failed` frame means, receipts not yet filled in."""
     if event["event"] != "done":
-        return failure(attempt, event["reason"], event["detail"], event["retryable"])
+        complete = failure(attempt, event["reason"], event["detail"], event["retryable"])
+        if "exit_code" in event:
+            _say_result(complete, event)
+        return complete
     complete = node_pb2.JobComplete(job_id=attempt.assign.job_id, token=attempt.token, metadata=attempt.metadata)
     for output in event["outputs"]:
         uploaded = complete.outputs.add(content_type=output["content_type"])
         for name in ("width", "height", "duration_seconds", "seed"):
             if output[name] is not None:
                 setattr(uploaded, name, output[name])
-    if event["text"] is not None:
-        complete.text = event["text"]
-    if event["usage"] is not None:
-        complete.usage.CopyFrom(types_pb2.TokenUsage(**event["usage"]))
-    if event["exit_code"] is not None:
-        complete.exit_code = event["exit_code"]
+        if output["engine_file"] is not None:
+            uploaded.engine_file.CopyFrom(types_pb2.EngineFile(**output["engine_file"]))
+    _say_result(complete, event)
     complete.load_seconds = event["load_seconds"]
     complete.run_seconds = event["run_seconds"]
     return complete
@@ -191,6 +206,18 @@ _CODES = {
     "LORA_NOT_FOUND": "NOT_FOUND",
     "INPUT_NOT_FOUND": "NOT_FOUND",
     "INVALID_FIELD": "INVALID_ARGUMENT",
+def _say_result(complete: node_pb2.JobComplete, event: frames.Message) -> None:
+    """What an engine gave besides files."""
+    for name in ("text", "finish_reason", "exit_code"):
+        if event[name] is not None:
+            setattr(complete, name, event[name])
+    if event["usage"] is not None:
+        complete.usage.CopyFrom(types_pb2.TokenUsage(**event["usage"]))
+    complete.segments.extend(types_pb2.TranscriptSegment(**segment) for segment in event["segments"])
+    if event["record_json"] is not None:
+        complete.engine_record_json = event["record_json"]
+
+
     "DISK_FULL": "UNAVAILABLE",
     "TIMEOUT": "DEADLINE_EXCEEDED",
 }

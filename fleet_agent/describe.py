@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from fleet_agent import frames
+from fleet_agent.engine_options import NO_OPTIONS
 from fleet_agent.engines import registry
 from fleet_agent.slot_process import kill_group, spawn_child
 
@@ -20,22 +21,22 @@ class DescribeError(RuntimeError):
     """The child ended, or fell silent, before it had named its engines."""
 
 
-async def describe_engines(models: Path, data: Path, wanted: Sequence[str], seconds: float) -> dict[str, Any]:
+async def describe_engines(
+    models: Path, data: Path, wanted: Sequence[str], seconds: float, options: Mapping[str, str] = NO_OPTIONS
+) -> dict[str, Any]:
     """The engines named, all but the special ones where none is: {"statuses": [...], "infos": {name: ...}}.
 
     Where an engine takes the child with it, each is asked alone, and that one is reported as failed.
     """
     try:
-        return await _ask(models, data, wanted, seconds)
+        return await _ask(models, data, wanted, seconds, options)
     except DescribeError as error:
         _log.warning("the engines are asked one by one", why=str(error))
-    names = wanted or [name for name in registry.BUILT_IN if name not in registry.ONLY_WHEN_ASKED]
-    if not wanted:
-        names = [*names, *(entry.name for entry in registry.installed())]
+    names = wanted or [*registry.by_default(options), *(entry.name for entry in registry.installed())]
     found: dict[str, Any] = {"statuses": [], "infos": {}}
     for name in sorted(set(names)):
         try:
-            one = await _ask(models, data, [name], seconds)
+            one = await _ask(models, data, [name], seconds, options)
         except DescribeError as error:
             status = {"name": name, "version": "", "status": "failed", "detail": str(error), "job_types": []}
             one = {"statuses": [status], "infos": {}}
@@ -44,9 +45,11 @@ async def describe_engines(models: Path, data: Path, wanted: Sequence[str], seco
     return found
 
 
-async def _ask(models: Path, data: Path, wanted: Sequence[str], seconds: float) -> dict[str, Any]:
+async def _ask(
+    models: Path, data: Path, wanted: Sequence[str], seconds: float, options: Mapping[str, str]
+) -> dict[str, Any]:
     more = [word for name in wanted for word in ("--engine", name)]
-    process = await spawn_child(models, data, "--describe", *more, stdin=asyncio.subprocess.DEVNULL)
+    process = await spawn_child(models, data, "--describe", *more, stdin=asyncio.subprocess.DEVNULL, options=options)
     assert process.stdout is not None
     frame, why = None, ""
     try:

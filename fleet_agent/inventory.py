@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ from fleet_agent.describe import describe_engines
 from fleet_agent.engines.base import ModelFile, ModelKind
 from fleet_agent.engines.models import FOLDERS, ModelFolder
 from fleet_agent.settings import AgentSettings
+from fleet_agent.engines.registry import NEEDS
 
 _log = structlog.get_logger("fleet.agent.inventory")
 JOB_TYPE_WORDS: Mapping[str, types_pb2.JobType.ValueType] = {
     name.removeprefix("JOB_TYPE_").lower(): number for name, number in types_pb2.JobType.items() if number
 }
 Stamps = frozenset[tuple[str, int, int]]
+_BUILTIN: Mapping[ModelKind, str] = {"checkpoint": "builtin_models", "lora": "builtin_loras"}
 
 
 class Inventory:
-    """Engines (asked once, at the start) and model files (looked at again by `watch`)."""
+    """Engines (asked at the start; those that speak to a program of their own again and again) and model files.
+
+    `watch` keeps both true.
+    """
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
@@ -38,23 +44,30 @@ class Inventory:
         self._stopped = threading.Event()
         self.warnings: tuple[str, ...] = ()
 
+        self._options = settings.engine_options()
+        self._ask_at = 0.0
     async def load(self) -> None:
         """Asks a child process for the engines and scans the model folder."""
-        settings = self._settings
-        described = await describe_engines(
-            settings.models_folder, settings.data_dir, settings.engines, settings.describe_seconds
-        )
+        described = await self._describe(self._settings.engines)
         self._infos, self._statuses = described["infos"], described["statuses"]
         await self.rescan()
 
+        self._ask_at = time.monotonic() + self._settings.engine_refresh_seconds
     async def watch(self) -> None:
         """Keeps the list of files true, and hashes what is new, for ever. Never on the road of a heartbeat: a folder
+    async def _describe(self, wanted: Sequence[str]) -> dict[str, Any]:
+        settings = self._settings
+        return await describe_engines(
+            settings.models_folder, settings.data_dir, wanted, settings.describe_seconds, self._options
+        )
+
         on a network may hang."""
         try:
             while True:
                 try:
                     await self.rescan()
                     if any(file.sha256 is None and file.path is not None for file in self._files.values()):
+                    await self._ask_again()
                         await in_daemon(lambda: self._folder.hash_missing(self._stopped.is_set), "hash models")
                         await self._scan()
                 except Exception as error:
@@ -66,6 +79,21 @@ class Inventory:
 
     async def rescan(self) -> None:
         """Looks at the model folder again; headers are read only where a file came, went or changed."""
+    async def _ask_again(self) -> None:
+        """Asks the engines anew whose programs may have come, gone or changed."""
+        changing = [name for name, info in self._infos.items() if info["refresh_seconds"]]
+        changing += [one["name"] for one in self._statuses if one["status"] == "failed" and one["name"] in NEEDS]
+        if not changing or time.monotonic() < self._ask_at:
+            return
+        described = await self._describe(changing)
+        self._ask_at = time.monotonic() + self._settings.engine_refresh_seconds
+        infos = {name: info for name, info in self._infos.items() if name not in changing} | described["infos"]
+        rest = [one for one in self._statuses if one["name"] not in changing]
+        self._statuses = sorted([*rest, *described["statuses"]], key=lambda one: str(one["name"]))
+        if infos != self._infos:
+            self._infos = infos
+            await self._scan()
+
         stamps = await in_daemon(lambda: _stamps(self._settings.models_folder), "look at models")
         if stamps != self._stamps or not self._files:
             await self._scan()
@@ -75,9 +103,9 @@ class Inventory:
         scan = await in_daemon(self._folder.scan, "scan models")
         files = {(file.kind, file.name): file for file in scan.files}
         for info in self._infos.values():
-            for name in info["builtin_models"]:
-                builtin = ModelFile(name, None, "checkpoint", architecture=_builtin_family(info))
-                files.setdefault(("checkpoint", name), builtin)
+            for kind, names in _BUILTIN.items():
+                for name in info[names]:
+                    files.setdefault((kind, name), ModelFile(name, None, kind, architecture=_builtin_family(info)))
         self._files = files
         self.warnings = tuple(f"{path}: {problem}" for path, problem in sorted(scan.problems.items()))
 
@@ -126,7 +154,12 @@ class Inventory:
         if model is not None:
             engine = self._engine_of(model)
             return engine if engine is not None and job_type in self._infos[engine]["job_types"] else None
-        return next((name for name in sorted(self._infos) if job_type in self._infos[name]["job_types"]), None)
+        able = [name for name in sorted(self._infos) if job_type in self._infos[name]["job_types"]]
+        return "container" if job_type == "custom" and "container" in able else next(iter(able), None)
+
+    def engine_named(self, name: str, job_type: str) -> str | None:
+        """That engine, where it is here and runs this type."""
+        return name if name in self._infos and job_type in self._infos[name]["job_types"] else None
 
     def version_of(self, engine: str) -> str:
         """Version of an engine."""
@@ -135,7 +168,7 @@ class Inventory:
     def _engine_of(self, file: ModelFile) -> str | None:
         for name in sorted(self._infos):
             info = self._infos[name]
-            if file.path is None and file.name in info["builtin_models"]:
+            if file.path is None and file.name in info[_BUILTIN[file.kind]]:
                 return name
             if file.path is not None and file.architecture in info["architectures"]:
                 return name

@@ -1,7 +1,9 @@
-"""What an agent sends, in the order of importance: control (FIFO), ticks (latest per attempt), previews (latest, few).
+"""What an agent sends, in the order of importance: control (FIFO), ticks (latest per attempt), frames of engines' own
+protocols (FIFO), previews (latest, few).
 
-One writer per stream takes from here. Bounded: 1,024 control messages, one tick and one preview for each attempt; at
-most ten ticks and two previews a second and attempt.
+One writer per stream takes from here. Bounded: 1,024 control messages, one tick and one preview for each attempt, the
+frames as `frame_queue` says; at most ten ticks and two previews a second and attempt. The texts of a language model are
+put together while they wait.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import time
 from collections import deque
 
 from fleet.v1 import node_pb2
+
+from fleet_agent.frame_queue import FrameQueue
 
 CONTROL_LIMIT = 1024
 BATCH_MESSAGES = 128
@@ -40,6 +44,9 @@ class _Lane:
     def put(self, token: str, message: node_pb2.AgentMessage) -> None:
         self._waiting[token] = message
 
+    def waiting(self, token: str) -> node_pb2.AgentMessage | None:
+        return self._waiting.get(token)
+
     def forget(self, token: str) -> None:
         self._waiting.pop(token, None)
         self._sent_at.pop(token, None)
@@ -68,6 +75,7 @@ class Outbox:
         self._held_until = 0.0
         self._ticks = _Lane(TICK_SECONDS)
         self._previews = _Lane(PREVIEW_SECONDS)
+        self._frames = FrameQueue()
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -87,9 +95,27 @@ class Outbox:
         self._changed.set()
 
     def tick(self, message: node_pb2.AgentMessage) -> None:
-        """Replaces the waiting tick of its attempt."""
+        """Replaces the waiting tick of its attempt; the text of that one is kept, and goes before the new text."""
+        waiting = self._ticks.waiting(message.tick.token)
+        if waiting is not None and waiting.tick.HasField("text"):
+            _prepend(message.tick, waiting.tick)
         self._ticks.put(message.tick.token, message)
         self._changed.set()
+
+    def frame(self, message: node_pb2.AgentMessage) -> None:
+        """Queues a frame behind those that wait; see FrameQueue for what gives way."""
+        self._frames.put(message)
+        self._changed.set()
+
+    def finish(self, token: str) -> None:
+        """An attempt has ended: no tick or preview goes out after what is said next, and what text and frames wait go
+        before it."""
+        last = self._ticks.waiting(token)
+        if last is not None and last.tick.HasField("text"):
+            self.control(last)
+        self.forget(token)
+        for message in self._frames.last_of(token):
+            self.control(message)
 
     def preview(self, message: node_pb2.AgentMessage) -> None:
         """Replaces the waiting preview of its attempt."""
@@ -112,10 +138,14 @@ class Outbox:
                 raise OutboxFullError(f"{CONTROL_LIMIT:,} messages wait to be sent")
             now = time.monotonic()
             # Nothing of an attempt overtakes its start.
-            held = self._held_until - now if self._control and not self._ticks and not self._previews else 0.0
+            others = self._ticks or self._previews or self._frames
+            held = self._held_until - now if self._control and not others else 0.0
             if self._control and held <= 0:
                 return self._control.popleft()
             message, tick_wait = self._ticks.take(now)
+            if message is not None:
+                return message
+            message = self._frames.take()
             if message is not None:
                 return message
             message, preview_wait = self._previews.take(now)
@@ -152,3 +182,9 @@ class Outbox:
 
 def _sooner(*waits: float | None) -> float | None:
     return min((wait for wait in waits if wait is not None), default=None)
+
+
+def _prepend(tick: node_pb2.JobTick, before: node_pb2.JobTick) -> None:
+    """Puts the text of an earlier tick before that of a later one."""
+    tick.text = before.text + tick.text
+    tick.text_offset = before.text_offset

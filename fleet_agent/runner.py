@@ -55,7 +55,8 @@ class Runner:
         self.deliveries = Deliveries(settings, spool)
         self._keeper = Keeper(spool, self.deliveries, settings.slots)
         folders = (settings.models_folder, settings.data_dir)
-        self._slots = [SlotProcess(index, *folders) for index in range(settings.slots)]
+        options = settings.engine_options()
+        self._slots = [SlotProcess(index, *folders, options | {"slot": str(index)}) for index in range(settings.slots)]
         inputs = settings.data_dir / "inputs"
         self._preparation = Preparation(inputs, lambda: self._link.downloader if self._link else None)
         self._running: dict[str, Attempt] = {}
@@ -304,12 +305,25 @@ class Runner:
                 preview.step, preview.steps = attempt.step, attempt.steps
             preview.preview.content_type, preview.preview.data = event["content_type"], blob
             self._link.preview(preview)
+        elif event["event"] == "text" and self._link is not None:
+            tick = node_pb2.JobTick(job_id=job_id, token=token, progress=attempt.progress)
+            if attempt.steps:
+                tick.step, tick.steps = attempt.step, attempt.steps
+            tick.text, tick.text_offset = event["text"], event["offset"]
+            self._link.tick(tick)
+        elif event["event"] == "frame" and self._link is not None:
+            frame = node_pb2.EngineFrame(job_id=job_id, token=token)
+            if event["text"] is None:
+                frame.binary = blob
+            else:
+                frame.text = event["text"]
+            self._link.outbox.frame(Said(session=self._link.session, frame=frame))
 
     async def _settle(self, attempt: Attempt, end: _End) -> tuple[Said | None, SpoolEntry | None]:
         """What to say of an end once the slot is free, and what to deliver."""
         job_id, token, complete = attempt.assign.job_id, attempt.token, end.complete
         if self._link is not None:
-            self._link.outbox.forget(token)
+            self._link.outbox.finish(token)
         if attempt.stop is Stop.TIMEOUT and (complete is None or complete.HasField("error")):
             seconds = attempt.assign.timeout_seconds
             complete = failure(attempt, "TIMEOUT", f"the attempt ran longer than its {seconds:g} seconds", True)

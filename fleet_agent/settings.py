@@ -67,7 +67,34 @@ class AgentSettings(BaseSettings):
     metrics_seconds: Annotated[float, Field(gt=0)] = 2
     """A heartbeat does not wait longer for its readings: a driver may hang."""
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 2 << 30
-    """With less free disk no work is taken."""
+    """With less free disk no work is taken, and no model is brought."""
+    models_budget_bytes: Annotated[int, Field(ge=0)] = 0
+    """Model files may have so much together, those put there by hand counted in; 0: what the disk has."""
+    models_evict_any: bool = False
+    """Files that were put into the model folder by hand may be removed for others too."""
+    download_patience_seconds: Annotated[float, Field(gt=0)] = 600
+    """A download that gets no byte for so long is given up; what is there is kept for the next."""
+    download_sync_bytes: Annotated[int, Field(ge=1 << 20)] = 16 << 20
+    """After so many bytes what was brought is surely on the disk: after a crash it goes on from there."""
+    load_timeout_seconds: Annotated[float, Field(gt=0)] = 900
+    """An engine that loads a model for longer is killed."""
+
+    comfyui_url: str = ""
+    """The node's ComfyUI, such as http://127.0.0.1:8188; empty: none."""
+    openai_url: str = ""
+    """An OpenAI-compatible server of the node, such as http://127.0.0.1:8000/v1; empty: none."""
+    openai_api_key: SecretStr | None = None
+    """Sent to that server, where it asks for one."""
+    sdxl_trt_urls: Names = ()
+    """The node's SDXL-TRT workers, such as http://127.0.0.1:8080; empty: none."""
+    sdxl_trt_path: str = "/api/fleet/generate"
+    """Where these workers take requests."""
+    engine_refresh_seconds: Annotated[float, Field(gt=0)] = 30
+    """Engines that speak to a program of their own are asked again so often what they can do."""
+    engine_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """An engine's process that takes more memory than this, with its children, is ended; 0: as much as there is."""
+    options: Labels = Field(default_factory=dict)
+    """Options of engines, name=value parted by commas; see docs/engines.md."""
 
     @field_validator("data_dir", "models_dir")
     @classmethod
@@ -81,14 +108,14 @@ class AgentSettings(BaseSettings):
             raise ValueError("must be 1 to 63 letters, digits, '.', '_' or '-', and not `heartbeats` or `tokens`")
         return value
 
-    @field_validator("clusters", "engines", mode="before")
+    @field_validator("clusters", "engines", "sdxl_trt_urls", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(word for word in value.replace(",", " ").split() if word)
         return value
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", "options", mode="before")
     @classmethod
     def _pairs(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -97,6 +124,20 @@ class AgentSettings(BaseSettings):
         if any(not name or not equals for name, equals, _ in pairs):
             raise ValueError("must be name=value pairs parted by commas")
         return {name: text for name, _, text in pairs}
+
+    def engine_options(self) -> dict[str, str]:
+        """What engines are told besides their folders; what is empty is left out."""
+        key = self.openai_api_key
+        own = {
+            "comfyui_url": self.comfyui_url,
+            "openai_url": self.openai_url,
+            "openai_api_key": "" if key is None else key.get_secret_value(),
+            "sdxl_trt_urls": ",".join(self.sdxl_trt_urls),
+            "sdxl_trt_path": self.sdxl_trt_path,
+            "slots": str(self.slots),
+            "node_id": self.node_id,
+        }
+        return {name: value for name, value in own.items() if value} | self.options
 
     @property
     def models_folder(self) -> Path:

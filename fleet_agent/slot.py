@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fleet_agent import frames
+from fleet_agent.engine_options import engine_options
 from fleet_agent.engine_pool import EnginePool
 from fleet_agent.engines import registry
 from fleet_agent.engines.base import (
@@ -65,6 +66,7 @@ class PipeReporter:
         self._pipe = pipe
         self._token = token
         self._cancelled = cancelled
+        self._written = 0
 
     def check(self) -> None:
         if self._cancelled.is_set():
@@ -78,6 +80,22 @@ class PipeReporter:
         self.check()
         if len(data) <= _MAX_PREVIEW_BYTES:
             self._pipe.send({"event": "preview", "token": self._token, "content_type": content_type}, data)
+
+    def text(self, text: str) -> None:
+        self.check()
+        # A lone surrogate, half of a character that a model wrote, has no place in JSON.
+        text = text.encode(errors="replace").decode()
+        self._pipe.send({"event": "text", "token": self._token, "text": text, "offset": self._written})
+        self._written += len(text)
+
+    def frame(self, frame: str | bytes) -> None:
+        self.check()
+        if len(frame) > frames.MAX_BLOB_BYTES:
+            return
+        if isinstance(frame, str):
+            self._pipe.send({"event": "frame", "token": self._token, "text": frame})
+        else:
+            self._pipe.send({"event": "frame", "token": self._token, "text": None}, frame)
 
 
 class Child:
@@ -165,7 +183,8 @@ class Child:
         except Cancelled:
             return {"event": "cancelled"}
         except EngineError as error:
-            return _failure(error.reason, error.detail, error.retryable)
+            result = {} if error.result is None else _result(error.result)
+            return result | _failure(error.reason, error.detail, error.retryable)
         except MemoryError:
             return _failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
         except Exception as error:
@@ -244,6 +263,9 @@ def _result(result: EngineResult) -> frames.Message:
         "text": result.text,
         "usage": None if result.usage is None else dict(result.usage),
         "exit_code": result.exit_code,
+        "finish_reason": result.finish_reason,
+        "segments": [asdict(segment) for segment in result.segments],
+        "record_json": result.record_json,
     }
 
 
@@ -274,7 +296,7 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     pipe = Pipe(os.fdopen(private_out, "wb"))
-    settings = EngineSettings(models_folder=options.models, data_folder=options.data)
+    settings = EngineSettings(options.models, options.data, engine_options())
     if options.describe:
         pipe.send(describe(settings, options.engine))
         return

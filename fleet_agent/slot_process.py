@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from fleet_agent import frames
+from fleet_agent.engine_options import NO_OPTIONS, as_environment
 
 _log = structlog.get_logger("fleet.agent.slot")
 _BACKOFF_SECONDS = (0.1, 0.5, 2, 5, 15)
@@ -42,7 +43,9 @@ class Loaded:
     pinned: bool = False
 
 
-async def spawn_child(models: Path, data: Path, *more: str, stdin: int) -> asyncio.subprocess.Process:
+async def spawn_child(
+    models: Path, data: Path, *more: str, stdin: int, options: Mapping[str, str] = NO_OPTIONS
+) -> asyncio.subprocess.Process:
     """Starts a slot's program. It leads a process group, so that Ctrl-C on a terminal is the agent's alone to hear."""
     own = ["--models", str(models), "--data", str(data), "--parent", str(os.getpid())]
     return await asyncio.create_subprocess_exec(
@@ -53,7 +56,7 @@ async def spawn_child(models: Path, data: Path, *more: str, stdin: int) -> async
         *more,
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name not in _SECRETS},
+        env={name: value for name, value in os.environ.items() if name not in _SECRETS} | as_environment(options),
         # (uvloop knows no `process_group`; a session is one too.)
         start_new_session=True,
     )
@@ -72,9 +75,10 @@ class SlotProcess:
     Its methods may be called from any task of the loop.
     """
 
-    def __init__(self, index: int, models: Path, data: Path) -> None:
+    def __init__(self, index: int, models: Path, data: Path, options: Mapping[str, str] = NO_OPTIONS) -> None:
         self._index = index
         self._folders = (models, data)
+        self._options = options
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
         self._crashes = 0
@@ -112,7 +116,9 @@ class SlotProcess:
                 await asyncio.sleep(_BACKOFF_SECONDS[min(self._crashes, len(_BACKOFF_SECONDS)) - 1])
             self._loaded, self._killed = (), False
             try:
-                process = self._process = await spawn_child(*self._folders, stdin=asyncio.subprocess.PIPE)
+                process = self._process = await spawn_child(
+                    *self._folders, stdin=asyncio.subprocess.PIPE, options=self._options
+                )
             except OSError as error:
                 self._crashes += 1
                 raise SlotCrashedError(f"the engine's process could not be started: {error}") from error

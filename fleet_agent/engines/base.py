@@ -32,6 +32,13 @@ class InputFile:
 class Reason(StrEnum):
     """Why a task failed, in the words of the API's error reasons."""
 
+    EXIT_NONZERO = "EXIT_NONZERO"
+    IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
+    MOUNT_FORBIDDEN = "MOUNT_FORBIDDEN"
+    PRIVILEGE_FORBIDDEN = "PRIVILEGE_FORBIDDEN"
+    DOCKER_UNAVAILABLE = "DOCKER_UNAVAILABLE"
+    GPU_UNAVAILABLE = "GPU_UNAVAILABLE"
+    REGISTRY_UNAVAILABLE = "REGISTRY_UNAVAILABLE"
     ENGINE_FAILED = "ENGINE_FAILED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
@@ -48,11 +55,15 @@ class EngineError(Exception):
     later or on another node. Any other exception of an engine counts as ENGINE_FAILED, retryable.
     """
 
-    def __init__(self, reason: Reason | str, detail: str, retryable: bool = False) -> None:
+    def __init__(
+        self, reason: Reason | str, detail: str, retryable: bool = False, *, result: EngineResult | None = None
+    ) -> None:
+        """`result`: what there is in spite of the failure, such as an exit code, or an engine's own record."""
         super().__init__(reason, detail, retryable)
         self.reason = Reason(reason)
         self.detail = detail
         self.retryable = retryable
+        self.result = result
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -85,7 +96,11 @@ class LoraUse:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is. `architectures` are those of the model files it loads; `builtin_models` need no file."""
+    """What an engine is. `architectures` are those of the model files it loads; `builtin_models` need no file.
+
+    `builtin_loras` need none either: a program that the engine speaks to has them. `refresh_seconds`: what is said here
+    may change, and is asked again so often; a failed engine is asked again too.
+    """
 
     name: str
     version: str
@@ -94,6 +109,8 @@ class EngineInfo:
     detail: str | None = None
     architectures: tuple[str, ...] = ()
     builtin_models: tuple[str, ...] = ()
+    builtin_loras: tuple[str, ...] = ()
+    refresh_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +151,17 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFile:
+    """A file as the engine's own program calls it: of ComfyUI, where it stands in the outputs of its history."""
+
+    node_id: str
+    kind: str
+    filename: str
+    subfolder: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOutput:
     """A finished file inside the task's output folder, closed and complete."""
 
@@ -143,16 +171,33 @@ class EngineOutput:
     height: int | None = None
     duration_seconds: float | None = None
     seed: int | None = None
+    engine_file: EngineFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a transcription."""
+
+    start_seconds: float
+    end_seconds: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """What a task gave. `usage` counts tokens (prompt_tokens, completion_tokens, total_tokens)."""
+    """What a task gave. `usage` counts tokens (prompt_tokens, completion_tokens, total_tokens).
+
+    `finish_reason` is stop or length; `record_json` is the engine's own record of the run, kept for those who speak its
+    protocol.
+    """
 
     outputs: tuple[EngineOutput, ...] = ()
     text: str | None = None
     usage: Mapping[str, int] | None = None
     exit_code: int | None = None
+    finish_reason: str | None = None
+    segments: tuple[Segment, ...] = ()
+    record_json: str | None = None
 
 
 class Reporter(Protocol):
@@ -166,6 +211,12 @@ class Reporter(Protocol):
 
     def preview(self, content_type: str, data: bytes) -> None:
         """Show the picture as it is now: at most 64 KiB. The slot may drop it."""
+
+    def text(self, text: str) -> None:
+        """Show what the task has written since the last call; the whole is in the result all the same."""
+
+    def frame(self, frame: str | bytes) -> None:
+        """Pass on a frame of the engine's own protocol, in its order; at most 1 MiB. Pictures may be dropped."""
 
 
 @runtime_checkable

@@ -57,8 +57,22 @@ def _fixed(settings: EngineSettings) -> Engine:
     return FixedEngine(settings)
 
 
-BUILT_IN: Mapping[str, EngineFactory] = {"sketch": _sketch, "fixed": _fixed}
+def _comfyui(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.comfyui.engine import ComfyUIEngine
+
+    return ComfyUIEngine(settings)
+
+
+BUILT_IN: Mapping[str, EngineFactory] = {"sketch": _sketch, "fixed": _fixed, "comfyui": _comfyui}
 ONLY_WHEN_ASKED = frozenset({"fixed"})
+NEEDS: Mapping[str, str] = {"comfyui": "comfyui_url"}
+"""Engines that are made where this option is given, or when asked for by name."""
+
+
+def by_default(options: Mapping[str, str]) -> list[str]:
+    """The built-in engines that run where none is asked for."""
+    names = [name for name in BUILT_IN if name not in ONLY_WHEN_ASKED]
+    return [name for name in names if name not in NEEDS or options.get(NEEDS[name])]
 
 
 def installed() -> list[metadata.EntryPoint]:
@@ -72,7 +86,7 @@ def discover(
     *,
     plugins: Iterable[metadata.EntryPoint] | None = None,
 ) -> Registry:
-    """Make the engines named by `wanted`, or, when it is None, all but those made only when asked for.
+    """Make the engines named by `wanted`, or, when it is None, those of `by_default` and all plug-ins.
 
     A plug-in of a built-in engine's name is refused: two engines of one name would hide each other.
     """
@@ -83,7 +97,7 @@ def discover(
     for entry in installed() if plugins is None else plugins:
         entries.setdefault(entry.name, []).append(entry)
     if wanted is None:
-        wanted = [name for name in (*BUILT_IN, *entries) if name not in ONLY_WHEN_ASKED]
+        wanted = [*by_default(settings.options), *entries]
     for name in sorted(set(wanted)):
         try:
             engine, info = _make(name, entries.get(name, []), settings)

@@ -30,6 +30,8 @@ class Recorder:
     def __init__(self, cancel_when: Callable[[int], bool] = lambda done: False) -> None:
         self.steps: list[tuple[int, int]] = []
         self.previews: list[tuple[str, bytes]] = []
+        self.texts: list[str] = []
+        self.frames: list[str | bytes] = []
         self.checks = 0
         self._cancel_when = cancel_when
 
@@ -44,6 +46,14 @@ class Recorder:
 
     def preview(self, content_type: str, data: bytes) -> None:
         self.previews.append((content_type, data))
+        self.check()
+
+    def text(self, text: str) -> None:
+        self.texts.append(text)
+        self.check()
+
+    def frame(self, frame: str | bytes) -> None:
+        self.frames.append(frame)
         self.check()
 
 

@@ -1,0 +1,80 @@
+"""Frames of engines' own protocols that wait to be sent: in their order, bounded, their pictures limited in rate.
+
+Where too many wait, a picture gives way first, then progress, of which more comes; then the oldest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from fleet.v1 import node_pb2
+
+LIMIT = 1024
+LIMIT_BYTES = 8 << 20
+PICTURE_SECONDS = 0.1
+"""Pictures of one attempt are not sent oftener."""
+_PROGRESS = ('{"type": "progress', '{"type":"progress')
+
+
+class FrameQueue:
+    """Messages with an EngineFrame each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._waiting: deque[node_pb2.AgentMessage] = deque()
+        self._bytes = 0
+        self._clock = clock
+        self._picture_at: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, message: node_pb2.AgentMessage) -> None:
+        """Queues a frame, unless it is a picture that comes too soon after the last."""
+        frame = message.frame
+        if frame.HasField("binary"):
+            now = self._clock()
+            if now < self._picture_at.get(frame.token, 0.0) + PICTURE_SECONDS:
+                return
+            self._picture_at[frame.token] = now
+        self._waiting.append(message)
+        self._bytes += _size(message)
+        while len(self._waiting) > LIMIT or self._bytes > LIMIT_BYTES:
+            self._give_way()
+
+    def take(self) -> node_pb2.AgentMessage | None:
+        """The oldest; None where none waits."""
+        if not self._waiting:
+            return None
+        message = self._waiting.popleft()
+        self._bytes -= _size(message)
+        return message
+
+    def last_of(self, token: str) -> list[node_pb2.AgentMessage]:
+        """Takes out what waits of an attempt that has ended: all but its pictures and its progress."""
+        own = [message for message in self._waiting if message.frame.token == token]
+        self._waiting = deque(message for message in self._waiting if message.frame.token != token)
+        self._bytes = sum(map(_size, self._waiting))
+        self._picture_at.pop(token, None)
+        return [message for message in own if not _may_go(message)]
+
+    def _give_way(self) -> None:
+        pictures = (message for message in self._waiting if message.frame.HasField("binary"))
+        progress = (message for message in self._waiting if _may_go(message))
+        loser = next(pictures, None) or next(progress, None) or self._waiting[0]
+        for index, message in enumerate(self._waiting):
+            if message is loser:
+                del self._waiting[index]
+                break
+        self._bytes -= _size(loser)
+
+
+def _may_go(message: node_pb2.AgentMessage) -> bool:
+    """Of no use once a later one is there."""
+    return message.frame.HasField("binary") or message.frame.text.startswith(_PROGRESS)
+
+
+def _size(message: node_pb2.AgentMessage) -> int:
+    frame = message.frame
+    return len(frame.binary) if frame.HasField("binary") else len(frame.text)
