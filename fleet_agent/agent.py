@@ -16,6 +16,7 @@ import structlog
 import uvloop
 
 from fleet_agent.commands import CommandDesk, CommandJournal
+from fleet_agent.docker_room import DockerRoom
 from fleet_agent.inventory import Inventory
 from fleet_agent.logs import configure
 from fleet_agent.metrics.reader import MetricsReader
@@ -69,7 +70,9 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
     runner = Runner(settings, inventory, spool)
     metrics = MetricsReader(settings.data_dir, settings.metrics_seconds)
     desk = CommandDesk(CommandJournal(settings.data_dir / "commands.db"))
-    session = Session(settings, inventory, runner, metrics, desk)
+    docker = DockerRoom(settings, desk)
+    session = Session(settings, inventory, runner, metrics, desk, lambda: docker.facts, docker.welcomed)
+    docker.report_by(session.say)
     models = ModelRoom(settings, inventory, runner, session.beat)
     models.register(desk)
     try:
@@ -78,9 +81,11 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
         except OSError as error:
             raise FolderError(f"{error}: mend the file, or remove it") from error
         async with asyncio.TaskGroup() as tasks:
+            await docker.open()
             if await _unless(stopping, runner.open(tasks)):
                 await models.open()
                 endless = [tasks.create_task(work) for work in (session.run(), inventory.watch(), models.run())]
+                endless.append(tasks.create_task(docker.run()))
                 await stopping.wait()
                 _log.info("stopping")
                 await runner.release()
@@ -90,6 +95,7 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
             runner.cancel_tasks()
     finally:
         await desk.aclose()
+        await docker.close()
         await models.aclose()
         await runner.close()
 

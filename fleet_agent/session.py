@@ -232,6 +232,9 @@ class Session:
             metrics_source=readings.source,
             warnings=[*readings.warnings, *self._inventory.warnings],
             batches=True,
+            docker_version=self._facts().version,
+            swarm_role=self._facts().swarm_role,
+            swarm_node_id=self._facts().swarm_node_id,
             intake=self._inventory.intake(),
         )
         hello.now.GetCurrentTime()
@@ -277,6 +280,9 @@ class Session:
             slots=self._settings.slots,
             slots_free=self._runner.slots_free,
             held=[*self._runner.running(), *self._runner.spooled()],
+            docker_version=self._facts().version,
+            swarm_role=self._facts().swarm_role,
+            swarm_node_id=self._facts().swarm_node_id,
             loaded_models=self._runner.loaded(),
             docker_version=self._facts().version,
             swarm_role=self._facts().swarm_role,

@@ -64,6 +64,12 @@ class AgentSettings(BaseSettings):
     """Between looks at the model folder."""
     describe_seconds: Annotated[float, Field(gt=0)] = 120
     """For the engines to say what they are."""
+    docker_host: str | None = None
+    """The Docker engine, unix:///path or tcp://host:port. Unset: DOCKER_HOST, else the socket of this machine."""
+    docker_threads: Annotated[int, Field(ge=1, le=256)] = 16
+    """Calls of the Docker engine at once."""
+    docker_seconds: Annotated[float, Field(gt=0)] = 5
+    """Between looks at the Docker engine and, on a manager, at the services of its swarm."""
     metrics_seconds: Annotated[float, Field(gt=0)] = 2
     """A heartbeat does not wait longer for its readings: a driver may hang."""
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 2 << 30
