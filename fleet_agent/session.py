@@ -284,9 +284,6 @@ class Session:
             swarm_role=self._facts().swarm_role,
             swarm_node_id=self._facts().swarm_node_id,
             loaded_models=self._runner.loaded(),
-            docker_version=self._facts().version,
-            swarm_role=self._facts().swarm_role,
-            swarm_node_id=self._facts().swarm_node_id,
         )
         models = self._inventory.models()
         if models != self._inventory_sent:
