@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -31,6 +32,16 @@ def need(*programs: str, root: bool = False) -> None:
         why = f"{', '.join(missing)} not found: apt-get install {' '.join(packages)}"
     elif root and os.geteuid() != 0:
         why = "only root may make network namespaces"
+    _lacking(why)
+
+
+def need_packages(*names: str) -> None:
+    """Returns where Python has all of these packages; else as `need`."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    _lacking(f"{', '.join(missing)} not found: pip install {' '.join(missing)}" if missing else "")
+
+
+def _lacking(why: str) -> None:
     if why:
         if os.environ.get("CI"):
             pytest.fail(why)
