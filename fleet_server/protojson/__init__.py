@@ -7,6 +7,7 @@ from fleet_server.protojson.defaults import apply_defaults, default_of
 from fleet_server.protojson.enums import EnumNames, enum_names, enum_words
 from fleet_server.protojson.errors import JsonError
 from fleet_server.protojson.fields import FieldKind, Kind, field_kind, tagged_oneof
+from fleet_server.protojson.json_text import dumps_exact
 from fleet_server.protojson.loads import dumps, loads
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "apply_defaults",
     "default_of",
     "dumps",
+    "dumps_exact",
     "enum_names",
     "enum_words",
     "field_kind",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 from fleet.v1.node_pb2 import CompleteOutcome, JobComplete, UploadedOutput
-from fleet.v1.types_pb2 import JobAttempt, JobError, JobResult, JobSpec, Output, OutputMetadata
+from fleet.v1.types_pb2 import EngineResult, JobAttempt, JobError, JobResult, JobSpec, Output, OutputMetadata
 
 from fleet_server.domain.errors import JOB_REASON_CODES, REASON_CODES, Code, FleetError
 from fleet_server.domain.job import JobRecord
@@ -173,7 +173,7 @@ class Completions:
             attempt=attempt.SerializeToString(),
             retryable=retryable,
             backoff_ms=backoff_ms(number, self._draw(), first_ms=self._backoff_first_ms),
-            result=_result(complete).SerializeToString(),
+            result=_result(complete).SerializeToString() + _of_engine(complete).SerializeToString(),
         )
 
     async def _ready(self, complete: JobComplete) -> bool:
@@ -246,7 +246,7 @@ def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int) ->
     return Report(
         complete.job_id,
         complete.token,
-        result.SerializeToString(),
+        result.SerializeToString() + _of_engine(complete).SerializeToString(),
         rows,
         _ms(complete.load_seconds),
         _ms(complete.run_seconds),
@@ -262,6 +262,15 @@ def _result(complete: JobComplete) -> JobResult:
     if complete.HasField("usage"):
         result.usage.CopyFrom(complete.usage)
     return result
+
+
+def _of_engine(complete: JobComplete) -> EngineResult:
+    """What stands behind the JobResult."""
+    found = EngineResult(record_json=complete.engine_record_json)
+    for uploaded in complete.outputs:
+        if uploaded.HasField("engine_file"):
+            found.outputs.add(file=uploaded.engine_file, filename=uploaded.receipt.filename)
+    return found
 
 
 def _output(uploaded: UploadedOutput, complete: JobComplete, spec: JobSpec, node_id: str, at_ms: int) -> Output:

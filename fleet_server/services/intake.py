@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.domain.job import NewJob, Priority
 from fleet_server.services.callbacks import CallbackRules, check_callback
+from fleet_server.services.graphs import Graphs
 from fleet_server.services.groups import split
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.models import ModelCatalog
@@ -25,6 +26,7 @@ from fleet_server.services.words import DEFAULT_CLUSTERS, priority_number, prior
 from fleet_server.store import Idempotency, OutputStore
 
 _FARTHEST_MS = 30 * 86_400_000
+_A_DAY_MS = 86_400_000
 _JOB_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -69,6 +71,7 @@ class Intake:
     callbacks: CallbackRules = field(default_factory=CallbackRules)
     defaults: JobDefaults = field(default_factory=JobDefaults)
     refusal: Callable[[], FleetError | None] = lambda: None
+    graphs: Graphs | None = None
 
     def _check_open(self) -> None:
         refusal = self.refusal()
@@ -91,7 +94,10 @@ class Intake:
             raise refused("NODE_NOT_FOUND", join(path, "target_node_id"), words)
         schedule_ms = self._schedule(request, path)
         payload_path = join(path, "payload")
-        payload = self.payloads.read(request.job_type, request.payload, path=payload_path)
+        workflow = request.workflow_json if request.HasField("workflow_json") else None
+        payload = self.payloads.read(request.job_type, request.payload, path=payload_path, workflow=workflow)
+        if workflow is not None and self.graphs is not None:
+            await self.graphs.complete(payload.workflow, owner=owner, path=join(payload_path, "workflow"))
         for reference_path, reference in references_of(payload, path=payload_path):
             await check_reference(reference, self.outputs, path=reference_path, after=after)
         spec = types_pb2.JobSpec(
@@ -114,6 +120,20 @@ class Intake:
             JobDefaults(request.max_retries, request.timeout_seconds * 1000, request.queue_ttl_seconds * 1000),
             schedule_ms,
         )
+
+    def graph(
+        self, payload: types_pb2.WorkflowPayload, *, owner: str, job_id: str, priority: Priority
+    ) -> Admitted:
+        """A prompt of a ComfyUI client, its graph judged already; without `job_id` it gets one. Raises what `refusal`
+        says."""
+        self._check_open()
+        spec = types_pb2.JobSpec(
+            job_type=types_pb2.JOB_TYPE_IMAGE_GEN,
+            payload=types_pb2.Payload(workflow=payload),
+            priority=priority_number(priority),
+            target_cluster=DEFAULT_CLUSTERS["image_gen"],
+        )
+        return self._job(spec, owner, replace(self.defaults, timeout_ms=_A_DAY_MS), None, job_id)
 
     async def picture(
         self,
@@ -158,6 +178,9 @@ class Intake:
         limits: JobDefaults,
         schedule_ms: int | None,
     ) -> Admitted:
+        if spec.payload.HasField("workflow"):
+            # Its models are values of its graph.
+            return self._job(spec, owner, limits, schedule_ms)
         job_type = type_word(spec.job_type)
         resolution = self.catalog.resolve(model_of(spec.payload), job_type, path=join(path, "model"))
         self.catalog.check_loras((lora.name for lora in loras_of(spec.payload)), job_type, path=join(path, "loras"))

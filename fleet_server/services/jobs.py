@@ -163,6 +163,8 @@ def _set_end(job: types_pb2.Job, record: JobRecord) -> None:
     job.result.SetInParent()
     if record.result:
         job.result.ParseFromString(record.result)
+        # What an engine adds is not of the API.
+        job.result.DiscardUnknownFields()
         for output in job.result.outputs:
             output.ClearField("metadata")
     if record.state is JobState.FAILED:

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from fleet_server.domain.errors import FleetError, Violation, invalid_field
-from fleet_server.protojson import JsonCodec, JsonError, apply_defaults, dumps
-from fleet_server.services.refusals import join, later
+from fleet_server.protojson import JsonCodec, JsonError, apply_defaults, dumps, loads
+from fleet_server.services.refusals import join
 from fleet_server.services.words import type_word
 
 MAX_PAYLOAD_BYTES = 1_000_000
@@ -21,6 +21,7 @@ SEED_SPAN = (1 << 53) - 64
 
 _DEFAULT_STRENGTH = 0.75
 _LONGEST_ESCAPE = 6
+_DEEP = 200
 _SAFE = float(1 << 53)
 
 
@@ -41,8 +42,10 @@ class PayloadReader:
         self._validate = validate
         self._draw = draw
 
-    def read(self, job_type: int, payload: Struct, *, path: str = "payload") -> types_pb2.Payload:
-        """The payload of a queued job.
+    def read(
+        self, job_type: int, payload: Struct, *, path: str = "payload", workflow: str | None = None
+    ) -> types_pb2.Payload:
+        """The payload of a queued job; `workflow` is the JSON text of a ComfyUI graph, where one was given.
 
         Raises INVALID_FIELD, UNKNOWN_FIELD, or NOT_IMPLEMENTED where a feature is not there; each names the field.
         """
@@ -53,8 +56,12 @@ class PayloadReader:
             _engine(value, path)
             typed.custom.CopyFrom(payload)
             return typed
+        if workflow is not None:
+            _workflow_alone(word, value, workflow, path)
+            typed.workflow.workflow_json = workflow
+            return typed
         if word in ("image_gen", "video_gen") and value.get("workflow") is not None:
-            raise later(join(path, "workflow"), "ComfyUI graphs are")
+            raise invalid_field(join(path, "workflow"), "must be an object: a graph in ComfyUI's API format")
         _seed_is_exact(value, path)
         message = getattr(typed, word)
         message.SetInParent()
@@ -136,6 +143,9 @@ def references_of(payload: types_pb2.Payload, *, path: str) -> Iterator[tuple[st
     elif kind == "training":
         for index, reference in enumerate(payload.training.inputs):
             yield join(path, f"inputs[{index}]"), reference
+    elif kind == "workflow":
+        for one in payload.workflow.inputs:
+            yield join(path, "workflow"), one.reference
 
 
 def payload_json(codec: JsonCodec, payload: types_pb2.Payload) -> Struct:
@@ -143,6 +153,9 @@ def payload_json(codec: JsonCodec, payload: types_pb2.Payload) -> Struct:
     if payload.WhichOneof("kind") == "custom":
         return payload.custom
     shown = Struct()
+    if payload.WhichOneof("kind") == "workflow":
+        codec.decode_into(shown, {"workflow": _shown(loads(payload.workflow.workflow_json.encode(), max_depth=_DEEP))})
+        return shown
     message = _inner(payload)
     if message is not None:
         value: Any = codec.encode(message)
@@ -153,6 +166,26 @@ def payload_json(codec: JsonCodec, payload: types_pb2.Payload) -> Struct:
 def _inner(payload: types_pb2.Payload) -> Any:
     kind = payload.WhichOneof("kind")
     return None if kind is None else getattr(payload, kind)
+
+
+def _workflow_alone(word: str, value: dict[str, Any], workflow: str, path: str) -> None:
+    name = join(path, "workflow")
+    if word not in ("image_gen", "video_gen"):
+        raise invalid_field(name, "must be left out: graphs are for image_gen and video_gen")
+    if value:
+        raise invalid_field(join(path, next(iter(value))), "must be left out: `workflow` is given, and says it all")
+    size = len(workflow.encode())
+    if size > MAX_PAYLOAD_BYTES:
+        raise invalid_field(name, f"must have at most {MAX_PAYLOAD_BYTES:,} bytes", f"{size:,}")
+
+
+def _shown(value: Any) -> Any:
+    """A graph for readers of JSON: integers that a double cannot hold are strings, as everywhere."""
+    if isinstance(value, dict):
+        return {name: _shown(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) > _SAFE else value
 
 
 def _seed_is_exact(value: dict[str, Any], path: str) -> None:

@@ -65,6 +65,10 @@ class JobQueue:
         once = idempotency(request, method="Queue/CreateJob", owner=owner, key=key)
         return (await self._submit([admitted], once))[0]
 
+    async def accept(self, admitted: Admitted) -> types_pb2.Receipt:
+        """Submits one job that has been admitted already. Raises what `JobStore.submit` does."""
+        return (await self._submit([admitted], None))[0]
+
     async def create_many(
         self, request: queue_pb2.BatchCreateJobsRequest, *, owner: str, key: str | None
     ) -> list[types_pb2.Receipt]:

@@ -32,6 +32,10 @@ class ComfyStore:
         """The next number of the queue, 0 the first; gaps are possible."""
         return int(await self._room.bulk.call("INCR", self._keys.comfy_number)) - 1
 
+    async def number(self) -> int:
+        """What `next_number` would give."""
+        return int(await self._room.bulk.call("GET", self._keys.comfy_number) or 0)
+
     async def begin(self, job_id: str, created_ms: int, *, owner: str, client_id: str) -> None:
         """A prompt is about to be submitted; its client, if it has one, is to be told of its end."""
         posted = [self._room.bulk.post_call("ZADD", self._keys.comfy_open, created_ms, job_id)]
