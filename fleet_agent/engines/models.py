@@ -1,7 +1,7 @@
 """The model folder: which checkpoints and LoRAs are here, read from file headers without loading them.
 
-`<folder>/checkpoints` and `<folder>/loras` hold `.safetensors` files, at any depth. Scanning reads headers only;
-hashing is apart (`hash_missing`, for a thread), and hashes are kept in `.hashes.json` by path, size and mtime.
+`<folder>/checkpoints` and `<folder>/loras` hold `.safetensors` files, at any depth; a checkpoint may also be a folder
+in diffusers' layout (model_layout.py). Scanning reads headers only; hashing is apart (`hash_missing`, for a thread), and hashes are kept in `.hashes.json` by path, size and mtime.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fleet_agent.engines import model_layout
 from fleet_agent.engines.base import ModelFile, ModelKind
 
 FOLDERS: Mapping[str, ModelKind] = {"checkpoints": "checkpoint", "loras": "lora"}
@@ -119,17 +120,15 @@ class ModelFolder:
         files: list[ModelFile] = []
         problems: dict[str, str] = {}
         for kind, root, path in self._walk():
-            relative = path.relative_to(self.folder).as_posix()
             try:
-                header = read_header(path)
+                family, words = _described(path)
                 key, size = self._key(path)
-            except (OSError, BadModelFile) as error:
-                problems[relative] = str(error)
+            except (OSError, ValueError) as error:
+                problems[path.relative_to(self.folder).as_posix()] = str(error)
                 continue
             with self._lock:
                 sha256 = self._hashes.get(key)
-            name = path.relative_to(root).as_posix()
-            files.append(ModelFile(name, path, kind, size, sha256, architecture_of(header), trigger_words_of(header)))
+            files.append(ModelFile(path.relative_to(root).as_posix(), path, kind, size, sha256, family, words))
         return Scan(tuple(sorted(files, key=lambda f: (f.kind, f.name))), problems)
 
     def know(self, path: Path, sha256: str) -> None:
@@ -150,7 +149,7 @@ class ModelFolder:
                 continue
             try:
                 key, _ = self._key(file.path)
-                sha256 = _hash(file.path, stop)
+                sha256 = model_layout.hash_of(file.path, stop) if file.path.is_dir() else _hash(file.path, stop)
                 unchanged = self._key(file.path)[0] == key
             except OSError:
                 continue
@@ -167,14 +166,20 @@ class ModelFolder:
     def _walk(self) -> Iterator[tuple[ModelKind, Path, Path]]:
         for sub, kind in FOLDERS.items():
             root = self.folder / sub
-            for path in sorted(root.rglob("*.safetensors")):
+            indexed = {index.parent for index in root.rglob(model_layout.INDEX)} - {root}
+            folders = {folder for folder in indexed if model_layout.is_model(folder)}
+            for path in sorted([*root.rglob("*.safetensors"), *folders]):
                 hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-                if not hidden and path.is_file():
+                inside = not folders.isdisjoint(path.parents)
+                if not hidden and not inside and (path in folders or path.is_file()):
                     yield kind, root, path
 
     def _key(self, path: Path) -> tuple[str, int]:
-        stat = path.stat()
-        return f"{path.relative_to(self.folder).as_posix()}|{stat.st_size}|{stat.st_mtime_ns}", stat.st_size
+        if path.is_dir():
+            size, changed = model_layout.state_of(path)
+        else:
+            size, changed = path.stat().st_size, path.stat().st_mtime_ns
+        return f"{path.relative_to(self.folder).as_posix()}|{size}|{changed}", size
 
     def _load_cache(self) -> dict[str, str]:
         try:
@@ -193,6 +198,14 @@ class ModelFolder:
         with contextlib.suppress(OSError):
             temporary.write_text(text)
             temporary.replace(self._cache_path)
+
+
+def _described(path: Path) -> tuple[str | None, tuple[str, ...]]:
+    """Family and trigger words of a checkpoint or LoRA."""
+    if path.is_dir():
+        return model_layout.architecture_of(path), ()
+    header = read_header(path)
+    return architecture_of(header), trigger_words_of(header)
 
 
 def _hash(path: Path, stop: Callable[[], bool]) -> str | None:

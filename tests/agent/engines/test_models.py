@@ -40,6 +40,29 @@ def test_files_are_listed_sorted_with_what_their_header_says(tmp_path: Path) -> 
     ]
 
 
+def test_a_folder_in_the_layout_of_diffusers_is_one_model(tmp_path: Path) -> None:
+    """Its parts are no models of their own; a layout without weights is none at all."""
+    model = tmp_path / "checkpoints/sets/xl"
+    unet = _save(model / "unet/weights.safetensors")
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    layout = tmp_path / "checkpoints/single"
+    layout.mkdir()
+    (layout / "model_index.json").write_text("{}")
+    _save(tmp_path / "checkpoints/single.safetensors")
+    folder = ModelFolder(tmp_path)
+    files = folder.scan().files
+    assert [(file.name, file.architecture) for file in files] == [("sets/xl", "sdxl"), ("single.safetensors", None)]
+    assert files[0].size_bytes == unet.stat().st_size + (model / "model_index.json").stat().st_size
+    before = {file.name: file.sha256 for file in folder.hash_missing()}
+    assert len(before["sets/xl"] or "") == 64
+    unet.rename(unet.with_name("other.safetensors"))
+    os.utime(unet.with_name("other.safetensors"), ns=(1, 2**61))
+    assert [file.name for file in folder.hash_missing()] == ["sets/xl"]
+    assert folder.scan().files[0].sha256 != before["sets/xl"]
+    (model / "model_index.json").write_text("{")
+    assert list(folder.scan().problems) == ["checkpoints/sets/xl"]
+
+
 def test_no_folder_is_no_models(tmp_path: Path) -> None:
     scan = ModelFolder(tmp_path / "nonesuch").scan()
     assert scan.files == () and scan.problems == {}
