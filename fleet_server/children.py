@@ -91,6 +91,11 @@ class Child:
         self._program.after()
         self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self._program.name}")
 
+    async def launch(self) -> None:
+        """Starts the program without waiting; where it ends at once it is started again like after any other end."""
+        await self._spawn()
+        self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self._program.name}")
+
     async def stop(self) -> None:
         """Ends the program in order; SIGKILL after ten seconds."""
         if self._keeper is not None:

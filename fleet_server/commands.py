@@ -73,6 +73,7 @@ def server(
         comfy_port=comfy_port,
         data_dir=data_dir,
         redis_url=redis_url,
+        s3_port="off",
         agent=False,
         log_level=log_level,
         ready_json=as_json or None,
@@ -87,8 +88,8 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     import uvloop
     from pydantic import ValidationError
 
-    from fleet_server.app import StartError
     from fleet_server.logs import configure
+    from fleet_server.readiness import StartError
     from fleet_server.serve import serve
     from fleet_server.settings import Settings
 

@@ -106,6 +106,13 @@ class S3Store:
         """Returns when the server is there, its buckets made. Never, where S3 is off: use a timeout."""
         await self._well.wait()
 
+    async def settled(self, seconds: float) -> None:
+        """Returns once the first look at the server has ended, well or not, and after so many seconds at the latest."""
+        if self._config is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._looked.wait()
+
     def url(self, bucket: str, key: str) -> str:
         """Where an object is read directly; objects of fleet-outputs by anybody."""
         if self._config is None:
