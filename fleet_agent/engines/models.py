@@ -1,7 +1,8 @@
 """The model folder: which checkpoints and LoRAs are here, read from file headers without loading them.
 
 `<folder>/checkpoints` and `<folder>/loras` hold `.safetensors` files, at any depth; a checkpoint may also be a folder
-in diffusers' layout (model_layout.py). Scanning reads headers only; hashing is apart (`hash_missing`, for a thread), and hashes are kept in `.hashes.json` by path, size and mtime.
+in diffusers' layout (model_layout.py). Hashing is apart (`hash_missing`, for a thread), and hashes are kept in
+`.hashes.json` by path, size and mtime.
 """
 
 from __future__ import annotations
