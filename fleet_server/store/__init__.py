@@ -38,6 +38,7 @@ from fleet_server.store.records import (
 )
 from fleet_server.store.replies import ReplyStore
 from fleet_server.store.store import Store, open_store
+from fleet_server.store.swarm import SwarmStore
 from fleet_server.store.sync import SyncStore
 from fleet_server.store.webhooks import HookClaims, HookRow, WebhookStore, ends_with_callback
 
@@ -81,6 +82,7 @@ __all__ = [
     "Store",
     "StoredEvent",
     "Submitted",
+    "SwarmStore",
     "SyncStore",
     "WaitReason",
     "WebhookStore",

@@ -58,6 +58,9 @@
 | identities    | identities                | hash   | -      | join       | node -> what its certificates name |
 | join          | jt:<hash>                 | hash   | 15 min | join       | a join token, and the key that used it |
 | speeds        | speeds                    | hash   | -      | speeds     | node -> measured speeds and loads (JSON) |
+| service_rules | svc:rules                 | hash   | -      | swarm      | swarm service -> fleet.v1.Autoscale |
+| service_seen  | sv:<service>              | string | 7 d    | swarm      | version and hash of what was told of it |
+| autoscaler    | svc:scaler                | string | lease  | swarm      | the replica that scales services |
 | comfy_number  | cn                        | string | -      | comfy      | the next number of a ComfyUI prompt |
 | comfy_open    | co                        | zset   | -      | comfy      | ComfyUI prompts not ended, by submit |
 | comfy_ended   | ce                        | zset   | -      | comfy      | ended ones in the history, by end |
@@ -139,6 +142,9 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "identities": "identities",
         "join": "jt:",
         "speeds": "speeds",
+        "service_rules": "svc:rules",
+        "service_seen": "sv:",
+        "autoscaler": "svc:scaler",
         "comfy_number": "cn",
         "comfy_open": "co",
         "comfy_ended": "ce",
@@ -151,7 +157,18 @@ NAMES: Mapping[str, str] = MappingProxyType(
 """Name -> what follows the tag; those that end in a colon are followed by an id."""
 
 TTL_NAMES = frozenset(
-    {"comfy_note", "comfy_untold", "hook_claim", "idempotency", "input", "reply", "staged", "resumed"}
+    {
+        "autoscaler",
+        "service_seen",
+        "comfy_note",
+        "comfy_untold",
+        "hook_claim",
+        "idempotency",
+        "input",
+        "reply",
+        "staged",
+        "resumed",
+    }
 )
 """Keys that always expire; a spec does while its batch is staged."""
 
@@ -184,6 +201,8 @@ class Keys:
         self.dead = self.prefix + NAMES["dead"]
         self.priorities = self.prefix + NAMES["priorities"]
         self.pauses = self.prefix + NAMES["pauses"]
+        self.service_rules = self.prefix + NAMES["service_rules"]
+        self.autoscaler = self.prefix + NAMES["autoscaler"]
         self.resumed = self.prefix + NAMES["resumed"]
         self.outputs = self.prefix + NAMES["outputs"]
         self.output_totals = self.prefix + NAMES["output_totals"]
@@ -226,6 +245,9 @@ class Keys:
 
     def waiting(self, cluster: str) -> str:
         return self.prefix + NAMES["waiting"] + cluster
+
+    def service_seen(self, service_id: str) -> str:
+        return self.prefix + NAMES["service_seen"] + service_id
 
     def held(self, node_id: str) -> str:
         return self.prefix + NAMES["held"] + node_id

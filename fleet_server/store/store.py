@@ -21,6 +21,7 @@ from fleet_server.store.pauses import PauseStore
 from fleet_server.store.records import AttemptEncoder, Durability
 from fleet_server.store.replies import ReplyStore
 from fleet_server.store.speeds import SpeedStore
+from fleet_server.store.swarm import SwarmStore
 from fleet_server.store.sync import SyncStore
 from fleet_server.store.webhooks import WebhookStore
 
@@ -54,6 +55,7 @@ class Store:
         self.inputs = InputStore(room)
         self.webhooks = WebhookStore(room)
         self.replies = ReplyStore(room)
+        self.swarm = SwarmStore(room)
 
     async def check(self) -> Durability:
         """What the server promises, read from its configuration; never raises for what it may not read."""
