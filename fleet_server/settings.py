@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Port = 8765
     grpc_port: Port = 50051
+    agents_port: Port = 50052
+    """Where agents with certificates come; open where TLS is."""
     comfy_port: OptionalPort = 8188
     s3_port: OptionalPort = 9010
     data_dir: Path = Path("~/.fleet")
@@ -67,6 +69,20 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     api_keys_file: Path | None = None
     """Lines `name:key` or `name:key:admin`; read again when it changes or at SIGHUP."""
+    lan: bool = False
+    """Listen on all addresses, with TLS for gRPC and a key that is made at the first start."""
+    insecure_no_auth: bool = False
+    """Everybody may read and submit without a key, on whatever address; all else still needs one."""
+    tls: bool | None = None
+    """TLS on the gRPC ports; where unset, on all binds but loopback."""
+    tls_names: Names = ()
+    """Further names and addresses for the server's certificate."""
+    pki_dir: Path | None = None
+    """Folder of the fleet's own authority (ca.pem, ca.key), which replicas share; `pki` in `data_dir` where unset."""
+    advertise: Names = ()
+    """Addresses that join tokens tell agents to dial; where unset, those of this machine."""
+    certificate_days: Annotated[float, Field(gt=0, le=365)] = 30
+    """How long a node's certificate is good; agents renew theirs when two thirds have passed."""
     allowed_hosts: Names = ()
     allowed_origins: Names = ()
     default_model: str | None = None
@@ -111,6 +127,16 @@ class Settings(BaseSettings):
     webhook_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 64
     webhook_host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 8
 
+    output_sync_seconds: Annotated[float, Field(gt=0)] = 900
+    """Between copies of outputs to S3."""
+    output_sync_eager: bool | None = None
+    """Copy each output as soon as it is stored; where unset, only with a store of yours: other servers may ask for it."""
+    output_max_age_hours: Annotated[float, Field(gt=0, le=87_600)] = 24
+    """Local files of outputs are kept so long, and for as long as S3 has not verifiably got them."""
+    output_reserve_bytes: Annotated[int, Field(ge=0)] = 256 << 20
+    """Outputs and inputs leave so much of the disk free."""
+    input_ttl_seconds: Annotated[float, Field(gt=0)] = 86_400
+    """What POST /api/inputs brought is kept so long."""
     s3_endpoint: str | None = None
     """Your S3 server, http(s)://host[:port]. Unset: `fleet up` runs one on `s3_port`."""
     s3_access_key: Annotated[str, Field(min_length=3)] = "minioadmin"
@@ -126,13 +152,20 @@ class Settings(BaseSettings):
     decisions_file: Path | None = None
     """Every decision of dispatch is written here, for `fleet replay`; the file is made anew at each start."""
 
-    @field_validator("data_dir", "api_keys_file", "webhook_secrets_file")
+    @field_validator("data_dir", "api_keys_file", "webhook_secrets_file", "pki_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
     @field_validator(
-        "allowed_hosts", "allowed_origins", "engines", "callback_allow", "webhook_schedule_seconds", mode="before"
+        "allowed_hosts",
+        "allowed_origins",
+        "tls_names",
+        "advertise",
+        "engines",
+        "callback_allow",
+        "webhook_schedule_seconds",
+        mode="before",
     )
     @classmethod
     def _words(cls, value: object) -> object:
@@ -173,11 +206,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        if self.lan and is_loopback(self.host) and "host" not in self.model_fields_set:
+            self.host = "0.0.0.0"
         if not is_loopback(self.host):
-            if not self.keyed:
+            if not (self.keyed or self.lan or self.insecure_no_auth):
                 raise ValueError(
                     f"FLEET_HOST={self.host} is reachable by others, so a key is required: "
-                    "set FLEET_API_KEY (or FLEET_API_KEYS_FILE), or bind 127.0.0.1"
+                    "start with --lan, which makes one, set FLEET_API_KEY (or FLEET_API_KEYS_FILE), or bind 127.0.0.1"
                 )
             if self.api_key is not None and self.api_key.get_secret_value() in PUBLISHED_KEYS:
                 raise ValueError(
@@ -196,6 +231,15 @@ class Settings(BaseSettings):
     def keyed(self) -> bool:
         """Whether callers need a key."""
         return self.api_key is not None or self.api_keys_file is not None
+
+    @property
+    def tls_on(self) -> bool:
+        """Whether the gRPC ports speak TLS."""
+        return not self.loopback if self.tls is None else self.tls
+
+    @property
+    def pki_folder(self) -> Path:
+        return self.pki_dir or self.data_dir / "pki"
 
     @property
     def loopback(self) -> bool:

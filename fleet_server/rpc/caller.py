@@ -28,6 +28,9 @@ class Caller(NamedTuple):
     transport: str = "grpc"
     metadata: Mapping[str, str] = _EMPTY
     admin: bool = True
+    node_id: str = ""
+    """The node whose certificate the call came with; it acts for itself alone. "" for callers with keys or none."""
+    identity: str = ""
 
 
 NOBODY = Caller()

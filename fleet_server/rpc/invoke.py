@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -18,10 +18,12 @@ from fleet_server.protojson import apply_defaults
 from fleet_server.rpc.auth import KeyRing, key_in
 from fleet_server.rpc.caller import NOBODY, Caller, read_metadata, set_caller
 from fleet_server.rpc.deadline import ExpiredError, within
+from fleet_server.rpc.identity import NODE_METHODS, Identities, identity_of
 from fleet_server.rpc.methods import Method
 from fleet_server.rpc.metrics import RpcMetrics
-from fleet_server.rpc.scopes import scope_missing
+from fleet_server.rpc.scopes import Scope, scope_missing
 from fleet_server.rpc.validation import validate
+from fleet_server.services.refusals import forbidden
 
 _log = structlog.get_logger("fleet.rpc")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,12 +32,26 @@ Request = Message | AsyncIterator[Message] | Callable[[], Message]
 
 
 class Invoker:
-    """Calls servicers. Raises FleetError alone (and CancelledError, where the caller went away)."""
+    """Calls servicers. Raises FleetError alone (and CancelledError, where the caller went away).
 
-    def __init__(self, methods: Iterable[Method], *, keys: KeyRing, metrics: RpcMetrics) -> None:
+    `identities` judges calls that come with a node's certificate; without it all such are refused. Methods of
+    `open_scopes` may be called without a key, keys or not.
+    """
+
+    def __init__(
+        self,
+        methods: Iterable[Method],
+        *,
+        keys: KeyRing,
+        metrics: RpcMetrics,
+        identities: Identities | None = None,
+        open_scopes: Collection[Scope] = (),
+    ) -> None:
         self._methods = {method.path: method for method in methods}
         self._keys = keys
         self._metrics = metrics
+        self._identities = identities
+        self._open_scopes = frozenset(open_scopes)
 
     @property
     def methods(self) -> Iterable[Method]:
@@ -55,6 +71,7 @@ class Invoker:
         caller = NOBODY
         try:
             caller = self._admit(method, context)
+            await self._judge(caller)
             if callable(request):
                 request = request()
             prepared = self._prepare(method, request, caller)
@@ -77,6 +94,7 @@ class Invoker:
         expired = False
         try:
             caller = self._admit(method, context)
+            await self._judge(caller)
             if callable(request):
                 request = request()
             prepared = self._prepare(method, request, caller)
@@ -111,16 +129,31 @@ class Invoker:
 
     def _admit(self, method: Method, context: Context) -> Caller:
         metadata = read_metadata(context)
-        owner = ""
-        if self._keys.required and not method.public:
-            owner = self._keys.owner(key_in(metadata), context.peer())
-        admin = self._keys.is_admin(owner)
-        if method.admin and not admin:
-            raise scope_missing(method.scope)
         request_id = metadata.get("x-request-id") or str(uuid_utils.uuid7())
+        node = identity_of(context)
+        if node is not None:
+            if method.path not in NODE_METHODS:
+                raise forbidden("a node's certificate is for its agent alone: call with an API key")
+            caller = Caller("", request_id, "grpc", metadata, False, node.node_id, node.identity)
+            set_caller(caller)
+            return caller
+        owner = ""
+        key = key_in(metadata)
+        if self._keys.required and not method.public and not (key is None and method.scope in self._open_scopes):
+            owner = self._keys.owner(key, context.peer())
+        admin = self._keys.is_admin(owner)
+        if method.admin and not method.public and not admin:
+            raise scope_missing(method.scope)
         caller = Caller(owner, request_id, metadata.get("fleet-transport", "grpc"), metadata, admin)
         set_caller(caller)
         return caller
+
+    async def _judge(self, caller: Caller) -> None:
+        """Raises CERTIFICATE_REFUSED where the caller's certificate is worth nothing any more."""
+        if caller.node_id:
+            if self._identities is None:
+                raise forbidden("this server takes no certificates")
+            await self._identities.check(caller.node_id, caller.identity)
 
     def _prepare(
         self, method: Method, request: Message | AsyncIterator[Message], caller: Caller

@@ -9,11 +9,16 @@ import grpc
 from fleet.v1 import node_pb2 as pb
 from google.protobuf import json_format
 
+from fleet_server.domain.errors import Code, FleetError
+from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.history import History
-from fleet_server.services.machines import Machines, not_found
-from fleet_server.services.nodes import now_ms
+from fleet_server.services.joins import Joins
+from fleet_server.services.machines import Machines, check_name, not_found
+from fleet_server.services.nodes import now_ms, set_time
 from fleet_server.services.pages import key_of, token_for
+from fleet_server.services.refusals import forbidden
+from fleet_server.store import Idempotency, ReplyStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,6 +29,9 @@ class MachineParts:
 
     machines: Machines
     history: History
+    replies: ReplyStore
+    joins: Joins | None
+    """None where agents need no certificates: on a loopback bind."""
 
 
 class MachineCalls:
@@ -68,3 +76,47 @@ class MachineCalls:
 
     async def DeleteNode(self, request: pb.DeleteNodeRequest, context: Context) -> pb.DeleteNodeResponse:
         return pb.DeleteNodeResponse(node=await self._parts.machines.delete(request.node_id))
+
+    async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Context) -> pb.CreateJoinTokenResponse:
+        joins = self._joins()
+        key = idempotency_key(context, request)
+
+        async def work(operation: str) -> bytes:
+            made = await joins.token()
+            reply = pb.CreateJoinTokenResponse(token=made.token, ca_sha256=made.ca_sha256)
+            set_time(reply.expire_time, made.expire_ms)
+            return reply.SerializeToString()
+
+        if key is None:
+            return pb.CreateJoinTokenResponse.FromString(await work(""))
+        once = Idempotency(caller_of(context).owner, "Node/CreateJoinToken", key, "")
+        return pb.CreateJoinTokenResponse.FromString(await self._parts.replies.once(once, work))
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        check_name(request.node_id)
+        joins = self._joins()
+        issued = await joins.join(request.secret, request.node_id, request.certificate_request)
+        reply = pb.JoinResponse(certificate=issued.pem, agents_port=joins.agents_port)
+        reply.expire_time.FromDatetime(issued.expires)
+        return reply
+
+    async def RenewCertificate(
+        self, request: pb.RenewCertificateRequest, context: Context
+    ) -> pb.RenewCertificateResponse:
+        caller = caller_of(context)
+        if not caller.node_id:
+            raise forbidden("only a node's own certificate can be renewed: join with a token first")
+        issued = await self._joins().renew(caller.node_id, caller.identity, request.certificate_request)
+        reply = pb.RenewCertificateResponse(certificate=issued.pem)
+        reply.expire_time.FromDatetime(issued.expires)
+        return reply
+
+    def _joins(self) -> Joins:
+        joins = self._parts.joins
+        if joins is None:
+            raise FleetError(
+                "TLS_OFF",
+                "this server listens on loopback, where agents need no token: start it with --lan, or with FLEET_TLS=1",
+                code=Code.FAILED_PRECONDITION,
+            )
+        return joins

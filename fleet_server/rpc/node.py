@@ -12,6 +12,7 @@ from fleet.v1 import node_pb2 as pb
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.node import NodeView
+from fleet_server.rpc.caller import caller_of
 from fleet_server.rpc.later import others_later
 from fleet_server.rpc.machines import MachineCalls, MachineParts
 from fleet_server.services.commands import Commands
@@ -60,19 +61,25 @@ class NodeServicer(MachineCalls):
     async def Connect(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: Context
     ) -> AsyncGenerator[pb.ServerMessage, None]:
-        async with aclosing(self._sessions.connect(request_iterator, context)) as messages:
+        async with aclosing(
+            self._sessions.connect(request_iterator, context, only=caller_of(context).node_id)
+        ) as messages:
             async for message in messages:
                 yield message
 
     async def UploadOutput(
         self, request_iterator: AsyncIterator[pb.UploadOutputRequest], context: Context
     ) -> pb.UploadOutputResponse:
-        return pb.UploadOutputResponse(receipt=await self._uploads.receive(request_iterator))
+        return pb.UploadOutputResponse(
+            receipt=await self._uploads.receive(request_iterator, only=caller_of(context).node_id)
+        )
 
     async def ServeCommand(
         self, request_iterator: AsyncIterator[command_pb2.ServeCommandRequest], context: Context
     ) -> AsyncGenerator[command_pb2.ServeCommandResponse, None]:
-        async with aclosing(self._commands.serve(request_iterator, context)) as answers:
+        async with aclosing(
+            self._commands.serve(request_iterator, context, only=caller_of(context).node_id)
+        ) as answers:
             async for answer in answers:
                 yield answer
 

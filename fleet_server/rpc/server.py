@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -17,6 +18,7 @@ from fleet_server.rpc.caller import read_metadata
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import Method
 from fleet_server.rpc.status import DETAILS_KEY, grpc_code, rich_status
+from fleet_server.services.authority import Pair
 
 OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -35,8 +37,32 @@ OPTIONS: Sequence[tuple[str, int]] = (
 """Both ends ping every 10 s; the defaults of a server would answer such a client with GOAWAY after 40 s."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """`pair` gives the server's key and certificate; it is asked at each handshake, in a thread, and must be quick.
+    `authority` is the certificate (PEM) that callers' certificates must come from."""
+
+    pair: Callable[[], Pair]
+    authority: bytes
+
+
+def _credentials(tls: Tls, certificates: bool) -> grpc.ServerCredentials:
+    shown: list[Pair] = []
+
+    def configuration() -> grpc.ServerCertificateConfiguration | None:
+        pair = tls.pair()
+        if shown and shown[-1] is pair:
+            return None
+        shown[:] = [pair]
+        return grpc.ssl_server_certificate_configuration(
+            [(pair.key, pair.chain)], root_certificates=tls.authority if certificates else None
+        )
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, certificates)
+
+
 class GrpcServer:
-    """Serves the methods of an Invoker on one address. `start`, then `stop`, once each."""
+    """Serves the methods of an Invoker. `listen` on one address or more, `start`, then `stop`, once each."""
 
     def __init__(self, invoker: Invoker, *, options: Sequence[tuple[str, int]] = OPTIONS) -> None:
         self._server = grpc.aio.server(options=list(options))
@@ -51,12 +77,21 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(self._names, self._server)
 
-    async def start(self, address: str) -> int:
-        """Binds `address` (host:port or unix:path) and returns the port. Raises OSError where it is taken."""
+    async def listen(self, address: str, *, tls: Tls | None = None, certificates: bool = False) -> int:
+        """Binds `address` (host:port or unix:path) and returns the port; before `start`. Raises OSError where it is
+        taken. With `certificates` each caller must show one of the authority's: gRPC can either demand them of
+        everybody or not ask at all, so they have a door of their own.
+        """
         try:
-            port = self._server.add_insecure_port(address)
+            if tls is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, _credentials(tls, certificates))
         except RuntimeError as error:
             raise OSError(f"cannot listen for gRPC on {address}: {error}") from error
+
+    async def start(self, address: str | None = None) -> int:
+        """Serves what was bound, and `address`, whose port is returned (0 without). Raises OSError."""
+        port = 0 if address is None else await self.listen(address)
         await self._server.start()
         await self.set_serving(True)
         return port

@@ -17,6 +17,7 @@ from fleet.v1 import command_pb2, node_pb2, types_pb2
 from fleet_server.domain.errors import Code, FleetError, invalid_field
 from fleet_server.services.exchange import Exchange, ServedCall, error_of, offline
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.refusals import forbidden
 
 _log = structlog.get_logger("fleet.commands")
 Progress = Callable[[types_pb2.OperationProgress], None]
@@ -144,16 +145,19 @@ class Commands:
             self._leave(exchange)
 
     async def serve(
-        self, requests: AsyncIterator[command_pb2.ServeCommandRequest], context: Context
+        self, requests: AsyncIterator[command_pb2.ServeCommandRequest], context: Context, *, only: str = ""
     ) -> AsyncGenerator[command_pb2.ServeCommandResponse, None]:
-        """Serves Node.ServeCommand: the agent begins when it has the initial metadata.
+        """Serves Node.ServeCommand: the agent begins when it has the initial metadata. `only` is the node that may
+        answer, "" for any.
 
-        Raises COMMAND_OVER (NOT_FOUND) where nobody waits for that command.
+        Raises NODE_FORBIDDEN, COMMAND_OVER (NOT_FOUND) where nobody waits for that command.
         """
         head = await self._head(requests)
         exchange = self._exchanges.get(head.command_id)
         if exchange is None or exchange.session_id != head.session:
             raise FleetError("COMMAND_OVER", "nobody waits for this command any more", code=Code.NOT_FOUND)
+        if only and exchange.node_id != only:
+            raise forbidden("head.command_id: the command is another node's")
         call = exchange.begin()
         await context.send_initial_metadata(((BEGIN_KEY, "yes"),))
         reader = asyncio.create_task(_read(requests, call), name="command-parts")

@@ -12,6 +12,7 @@ from fleet_server.services.fleet import FleetView
 from fleet_server.store import NodeRow, NodeStore
 
 MOST_LABELS = 64
+_RESERVED = frozenset({"heartbeats", "tokens"})
 _CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}\Z")
 _MOST_TEXT = 255
@@ -75,6 +76,12 @@ class Machines:
         info = self._fleet.info(node_id)
         assert info is not None
         return info
+
+
+def check_name(node_id: str) -> None:
+    """Raises INVALID_FIELD for a name that is a word of the API; its characters are judged by the contract."""
+    if node_id in _RESERVED:
+        raise invalid_field("node_id", "must not be `heartbeats` or `tokens`: these are words of the API")
 
 
 def not_found(node_id: str) -> FleetError:

@@ -26,6 +26,7 @@ from fleet_server.services.hello_bucket import HelloBucket
 from fleet_server.services.inputs import InputResolver
 from fleet_server.services.nodes import address_of, beat_of, now_ms
 from fleet_server.services.progress import ProgressHub
+from fleet_server.services.refusals import forbidden
 from fleet_server.services.session import Session
 from fleet_server.services.session_parts import Listener, SessionCounters, SessionParts, SessionSettings
 from fleet_server.store import Held, JobRecord, NodeRow, Store
@@ -110,15 +111,19 @@ class Sessions:
     # The stream.
 
     async def connect(
-        self, requests: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext[Any, Any]
+        self, requests: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext[Any, Any], *, only: str = ""
     ) -> AsyncGenerator[pb.ServerMessage, None]:
-        """Serves Node.Connect: a Welcome, then what the agent must hear, until either side ends it.
+        """Serves Node.Connect: a Welcome, then what the agent must hear, until either side ends it. `only` is the node
+        that the caller may speak for, "" for any.
 
-        Raises RATE_LIMITED (too many Hellos at once: come again), SHUTTING_DOWN, INVALID_FIELD, PROTOCOL_VERSION
-        (FAILED_PRECONDITION), NAME_IN_USE (ALREADY_EXISTS: another live agent has this node's name), TAKEN_OVER and
-        STREAM_STUCK (ABORTED).
+        Raises NODE_FORBIDDEN (PERMISSION_DENIED), RATE_LIMITED (too many Hellos at once: come again), SHUTTING_DOWN,
+        INVALID_FIELD, PROTOCOL_VERSION (FAILED_PRECONDITION), NAME_IN_USE (ALREADY_EXISTS: another live agent has this
+        node's name), TAKEN_OVER and STREAM_STUCK (ABORTED).
         """
         hello = await self._hello(requests)
+        if only and hello.node_id != only:
+            _log.warning("an agent spoke for another node", node_id=only, claimed=hello.node_id)
+            raise forbidden(f"hello.node_id: the certificate is {only}'s: an agent speaks for its own node alone")
         session = await self._begin(hello, context.peer())
         session.writer = asyncio.current_task()
         life = asyncio.create_task(session.run(requests))

@@ -9,6 +9,7 @@ from fleet.v1.node_pb2 import OutputReceipt, UploadHeader, UploadOutputRequest
 
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.domain.job import JobRecord, JobState
+from fleet_server.services.refusals import forbidden
 from fleet_server.storage.outputs import CHUNK_BYTES, LocalOutputs
 from fleet_server.store import Store
 
@@ -54,11 +55,12 @@ class Uploads:
         self._store = store
         self._outputs = outputs
 
-    async def receive(self, requests: AsyncIterator[UploadOutputRequest]) -> OutputReceipt:
-        """The receipt, given when the bytes are on the disk.
+    async def receive(self, requests: AsyncIterator[UploadOutputRequest], *, only: str = "") -> OutputReceipt:
+        """The receipt, given when the bytes are on the disk. `only` is the node whose attempts these may be, "" for
+        any.
 
-        Raises JOB_ENDED (not the job's attempt any more), JOB_NOT_FOUND, DISK_FULL, INVALID_FIELD (no header first, too
-        many, too few or other bytes than it says).
+        Raises NODE_FORBIDDEN, JOB_ENDED (not the job's attempt any more), JOB_NOT_FOUND, DISK_FULL, INVALID_FIELD (no
+        header first, too many, too few or other bytes than it says).
         """
         header = await _header(requests)
         record = await self._store.jobs.get(header.job_id)
@@ -68,6 +70,8 @@ class Uploads:
         receipt = OutputReceipt(filename=filename, sha256=header.sha256, size_bytes=header.size_bytes)
         if not accepts_output(record, header.token):
             raise FleetError("JOB_ENDED", f"token: not the attempt of job {header.job_id} any more: drop the output")
+        if only and record.node_id and record.node_id != only:
+            raise forbidden("token: the attempt is another node's: an agent uploads outputs of its own attempts alone")
         await self._outputs.write(filename, _chunks(requests), size=header.size_bytes, sha256=header.sha256)
         return receipt
 

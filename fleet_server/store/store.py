@@ -12,6 +12,7 @@ from fleet_server.store.comfy import ComfyStore
 from fleet_server.store.events import EventStore
 from fleet_server.store.inputs import InputStore
 from fleet_server.store.jobs import JobStore
+from fleet_server.store.joins import JoinStore
 from fleet_server.store.keys import Keys
 from fleet_server.store.lua import Script, load_scripts
 from fleet_server.store.memory import MemoryGuard, parse_info
@@ -49,6 +50,7 @@ class Store:
         self.speeds = SpeedStore(room)
         self.comfy = ComfyStore(room)
         self.nodes = NodeStore(room)
+        self.joins = JoinStore(room)
         self.events = EventStore(room, url)
         self.outputs = OutputStore(room)
         self.syncs = SyncStore(room)
