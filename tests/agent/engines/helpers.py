@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -33,11 +34,14 @@ class Recorder:
         self.texts: list[str] = []
         self.frames: list[str | bytes] = []
         self.checks = 0
-        self._cancel_when = cancel_when
+        self._changed = threading.Condition()
+        self.cancel_when = cancel_when
 
     def check(self) -> None:
         self.checks += 1
-        if self._cancel_when(self.steps[-1][0] if self.steps else 0):
+        with self._changed:
+            self._changed.notify_all()
+        if self.cancel_when(self.steps[-1][0] if self.steps else 0):
             raise Cancelled
 
     def progress(self, step: int, steps: int, message: str | None = None) -> None:
@@ -47,6 +51,11 @@ class Recorder:
     def preview(self, content_type: str, data: bytes) -> None:
         self.previews.append((content_type, data))
         self.check()
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+        """For a test beside which another thread runs the engine."""
+        with self._changed:
+            assert self._changed.wait_for(condition, seconds)
 
     def text(self, text: str) -> None:
         self.texts.append(text)

@@ -1,0 +1,54 @@
+"""Prompts that a slot's process left running in ComfyUI when it fell: noted on the disk, ended by who comes next."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Leftovers:
+    """Notes in `folder`, one for each prompt that is under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def note(self, prompt_id: str) -> None:
+        """This process has a prompt under way. Best effort: a full disk does not stop it."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._path().write_text(json.dumps({"prompt_id": prompt_id}))
+
+    def done(self) -> None:
+        """It is over."""
+        with contextlib.suppress(OSError):
+            self._path().unlink(missing_ok=True)
+
+    def end(self, cancel: Callable[[str], None]) -> None:
+        """Calls `cancel` for each prompt whose process is gone."""
+        for path in self._folder.glob("*.json"):
+            if _lives(path.stem):
+                continue
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                cancel(str(json.loads(path.read_text())["prompt_id"]))
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _path(self) -> Path:
+        return self._folder / f"{os.getpid()}-{_started(os.getpid())}.json"
+
+
+def _lives(stem: str) -> bool:
+    """Whether the process that wrote the note is still there, and not another of its number."""
+    pid, _, started = stem.partition("-")
+    return pid.isdecimal() and _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in the kernel's ticks; "" where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
