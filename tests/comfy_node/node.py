@@ -49,6 +49,8 @@ class ComfyNode:
     def start(self) -> None:
         """Listens, on the port it had before where there was one."""
         listener = socket.create_server(("127.0.0.1", self.port))
+        # (asyncio sets it only on sockets that name their protocol.)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listener.getsockname()[1]
         started = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(listener, started), daemon=True, name="comfy node")
