@@ -226,21 +226,23 @@ class ModelDownloads:
             _log.warning("a model came spoiled and is brought again", name=source.name)
 
     async def _read_on(self, download: Download, partial: Partial) -> None:
-        """Reads to the end, again after each loss, while bytes come at all."""
+        """Reads to the end, again after each loss, while bytes come at all. Raises DownloadError."""
         settings, loop = self._settings, asyncio.get_running_loop()
         pause, heard, why = settings.first_pause_seconds, loop.time(), "the server is not connected"
-        while partial.size < download.source.size_bytes:
+        while True:
             downloader = self._downloader()
             before = partial.size
             if downloader is not None:
                 try:
                     await self._stream(download, partial, downloader)
+                    # Only a stream that the server ended itself has all its bytes from one version of the file.
+                    if partial.size >= download.source.size_bytes:
+                        return
+                    why = "the bytes ended early"
                 except grpc.aio.AioRpcError as error:
                     if error.code() in _FINAL:
                         raise _refused(download.source, error) from error
                     why = error.details() or error.code().name
-            if partial.size >= download.source.size_bytes:
-                return
             if partial.size > before:
                 pause, heard = settings.first_pause_seconds, loop.time()
             elif loop.time() - heard > settings.patience_seconds:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fleet_server.domain.eta import ahead_seconds, start_seconds
 from fleet_server.domain.feasibility import Feasibility, Refusal, feasible
+from fleet_server.domain.fetching import NO_SHELF, Shelf, ShelfFile, cold_fetch_seconds, fetch_plan, fetch_seconds
 from fleet_server.domain.job import Lane
 from fleet_server.domain.node import NodeView
 from fleet_server.domain.placement import Situation, load_seconds, place
@@ -24,6 +25,8 @@ class Verdict:
     start_seconds: float | None = None
     eta_seconds: float | None = None
     detail: str = ""
+    fetches: bool = False
+    """It would bring files from the buckets first, as no node could run the job without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,13 @@ def look(
     run_seconds: Callable[[NodeView], float | None],
     ahead: int = 0,
     next_in_lane: bool = True,
+    shelf: Shelf = NO_SHELF,
 ) -> Outlook:
     """Judges all `nodes` for one job of the lane that has `ahead` jobs before it in its cluster.
 
     `situation` is the round that dispatch would take now, the job counted in; `run_seconds` is how long this very job
     runs on a node. The expected node is the one that the round gives the lane if the job is the lane's next, else the
-    one where it should end first.
+    one where it should end first. Files of `shelf` count where no online node can do without them.
     """
     verdicts = Feasibility()
     chosen = ""
@@ -65,12 +69,15 @@ def look(
     before = ahead_seconds(online, lane, ahead, timing, verdicts)
     able: list[Verdict] = []
     unable: list[Verdict] = []
+    at_hand = any(feasible(node, lane) is None for node in online)
     for node in nodes:
-        refusal = feasible(node, lane)
+        wish = fetch_plan(node, lane, shelf)
+        refusal = wish if isinstance(wish, Refusal) else feasible(node, lane) if at_hand else None
         if refusal is not None:
             unable.append(Verdict(node.node_id, refusal, detail=refusal.detail))
             continue
-        load = load_seconds(node, lane, timing)
+        files = () if isinstance(wish, Refusal) else wish
+        load = cold_fetch_seconds(node, lane, files, timing) if files else load_seconds(node, lane, timing)
         start = start_seconds(node, situation.now_ms)
         run = run_seconds(node)
         eta = None
@@ -82,7 +89,8 @@ def look(
                 load_seconds=load,
                 start_seconds=start,
                 eta_seconds=eta,
-                detail=_detail(node, lane, load, start),
+                detail=_fetch_detail(node, files, timing) if files else _detail(node, lane, load, start),
+                fetches=bool(files),
             )
         )
 
@@ -96,6 +104,12 @@ def look(
     unable.sort(key=lambda verdict: verdict.node_id)
     ranked = [replace(verdict, rank=number) for number, verdict in enumerate(able, 1)]
     return Outlook((*ranked, *unable), chosen=bool(chosen))
+
+
+def _fetch_detail(node: NodeView, files: Sequence[ShelfFile], timing: Timing) -> str:
+    names = " and ".join(file.name for file in files)
+    size = sum(file.size_bytes for file in files)
+    return f"brings {names} from S3 first: {size / 1e6:,.0f} MB, about {fetch_seconds(node, files, timing):.0f} s"
 
 
 def _detail(node: NodeView, lane: Lane, load: float, start: float | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +27,8 @@ from fleet_server.services.speeds import Speeds
 from fleet_server.store import ClaimRequest, LaneView, Store
 
 _log = structlog.get_logger("fleet.dispatch")
+_SHOW_SECONDS = 0.1
+"""Where rounds follow one another, what they leave is not looked at after each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class Dispatcher:
 
     `wake()` is cheap and may be called from anywhere in the loop's thread; `run()` is one task. Each claim is for one
     free slot, so a node never has more on its way than it can run; what cannot be sent is given back at once.
-    `on_decision` hears of each round that placed or deferred anything, for logs and replays; it must not wait.
+    `on_decision` hears of each round that placed or deferred anything, for logs and replays; `on_situation` of what a
+    round has left waiting, and every `poll_seconds` of what waits while all slots are taken. They must not wait.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Dispatcher:
         settings: DispatchSettings | None = None,
         clock: Callable[[], int] = now_ms,
         on_decision: Callable[[Decision], None] | None = None,
+        on_situation: Callable[[Situation], None] | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -90,6 +96,8 @@ class Dispatcher:
         self._settings = settings or DispatchSettings()
         self._clock = clock
         self._on_decision = on_decision
+        self._on_situation = on_situation
+        self._shown = -math.inf
         self._verdicts = Feasibility()
         self._after_urgent: set[str] = set()
         self._look_again_ms: int | None = None
@@ -178,6 +186,7 @@ class Dispatcher:
             return await self._claim(self._unsettled, sure=False)
         belief = self._outlook.take()
         if not self._any_slot():
+            await self._show_all()
             return 0
         if belief is not None:
             requests = await self._requests(belief.lanes)
@@ -195,9 +204,27 @@ class Dispatcher:
         if not wanted:
             return []
         plan = self._plan(wanted)
+        self._show(wanted, plan)
         self._look_again_ms = plan.look_again_ms
         by_lane = {one.lane.lane_id: one for one in wanted}
         return [self._request(one, by_lane[one.lane_id]) for one in plan.placed]
+
+    async def _show_all(self) -> None:
+        """Shows what waits although there is no slot for it: it may need more than a slot."""
+        if self._on_situation is None or time.monotonic() - self._shown < self._settings.poll_seconds:
+            return
+        lanes = await self._store.jobs.lanes()
+        self._show(await self._wanted(lanes), Plan())
+
+    def _show(self, wanted: Sequence[Wanted], plan: Plan) -> None:
+        now = time.monotonic()
+        if self._on_situation is None or now - self._shown < _SHOW_SECONDS:
+            return
+        self._shown = now
+        placed = {one.lane_id for one in plan.placed}
+        rest = [one for one in wanted if one.lane.lane_id not in placed]
+        if rest:
+            self._on_situation(self.situation(rest))
 
     def situation(self, wanted: Sequence[Wanted]) -> Situation:
         """What is known now; nodes with streams elsewhere are there, with no slot that this replica may fill."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
+from fleet_server.domain.fetching import NO_SHELF, Shelf
 from fleet_server.domain.job import BOOST_MS, JobRecord, JobState, Lane, Priority, WaitReason
 from fleet_server.domain.node import NodeView
 from fleet_server.domain.outlook import Outlook, Verdict, look
@@ -39,13 +40,21 @@ class Explainer:
     """Explanations of jobs. `intake` judges dry runs as it judges submits."""
 
     def __init__(
-        self, jobs: JobStore, rounds: Rounds, speeds: Speeds, intake: Intake, *, clock: Callable[[], int]
+        self,
+        jobs: JobStore,
+        rounds: Rounds,
+        speeds: Speeds,
+        intake: Intake,
+        *,
+        clock: Callable[[], int],
+        shelf: Shelf = NO_SHELF,
     ) -> None:
         self._jobs = jobs
         self._rounds = rounds
         self._speeds = speeds
         self._intake = intake
         self._clock = clock
+        self._shelf = shelf
 
     async def explain(self, job_id: str) -> types_pb2.Explanation:
         """Why a job waits, or that it does not. Raises JOB_NOT_FOUND."""
@@ -107,6 +116,7 @@ class Explainer:
             run_seconds=lambda node: book.seconds(node, lane.model, work),
             ahead=ahead,
             next_in_lane=next_in_lane,
+            shelf=self._shelf,
         )
 
 
@@ -185,6 +195,8 @@ def _sentence(outlook: Outlook, ahead: int) -> str:
     line = "" if not ahead else "; 1 job is before it" if ahead == 1 else f"; {ahead} jobs are before it"
     load = best.load_seconds or 0.0
     loads = "has the model loaded" if not load else f"would load the model in about {load:.0f} s"
+    if best.fetches:
+        loads = f"would bring what it lacks from S3 and load it in about {load:.0f} s"
     if best.detail.startswith("no model"):
         loads = "can run it"
     if best.start_seconds == 0:

@@ -14,8 +14,9 @@ import structlog
 from fleet.v1 import fleet_pb2, types_pb2
 
 from fleet_server.domain.errors import REASON_CODES, FleetError
+from fleet_server.domain.fetching import NO_SHELF, Shelf, fetch_plan
 from fleet_server.domain.job import JobRecord, JobState, Priority
-from fleet_server.domain.placement import feasible
+from fleet_server.domain.placement import Refusal, feasible
 from fleet_server.services.endings import Ending
 from fleet_server.services.events import EventHub
 from fleet_server.services.intake import Admitted, Intake, JobDefaults, idempotency
@@ -70,6 +71,8 @@ class Generation:
         attempts: Attempts,
         rates: Rates,
         settings: GenerationSettings | None = None,
+        *,
+        shelf: Shelf = NO_SHELF,
     ) -> None:
         self._jobs = jobs
         self._intake = intake
@@ -80,6 +83,7 @@ class Generation:
         self._dispatcher = dispatcher
         self._attempts = attempts
         self._rates = rates
+        self._shelf = shelf
         self._settings = settings or GenerationSettings()
         self._waiting: Counter[str] = Counter()
         self._shield = Shield()
@@ -116,9 +120,9 @@ class Generation:
         return self._waiting[job_id]
 
     def could_run(self, spec: types_pb2.JobSpec) -> bool:
-        """Whether an online node could run such a job."""
+        """Whether an online node could run such a job, if need be with files that it brings first."""
         lane = lane_of(spec)
-        return any(feasible(node, lane) is None for node in self._nodes.online())
+        return any(not isinstance(fetch_plan(node, lane, self._shelf), Refusal) for node in self._nodes.online())
 
     async def status(self) -> fleet_pb2.GetGenerateStatusResponse:
         """Direct generations under way on this replica, and what a request sent now would find."""

@@ -10,9 +10,10 @@ import orjson
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.comfy import Need
+from fleet_server.domain.fetching import NO_SHELF, Shelf, fetch_plan
 from fleet_server.domain.job import Lane
 from fleet_server.domain.node import NodeStatus, NodeView
-from fleet_server.domain.placement import feasible
+from fleet_server.domain.placement import Refusal
 from fleet_server.services.payloads import loras_of
 from fleet_server.services.words import type_word
 
@@ -57,7 +58,7 @@ def _value(value_json: str) -> str | int | float | bool | None:
     return value
 
 
-def serves(node: NodeView, lane: Lane) -> bool:
-    """Whether the node could run the lane's jobs, were it online and given work."""
+def serves(node: NodeView, lane: Lane, shelf: Shelf = NO_SHELF) -> bool:
+    """Whether the node could run the lane's jobs, were it online and given work, if need be with files of `shelf`."""
     ready = replace(node, status=NodeStatus.ONLINE, cordoned=False, draining=False)
-    return feasible(ready, lane) is None
+    return not isinstance(fetch_plan(ready, lane, shelf), Refusal)

@@ -1,13 +1,18 @@
-"""Which models, LoRAs and loaded models there are, and what a model's name means. From what agents report."""
+"""Which models, LoRAs and loaded models there are, and what a model's name means.
+
+From what agents report and what the buckets hold.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
+from typing import Protocol
 
 from fleet.v1 import types_pb2
 
+from fleet_server.domain.fetching import ShelfFile
 from fleet_server.domain.node import LoadedView, ModelView, NodeView
 from fleet_server.services.ports import Nodes
 from fleet_server.services.refusals import refused
@@ -18,6 +23,22 @@ Names = dict[str, list[ModelView]]
 
 DEFAULTED = "image_gen"
 """The one job type that runs a model of the server's choice where the caller names none."""
+
+
+class Stock(Protocol):
+    """The model files of the buckets."""
+
+    def find(self, kind: str, name: str) -> ShelfFile | None: ...
+
+    def files(self, kind: str) -> Mapping[str, ShelfFile]: ...
+
+
+class _NoStock:
+    def find(self, kind: str, name: str) -> ShelfFile | None:
+        return None
+
+    def files(self, kind: str) -> Mapping[str, ShelfFile]:
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +62,15 @@ class Resolution:
 
 
 class ModelCatalog:
-    """The models of the fleet, from what the nodes report at each call.
+    """The models of the fleet, from what the nodes report at each call, and those of `stock`, which nodes could
+    bring.
 
     Which names there are is worked out again only when an inventory has changed: each submit asks for it.
     """
 
-    def __init__(self, nodes: Nodes, settings: CatalogSettings | None = None) -> None:
+    def __init__(self, nodes: Nodes, settings: CatalogSettings | None = None, stock: Stock | None = None) -> None:
         self._nodes = nodes
+        self._shelf = stock or _NoStock()
         self._settings = settings or CatalogSettings()
         self._inventories: list[object] = []
         self._worked_out: dict[tuple[str, str], Names | None] = {}
@@ -55,27 +78,54 @@ class ModelCatalog:
     def resolve(self, name: str | None, job_type: str, *, path: str = "model") -> Resolution:
         """What `name` runs for a job type.
 
-        Raises MODEL_NOT_FOUND for a name that no node has, unless no node for the job type is known: such jobs wait.
+        Raises MODEL_NOT_FOUND for a name that neither a node nor a bucket has, unless no node for the job type is
+        known: such jobs wait.
         """
         serving = self._served("checkpoint", job_type)
         known = serving if serving is not None else {}
         if name is None:
             return self._default(known) if job_type == DEFAULTED else Resolution(None, None)
-        real = name if name in known else self._settings.aliases.get(name, name)
-        if serving is not None and real not in known:
-            raise refused(
-                "MODEL_NOT_FOUND", path, f"no node has a model {name!r}; see GET /api/vision/models/available"
-            )
+        if name in known or self._to_be_had("checkpoint", name, job_type):
+            return Resolution(name, name)
+        real = self._settings.aliases.get(name, name)
+        if serving is not None and real not in known and not self._on_shelf(real, job_type):
+            words = f"neither a node nor S3 has a model {name!r}; see GET /api/vision/models/available"
+            raise refused("MODEL_NOT_FOUND", path, words)
         return Resolution(name, real)
 
+    def real_name(self, name: str, node: NodeView) -> str:
+        """What the name stands for on a node: itself where the node has it or could bring it."""
+        if name in node.models or any(
+            self._to_be_had("checkpoint", name, job_type, node) for job_type in node.job_types
+        ):
+            return name
+        return self._settings.aliases.get(name, name)
+
+    def _to_be_had(self, kind: str, name: str, job_type: str, node: NodeView | None = None) -> bool:
+        """Whether a node that runs the type would bring that file of the buckets and load it."""
+        file = self._shelf.find(kind, name)
+        if file is None:
+            return False
+        nodes = self._nodes.nodes() if node is None else [node]
+        return any(_loads(one, file, job_type) for one in nodes)
+
+    def _on_shelf(self, name: str, job_type: str) -> bool:
+        """Whether the buckets have the model, and if nodes could load it, then for this type: else its jobs wait."""
+        file = self._shelf.find("checkpoint", name)
+        if file is None:
+            return False
+        types = _types_of(self._nodes.nodes(), file)
+        return not types or job_type in types
+
     def check_loras(self, names: Iterable[str], job_type: str, *, path: str = "loras") -> None:
-        """Raises LORA_NOT_FOUND for a name that no node has, unless no node for the job type is known."""
+        """Raises LORA_NOT_FOUND for a name that neither a node nor a bucket has, unless no node for the job type is
+        known."""
         known = self._served("lora", job_type)
         if known is None:
             return
         for index, name in enumerate(names):
-            if name not in known:
-                words = f"no node has a LoRA {name!r}; see GET /api/vision/loras"
+            if name not in known and self._shelf.find("lora", name) is None:
+                words = f"neither a node nor S3 has a LoRA {name!r}; see GET /api/vision/loras"
                 raise refused("LORA_NOT_FOUND", f"{path}[{index}].name", words)
 
     def _served(self, kind: str, job_type: str) -> Names | None:
@@ -109,14 +159,30 @@ class ModelCatalog:
     def models(self, *, job_type: int | None = None, node_id: str | None = None) -> list[types_pb2.Model]:
         """Checkpoints and aliases of them, in no order."""
         default = self.default_model()
+        stocked = self._stocked()
         found = []
         for name, real, holders in self._named("checkpoint"):
-            if node_id is not None and node_id not in holders:
+            # (A real model that nodes would bring goes before an alias of its name.)
+            if name in stocked or (node_id is not None and node_id not in holders):
                 continue
             model = _model(name, real, holders, self._loaded_on(real))
-            model.is_default = name == default
-            if job_type is None or job_type in model.job_types:
-                found.append(model)
+            model.in_s3 = self._shelf.find("checkpoint", real) is not None
+            found.append(model)
+        if node_id is None:
+            found += [_stocked_model(file, types) for file, types in stocked.values()]
+        for model in found:
+            model.is_default = model.name == default
+        return [model for model in found if job_type is None or job_type in model.job_types]
+
+    def _stocked(self) -> dict[str, tuple[ShelfFile, frozenset[str]]]:
+        """Models that the buckets alone have, and what nodes could do with them. Without any use they leave their name
+        to an alias."""
+        nodes, on_nodes, aliases = self._nodes.nodes(), self._files("checkpoint"), self._settings.aliases
+        found = {}
+        for name, file in self._shelf.files("checkpoint").items():
+            types = _types_of(nodes, file)
+            if name not in on_nodes and (types or aliases.get(name) not in on_nodes):
+                found[name] = file, types
         return found
 
     def loaded(
@@ -147,13 +213,19 @@ class ModelCatalog:
             file = _best(holders.values())
             lora = types_pb2.Lora(name=name, trigger_words=file.trigger_words, node_ids=sorted(holders))
             _describe(lora, file)
+            lora.in_s3 = self._shelf.find("lora", name) is not None
             found.append(lora)
+        if node_id is None:
+            here = {lora.name for lora in found}
+            found += [_stocked_lora(file) for name, file in self._shelf.files("lora").items() if name not in here]
         return found
 
     def _default(self, known: Mapping[str, Sequence[ModelView]]) -> Resolution:
         wanted = self._settings.default_model
         if wanted is not None:
-            real = wanted if wanted in known else self._settings.aliases.get(wanted, wanted)
+            if wanted in known or self._to_be_had("checkpoint", wanted, DEFAULTED):
+                return Resolution(wanted, wanted)
+            real = self._settings.aliases.get(wanted, wanted)
             if real in known or not known:
                 return Resolution(wanted, real)
         if not known:
@@ -192,6 +264,40 @@ def _names(nodes: Iterable[NodeView], kind: str, job_type: str) -> Names:
             if view.kind == kind and fits:
                 found.setdefault(name, []).append(view)
     return found
+
+
+def _loads(node: NodeView, file: ShelfFile, job_type: str) -> bool:
+    return any(file.architecture in one.architectures and job_type in one.job_types for one in node.loadable)
+
+
+def _types_of(nodes: Iterable[NodeView], file: ShelfFile) -> frozenset[str]:
+    """What the file would be for, by the engines that load its kind."""
+    return frozenset(
+        job_type
+        for node in nodes
+        for one in node.loadable
+        if file.architecture in one.architectures
+        for job_type in one.job_types
+    )
+
+
+def _stocked_model(file: ShelfFile, types: Iterable[str]) -> types_pb2.Model:
+    model = types_pb2.Model(name=file.name, format="safetensors", in_s3=True)
+    model.job_types.extend(number for number in map(type_number, sorted(types)) if number)
+    _describe(model, _as_view(file))
+    return model
+
+
+def _as_view(file: ShelfFile) -> ModelView:
+    return ModelView(
+        file.name, kind=file.kind, size_bytes=file.size_bytes, sha256=file.sha256, architecture=file.architecture
+    )
+
+
+def _stocked_lora(file: ShelfFile) -> types_pb2.Lora:
+    lora = types_pb2.Lora(name=file.name, trigger_words=file.trigger_words, in_s3=True)
+    _describe(lora, _as_view(file))
+    return lora
 
 
 def _is_sketch(holders: Mapping[str, ModelView]) -> bool:
@@ -235,6 +341,7 @@ def _loaded(node: NodeView, view: LoadedView, name: str, real: str | None, jobs:
         memory_bytes=view.memory_bytes,
         loras=view.loras,
         running_jobs=jobs,
+        pinned=view.pinned,
     )
     loaded.load_time.FromMilliseconds(view.load_ms)
     loaded.last_used_time.FromMilliseconds(view.used_ms)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
-from fleet.v1.node_pb2 import AgentHeartbeat, Hello, LoadedFile, ModelFile
+from fleet.v1.node_pb2 import AgentHeartbeat, Hello, LoadableModels, LoadedFile, ModelFile
 from fleet.v1.types_pb2 import Gpu, Heartbeat, MetricsSource, NodeDrain, NodeInfo, Transport
 from fleet.v1.types_pb2 import NodeStatus as StatusNumber
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fleet_server.domain.node import CLUSTER_OF_TYPE, LoadedView, ModelView, NodeStatus, NodeView
+from fleet_server.domain.node import CLUSTER_OF_TYPE, Loadable, LoadedView, ModelView, NodeStatus, NodeView
 from fleet_server.services.words import type_number, type_word
 from fleet_server.store import NodeRow
 
@@ -83,6 +83,7 @@ def _same_loaded(before: Sequence[LoadedFile], beat: AgentHeartbeat, elapsed: fl
         and abs(new.used_seconds_ago - old.used_seconds_ago - elapsed) < _SAME_SECONDS
         and abs(new.loaded_seconds_ago - old.loaded_seconds_ago - elapsed) < _SAME_SECONDS
         and old.loras == new.loras
+        and old.pinned == new.pinned
         for old, new in zip(before, now, strict=True)
     )
 
@@ -136,6 +137,8 @@ def view_of(
         loaded=tuple(_loaded(loaded, at) for loaded in hello.loaded_models),
         session=session,
         gpu_memory_bytes=gpu_memory(gpus),
+        loadable=tuple(_loadable(one) for one in hello.intake.loadable),
+        largest_file_bytes=hello.intake.most_bytes,
     )
 
 
@@ -259,4 +262,10 @@ def _loaded(loaded: LoadedFile, at_ms: int) -> LoadedView:
         loras=tuple(loaded.loras),
         load_ms=at_ms - int(loaded.loaded_seconds_ago * 1000),
         used_ms=at_ms - int(loaded.used_seconds_ago * 1000),
+        pinned=loaded.pinned,
     )
+
+
+def _loadable(one: LoadableModels) -> Loadable:
+    job_types = tuple(type_word(number) for number in one.job_types if number)
+    return Loadable(one.engine, tuple(one.architectures), job_types)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fleet.v1 import types_pb2
 
+from fleet_server.domain.fetching import NO_SHELF, Shelf
 from fleet_server.domain.job import JobRecord, JobState, Lane, Priority, WaitReason, paused
 from fleet_server.protojson import JsonCodec
 from fleet_server.services.estimates import Estimates
@@ -25,12 +26,20 @@ class JobViews:
     """Makes Jobs. Keeps the newest specs, less their payloads, so that events need no second read of the store."""
 
     def __init__(
-        self, jobs: JobStore, nodes: Nodes, ticks: Ticks, codec: JsonCodec, pauses: Pauses, estimates: Estimates
+        self,
+        jobs: JobStore,
+        nodes: Nodes,
+        ticks: Ticks,
+        codec: JsonCodec,
+        pauses: Pauses,
+        estimates: Estimates,
+        shelf: Shelf = NO_SHELF,
     ) -> None:
         self._jobs = jobs
         self._estimates = estimates
         self._pauses = pauses
         self._nodes = nodes
+        self._shelf = shelf
         self._ticks = ticks
         self._codec = codec
         self._specs: OrderedDict[str, types_pb2.JobSpec] = OrderedDict()
@@ -58,7 +67,7 @@ class JobViews:
 
     def no_node(self, lane: Lane) -> bool:
         """Whether no registered node could run the lane's jobs, were it online and free."""
-        return not any(serves(node, lane) for node in self._nodes.nodes())
+        return not any(serves(node, lane, self._shelf) for node in self._nodes.nodes())
 
     async def obstacle(self, lane: Lane, priority: Priority) -> str | None:
         """Why a new job of that lane would not be in line: PAUSED, NO_NODE or nothing."""
