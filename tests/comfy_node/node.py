@@ -24,6 +24,7 @@ class ComfyNode:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: uvicorn.Server | None = None
         self._app: NodeApp | None = None
+        self._work: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -59,11 +60,13 @@ class ComfyNode:
 
     def stop(self) -> None:
         """Cuts every connection."""
-        self.script.release()
-        if self._thread is None or self._loop is None or self._server is None:
+        if self._thread is None or self._loop is None or self._server is None or self._work is None:
             return
         self._server.should_exit = self._server.force_exit = True
+        # What runs does not get to its end.
+        self._loop.call_soon_threadsafe(self._work.cancel)
         self._loop.call_soon_threadsafe(self._cut)
+        self.script.release()
         self._thread.join(20)
         self._thread = None
 
@@ -85,7 +88,7 @@ class ComfyNode:
         app = self._app = NodeApp(self.script, self.calls)
         config = uvicorn.Config(app.routes(), log_level="error", lifespan="off", ws="websockets-sansio")
         server = self._server = uvicorn.Server(config)
-        work = asyncio.create_task(app.executor.work())
+        work = self._work = asyncio.create_task(app.executor.work())
         # The listener takes connections from here on; they are answered as soon as the server is up.
         started.set()
         try:
