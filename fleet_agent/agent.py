@@ -77,11 +77,11 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
     models.register(desk)
     try:
         try:
-            await desk.open()
+            unfinished = await desk.open()
         except OSError as error:
             raise FolderError(f"{error}: mend the file, or remove it") from error
         async with asyncio.TaskGroup() as tasks:
-            await docker.open()
+            await docker.open(unfinished)
             if await _unless(stopping, runner.open(tasks)):
                 await models.open()
                 endless = [tasks.create_task(work) for work in (session.run(), inventory.watch(), models.run())]

@@ -44,6 +44,8 @@ class EngineFacts:
     swarm_role: str = ""
     """manager, worker, or "" where it is in no swarm."""
     swarm_node_id: str = ""
+    managed_containers: int = 0
+    """Containers of the fleet that run there."""
 
 
 NO_ENGINE = EngineFacts()

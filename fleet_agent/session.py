@@ -235,6 +235,7 @@ class Session:
             docker_version=self._facts().version,
             swarm_role=self._facts().swarm_role,
             swarm_node_id=self._facts().swarm_node_id,
+            managed_containers=self._facts().managed_containers,
             intake=self._inventory.intake(),
         )
         hello.now.GetCurrentTime()
@@ -283,6 +284,7 @@ class Session:
             docker_version=self._facts().version,
             swarm_role=self._facts().swarm_role,
             swarm_node_id=self._facts().swarm_node_id,
+            managed_containers=self._facts().managed_containers,
             loaded_models=self._runner.loaded(),
         )
         models = self._inventory.models()

@@ -10,9 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from fleet_agent.containers.mounts import bad_root
+
 _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _RESERVED = frozenset({"heartbeats", "tokens"})
 Names = Annotated[tuple[str, ...], NoDecode]
+Paths = Annotated[tuple[Path, ...], NoDecode]
 Labels = Annotated[dict[str, str], NoDecode]
 
 
@@ -34,6 +37,10 @@ class AgentSettings(BaseSettings):
     clusters: Names = ()
     labels: Labels = Field(default_factory=dict)
     engines: Names = ()
+    join: SecretStr | None = None
+    """A join token; used once, where this machine has no identity yet."""
+    ca_file: Path | None = None
+    """The server's authority, where its gRPC port speaks TLS and this agent has a key and no certificate."""
     api_key: SecretStr | None = Field(default=None, validation_alias="FLEET_API_KEY")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     ready_json: bool = False
@@ -65,7 +72,11 @@ class AgentSettings(BaseSettings):
     describe_seconds: Annotated[float, Field(gt=0)] = 120
     """For the engines to say what they are."""
     docker_host: str | None = None
-    """The Docker engine, unix:///path or tcp://host:port. Unset: DOCKER_HOST, else the socket of this machine."""
+    """The Docker engine, unix:///path. Unset: DOCKER_HOST, else the socket of this machine."""
+    mount_roots: Paths = (Path("/mnt/s3-models"), Path("/srv/fleet"))
+    """Folders of this node that containers may see, with all below them; empty: none."""
+    container_pids: Annotated[int, Field(ge=16)] = 4096
+    """Processes and threads that a container may have."""
     docker_threads: Annotated[int, Field(ge=1, le=256)] = 16
     """Calls of the Docker engine at once."""
     docker_seconds: Annotated[float, Field(gt=0)] = 5
@@ -102,7 +113,7 @@ class AgentSettings(BaseSettings):
     options: Labels = Field(default_factory=dict)
     """Options of engines, name=value parted by commas; see docs/engines.md."""
 
-    @field_validator("data_dir", "models_dir")
+    @field_validator("data_dir", "models_dir", "ca_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -119,6 +130,28 @@ class AgentSettings(BaseSettings):
     def _words(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(word for word in value.replace(",", " ").split() if word)
+        return value
+
+    @field_validator("mount_roots", mode="before")
+    @classmethod
+    def _paths(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(word) for word in value.replace(",", ":").split(":") if word)
+        return value
+
+    @field_validator("docker_host")
+    @classmethod
+    def _local(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("unix:///"):
+            raise ValueError("must be a socket of this machine, unix:///path: over a network it gives the machine away")
+        return value
+
+    @field_validator("mount_roots")
+    @classmethod
+    def _safe_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for root in value:
+            if (why := bad_root(root)) is not None:
+                raise ValueError(f"{root} {why}")
         return value
 
     @field_validator("labels", "options", mode="before")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from fleet.v1 import command_pb2, types_pb2
 
@@ -46,7 +46,7 @@ class CommandChannel:
         """A part of an engine's reply."""
         await self._write(command_pb2.ServeCommandRequest(body=data))
 
-    async def inputs(self) -> AsyncIterator[command_pb2.ServeCommandResponse]:
+    async def inputs(self) -> AsyncGenerator[command_pb2.ServeCommandResponse, None]:
         """What the server says, to its last word. What is not taken waits at the server."""
         while self.call is not None and (part := await self.call.read()) is not None:
             yield part

@@ -1,0 +1,1 @@
+"""Containers that the fleet runs on this node, through its Docker engine."""

@@ -1,0 +1,1 @@
+"""Programs that callers run: on this node as the agent's user, or in a container."""
