@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     output_sync_seconds: Annotated[float, Field(gt=0)] = 900
     """Between copies of outputs to S3."""
     output_sync_eager: bool | None = None
-    """Copy each output as soon as it is stored; where unset, only with a store of yours: other servers may ask for it."""
+    """Copy each output as soon as it is stored. Unset: with a store of yours, since other servers may be asked for it."""
     output_max_age_hours: Annotated[float, Field(gt=0, le=87_600)] = 24
     """Local files of outputs are kept so long, and for as long as S3 has not verifiably got them."""
     output_reserve_bytes: Annotated[int, Field(ge=0)] = 256 << 20
@@ -146,6 +146,8 @@ class Settings(BaseSettings):
     s3_public_url: str | None = None
     """Where callers reach the S3 server, where that is not its endpoint."""
 
+    models_refresh_seconds: Annotated[float, Field(gt=0)] = 30
+    """Between looks at the buckets fleet-models and fleet-loras."""
     store_memory_bytes: Annotated[int, Field(ge=64 << 20)] = 2 << 30
     disk_floor_bytes: Annotated[int, Field(ge=0)] = 512 << 20
     """Below this much free disk no job is accepted."""

@@ -169,6 +169,12 @@ class Speeds:
         self._changed.add(node_id)
         self._some.set()
 
+    def fetched(self, node_id: str, size_bytes: int, seconds: float) -> None:
+        """The node has brought so many bytes from the buckets within `seconds`."""
+        self.book.fetched(node_id, size_bytes, seconds)
+        self._changed.add(node_id)
+        self._some.set()
+
     def forget(self, node_id: str) -> None:
         """The node was deleted."""
         self.book.forget(node_id)
