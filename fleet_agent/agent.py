@@ -17,6 +17,8 @@ import uvloop
 
 from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.docker_room import DockerRoom
+from fleet_agent.enrol import enrolled, keep_fresh
+from fleet_agent.identity import Door, IdentityError
 from fleet_agent.inventory import Inventory
 from fleet_agent.logs import configure
 from fleet_agent.metrics.reader import MetricsReader
@@ -38,7 +40,8 @@ class FolderInUseError(FolderError):
 
 
 def main(settings: AgentSettings) -> int:
-    """Runs an agent in this process; the exit code: 0 after a stop, 3 where its folder cannot be used."""
+    """Runs an agent in this process; the exit code: 0 after a stop, 3 where its folder cannot be used, 4 where it has
+    no identity that the server takes."""
     configure(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -46,32 +49,38 @@ def main(settings: AgentSettings) -> int:
     except FolderError as error:
         sys.stderr.write(f"{error}\n")
         return 3
+    except IdentityError as error:
+        sys.stderr.write(f"{error}\n")
+        return 4
     return 0
 
 
 async def run_agent(settings: AgentSettings) -> None:
     """Runs until SIGTERM or SIGINT; then gives its work back, says goodbye and returns.
 
-    Raises FolderInUseError where another agent uses the folder: two would send each other's results. FolderError where
-    it cannot be written to.
+    Raises IdentityError where it cannot join, FolderInUseError where another agent uses the folder (two would send each
+    other's results), FolderError where it cannot be written to.
     """
     with _locked(settings.data_dir):
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        settings, door = await enrolled(settings)
         spool = await asyncio.to_thread(_folders, settings)
         inventory = Inventory(settings)
         if await _unless(stopping, inventory.load()):
-            await _serve(settings, inventory, spool, stopping)
+            await _serve(settings, inventory, spool, stopping, door)
 
 
-async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, stopping: asyncio.Event) -> None:
+async def _serve(
+    settings: AgentSettings, inventory: Inventory, spool: Spool, stopping: asyncio.Event, door: Door
+) -> None:
     runner = Runner(settings, inventory, spool)
     metrics = MetricsReader(settings.data_dir, settings.metrics_seconds)
     desk = CommandDesk(CommandJournal(settings.data_dir / "commands.db"))
     docker = DockerRoom(settings, desk)
-    session = Session(settings, inventory, runner, metrics, desk, lambda: docker.facts, docker.welcomed)
+    session = Session(settings, inventory, runner, metrics, desk, lambda: docker.facts, docker.welcomed, door)
     docker.report_by(session.say)
     models = ModelRoom(settings, inventory, runner, session.beat)
     models.register(desk)
@@ -86,6 +95,7 @@ async def _serve(settings: AgentSettings, inventory: Inventory, spool: Spool, st
                 await models.open()
                 endless = [tasks.create_task(work) for work in (session.run(), inventory.watch(), models.run())]
                 endless.append(tasks.create_task(docker.run()))
+                endless.append(tasks.create_task(keep_fresh(settings, door)))
                 await stopping.wait()
                 _log.info("stopping")
                 await runner.release()

@@ -11,6 +11,9 @@ import typer
 
 def agent(
     server: Annotated[str | None, typer.Option(help="Address of the server's gRPC port.")] = None,
+    join: Annotated[
+        str | None, typer.Option(help="Join token (`fleet nodes token`): this machine becomes a node, once.")
+    ] = None,
     node_id: Annotated[str | None, typer.Option(help="Name of this node; the host's name when left out.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder for the spool and the models.")] = None,
     models_dir: Annotated[Path | None, typer.Option(help="Folder with checkpoints/ and loras/.")] = None,

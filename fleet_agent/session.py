@@ -24,6 +24,7 @@ from fleet_agent.attempt import Stop
 from fleet_agent.commands import CommandDesk, CommandRoad
 from fleet_agent.docker_engine import NO_ENGINE, EngineFacts
 from fleet_agent.flow import GATHER_SECONDS, Flow
+from fleet_agent.identity import Door, Options
 from fleet_agent.inputs import Downloader
 from fleet_agent.inventory import Inventory
 from fleet_agent.link import Link
@@ -63,6 +64,7 @@ class Session:
         desk: CommandDesk | None = None,
         facts: Callable[[], EngineFacts] = lambda: NO_ENGINE,
         welcomed: Callable[[], None] = lambda: None,
+        door: Door | None = None,
     ) -> None:
         self._settings = settings
         self._inventory = inventory
@@ -71,6 +73,7 @@ class Session:
         self._desk = desk
         self._facts = facts
         self._welcomed = welcomed
+        self._door = door or Door(settings.server)
         self._instance_id = uuid.uuid4().hex
         self._link: Link | None = None
         self._call: Any = None
@@ -150,12 +153,12 @@ class Session:
         metadata: Metadata = ()
         if self._settings.api_key is not None:
             metadata = (("x-api-key", self._settings.api_key.get_secret_value()),)
-        options = list(_CHANNEL_OPTIONS)
+        options: Options = list(_CHANNEL_OPTIONS)
         async with (
-            grpc.aio.insecure_channel(self._settings.server, options=options) as channel,
-            grpc.aio.insecure_channel(self._settings.server, options=options) as uploads,
+            self._door.channel(options) as channel,
+            self._door.channel(options) as uploads,
             # Long answers of commands do not share the uploads' connection; it is made with the first command.
-            grpc.aio.insecure_channel(self._settings.server, options=options) as commands,
+            self._door.channel(options) as commands,
         ):
             call: Any = node_pb2_grpc.NodeStub(channel).Connect(metadata=metadata)
             try:
