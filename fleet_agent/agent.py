@@ -17,6 +17,7 @@ import uvloop
 
 from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.docker_room import DockerRoom
+from fleet_agent.engine_requests import EngineRequests
 from fleet_agent.enrol import enrolled, keep_fresh
 from fleet_agent.identity import Door, IdentityError
 from fleet_agent.inventory import Inventory
@@ -84,6 +85,8 @@ async def _serve(
     docker.report_by(session.say)
     models = ModelRoom(settings, inventory, runner, session.beat)
     models.register(desk)
+    requests = EngineRequests({"comfyui": settings.comfyui_url})
+    requests.register(desk)
     try:
         try:
             unfinished = await desk.open()
@@ -105,6 +108,7 @@ async def _serve(
             runner.cancel_tasks()
     finally:
         await desk.aclose()
+        await requests.aclose()
         await docker.close()
         await models.aclose()
         await runner.close()
