@@ -31,7 +31,14 @@ async def wait_until(ready: Callable[[], Any] | Callable[[], Awaitable[Any]], wh
 class ScriptedAgent:
     """One agent process: `dial` begins a stream, which may be done again and again; nothing is answered by itself."""
 
-    def __init__(self, address: str, node_id: str = "agx0", instance_id: str = "boot-1", **hello: Any) -> None:
+    def __init__(
+        self,
+        address: str | grpc.aio.Channel,
+        node_id: str = "agx0",
+        instance_id: str = "boot-1",
+        metadata: tuple[tuple[str, str], ...] = (),
+        **hello: Any,
+    ) -> None:
         self.node_id = node_id
         self.instance_id = instance_id
         self.session = ""
@@ -41,7 +48,10 @@ class ScriptedAgent:
         self.ended = asyncio.Event()
         self._hello = hello
         self._some = asyncio.Event()
-        self._channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        if isinstance(address, str):
+            address = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._metadata = metadata
+        self._channel = address
         self.stub: Any = node_pb2_grpc.NodeStub(self._channel)
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -72,7 +82,7 @@ class ScriptedAgent:
         self.heard.clear()
         self.ended = asyncio.Event()
         self.error = None
-        self._call = self.stub.Connect()
+        self._call = self.stub.Connect(metadata=self._metadata)
         await self._call.write(pb.AgentMessage(hello=self.hello(**changes)))
         self._reader = asyncio.create_task(self._read(self._call, self.ended))
 
@@ -146,7 +156,7 @@ class ScriptedAgent:
                     return
                 yield pb.UploadOutputRequest(chunk=data[at : at + 1000])
 
-        call = self.stub.UploadOutput(requests())
+        call = self.stub.UploadOutput(requests(), metadata=self._metadata)
         reply: pb.UploadOutputResponse = await call
         return reply.receipt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from uuid_utils import uuid7
 
 from fleet_server.domain.job import JobRecord, NewJob, Priority
 from fleet_server.keeping import Keeping
-from fleet_server.rpc.auth import KeyRing
+from fleet_server.rpc.auth import ApiKey, KeyRing
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import methods_of
 from fleet_server.rpc.metrics import RpcMetrics
@@ -25,15 +25,19 @@ from fleet_server.rpc.server import GrpcServer
 from fleet_server.services.commands import Commands
 from fleet_server.services.completion import Completions
 from fleet_server.services.dispatch import Decision, Dispatcher, DispatchSettings
+from fleet_server.services.file_reader import FileReader
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.joins import Joins
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.nodes import now_ms
+from fleet_server.services.output_files import OutputFiles
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.session import SessionSettings
 from fleet_server.services.sessions import Sessions
 from fleet_server.services.speeds import Speeds
 from fleet_server.services.uploads import Uploads
 from fleet_server.storage.outputs import LocalOutputs, OutputLimits
+from fleet_server.storage.s3 import S3Store
 from fleet_server.store import Store
 from tests.services.agents.agent import ScriptedAgent
 
@@ -141,8 +145,12 @@ async def bench_on(
     clock: Callable[[], int] = now_ms,
     poll_seconds: float = 0.05,
     on_decision: Callable[[Decision], None] | None = None,
+    joins: Joins | None = None,
+    keys: Sequence[ApiKey] = (),
+    listen: Callable[[GrpcServer], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Bench]:
-    """A running bench on a unix socket in `folder`; without `dispatch` the test takes the rounds itself."""
+    """A running bench on a unix socket in `folder`, and on what `listen` binds; without `dispatch` the test takes the
+    rounds itself."""
     outputs = LocalOutputs(folder / "outputs", limits or OutputLimits(reserve_bytes=0))
     await outputs.open()
     fleet, hub = FleetView(), ProgressHub()
@@ -159,12 +167,15 @@ async def bench_on(
         on_decision=on_decision,
     )
     commands = Commands(sessions, fleet)
-    keeping = Keeping(store, fleet, sessions, commands)
-    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs), commands, keeping.parts)
-    methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer)
+    keeping = Keeping(store, fleet, sessions, commands, joins)
+    servicer = NodeServicer(fleet, sessions, Uploads(store, outputs), commands, keeping.parts, _reader(store, outputs))
+    methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer, public=["Join"])
     metrics = RpcMetrics(CollectorRegistry(), methods)
-    server = GrpcServer(Invoker(methods, keys=KeyRing([], clock=time.monotonic), metrics=metrics))
+    ring = KeyRing(keys, clock=time.monotonic)
+    server = GrpcServer(Invoker(methods, keys=ring, metrics=metrics, identities=joins))
     address = f"unix:{folder / 'g'}"
+    if listen is not None:
+        await listen(server)
     await server.start(address)
     bench = Bench(store, outputs, fleet, hub, sessions, dispatcher, server, address, folder, commands)
     bench.tasks.append(asyncio.create_task(sessions.run()))
@@ -177,3 +188,8 @@ async def bench_on(
         await bench.stop()
     for task in bench.tasks:
         assert task.cancelled(), task
+
+
+def _reader(store: Store, outputs: LocalOutputs) -> FileReader:
+    s3 = S3Store(None)
+    return FileReader(OutputFiles(outputs, s3, store.outputs), store.outputs, store.inputs, outputs, s3)
