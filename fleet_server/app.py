@@ -70,6 +70,7 @@ from fleet_server.special import front_page, guarded, metrics
 from fleet_server.storage.outputs import LocalOutputs
 from fleet_server.storage.thumbnails import Thumbnails
 from fleet_server.store import Store
+from fleet_server.swarming import Swarming
 
 EVENT = types_pb2.Event.DESCRIPTOR.full_name
 
@@ -243,6 +244,8 @@ class Server:
             ),
             NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs), self.commands, self._keeping.parts),
         )
+        self._swarming = Swarming(settings, store, self.fleet, self._sessions, self.commands, catalog)
+        servicers[0].swarm_parts = self._swarming.parts
         methods: list[Method] = []
         for service, servicer in zip(SERVICES, servicers, strict=True):
             methods += methods_of(service, servicer, public=_PUBLIC.get(service.name, ()))
@@ -315,6 +318,7 @@ class Server:
             self._reaper.run,
             self._sender.run,
             self._keeping.run,
+            self._swarming.run,
         ]
         if self.key_file is not None:
             loops.append(self.key_file.run)
@@ -354,6 +358,7 @@ class Server:
         await self._generation.aclose()
         await self._queue.aclose()
         await self._dead.aclose()
+        await self._swarming.aclose()
 
     async def close_files(self) -> None:
         """Ends the threads of the file rooms."""

@@ -66,6 +66,14 @@ class Settings(BaseSettings):
     s3_port: OptionalPort = 9010
     data_dir: Path = Path("~/.fleet")
     redis_url: str | None = None
+    registry_url: str = "http://localhost:5000"
+    """The registry whose images are listed."""
+    registry_username: str = ""
+    registry_password: SecretStr | None = None
+    autoscale_seconds: Annotated[float, Field(gt=0)] = 5
+    """Between looks at the jobs that wait for the services that grow with them."""
+    autoscale_calm_seconds: Annotated[float, Field(ge=0)] = 60
+    """A service shrinks when fewer replicas have been enough for so long."""
     api_key: SecretStr | None = None
     api_keys_file: Path | None = None
     """Lines `name:key` or `name:key:admin`; read again when it changes or at SIGHUP."""

@@ -12,6 +12,7 @@ from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
+from fleet_server.rpc.swarm import SwarmCalls
 from fleet_server.services.events import EventHub
 from fleet_server.services.generation import Generated, Generation
 from fleet_server.services.mailbox import EventFilter
@@ -25,7 +26,7 @@ INLINE_BYTES = 3 << 20
 
 
 @others_later(fleet_pb2.DESCRIPTOR.services_by_name["Fleet"])
-class FleetServicer:
+class FleetServicer(SwarmCalls):
     """The fleet as a whole. Every method raises FleetError.
 
     `check_key(key in the body, context)` returns if a caller of Connect may connect, else raises FleetError.

@@ -140,6 +140,13 @@ class EventMaker:
                 if now.HasField("address"):
                     info.address = now.address
             return _node_event(info, entry.id, entry.time_ms)
+        if entry.type == "service_update":
+            service = types_pb2.SwarmService.FromString(entry.fields["service"])
+            event = types_pb2.Event(id=entry.id, service_update=service)
+            event.time.FromMilliseconds(entry.time_ms)
+            return Happening(
+                event, entry.type, id=entry.id, service_names=frozenset({service.service_id, service.name})
+            )
         return None
 
 

@@ -20,6 +20,7 @@ class Happening:
     node_id: str = ""
     clusters: frozenset[str] = frozenset()
     version: int = 0
+    service_names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class EventFilter:
         if happening.kind == "node_heartbeat" and happening.kind not in self.kinds:
             return False
         return (
-            self.service_id is None
+            (self.service_id is None or self.service_id in happening.service_names)
             and self.job_id in (None, happening.job_id)
             and self.node_id in (None, happening.node_id)
             and (self.cluster is None or self.cluster in happening.clusters)

@@ -18,6 +18,8 @@ from fleet_server.store import NodeRow
 READY = "ready"
 """Status of an engine that takes work."""
 
+_DOCKER = ("docker_version", "swarm_role", "swarm_node_id")
+"""What a heartbeat says of the node's Docker engine, which may come, go, and join a swarm."""
 _SAME_SECONDS = 1.0
 """Ages that differ by less are of the same moment: beats travel."""
 
@@ -57,11 +59,15 @@ def with_inventory(hello: Hello, beat: AgentHeartbeat, elapsed: float) -> Hello:
     `hello` itself where nothing has changed, `elapsed` seconds being the time since it was made: most beats say nothing
     new, and who sees the same object need not look.
     """
-    if not beat.inventory and beat.slots == hello.slots and _same_loaded(hello.loaded_models, beat, elapsed):
+    same_docker = all(getattr(beat, name) == getattr(hello, name) for name in _DOCKER)
+    same = not beat.inventory and beat.slots == hello.slots and same_docker
+    if same and _same_loaded(hello.loaded_models, beat, elapsed):
         return hello
     changed = Hello()
     changed.CopyFrom(hello)
     changed.slots = beat.slots
+    for name in _DOCKER:
+        setattr(changed, name, getattr(beat, name))
     changed.ClearField("loaded_models")
     changed.loaded_models.extend(beat.loaded_models)
     if beat.inventory:
