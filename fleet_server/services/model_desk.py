@@ -13,7 +13,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.domain.fetching import ShelfFile
 from fleet_server.domain.node import NodeView
 from fleet_server.services.bucket_shelf import BucketShelf
-from fleet_server.services.fetches import Fetches, Runs
+from fleet_server.services.fetches import Fetches, Runs, Tell
 from fleet_server.services.intake import idempotency
 from fleet_server.services.models import ModelCatalog
 from fleet_server.services.ports import Nodes
@@ -43,6 +43,7 @@ class ModelDesk:
         shelf: BucketShelf,
         fetches: Fetches,
         replies: Replies,
+        tell: Tell,
     ) -> None:
         self._nodes = nodes
         self._catalog = catalog
@@ -50,6 +51,7 @@ class ModelDesk:
         self._shelf = shelf
         self._fetches = fetches
         self._replies = replies
+        self._tell = tell
         self._shield = Shield()
 
     async def aclose(self) -> None:
@@ -63,7 +65,7 @@ class ModelDesk:
         """
 
         async def work(operation: str) -> bytes:
-            return (await self._load(request, operation)).SerializeToString()
+            return (await self._load(request, operation, key)).SerializeToString()
 
         reply = await self._once(request, "Vision/LoadModel", owner, key, work)
         return types_pb2.LoadedModel.FromString(reply)
@@ -99,18 +101,37 @@ class ModelDesk:
             return await self._shield.run(_plainly(work))
         return await self._shield.run(self._replies.once(once, work))
 
-    async def _load(self, request: vision_pb2.LoadModelRequest, operation: str) -> types_pb2.LoadedModel:
+    async def _load(
+        self, request: vision_pb2.LoadModelRequest, operation: str, key: str | None
+    ) -> types_pb2.LoadedModel:
         node = self._node(request.node_id)
         name = self._catalog.real_name(request.model, node)
         file = node.models.get(name)
         if file is None or file.kind != "checkpoint":
-            await self._fetches.bring(node.node_id, await self._in_s3(request.model, name, node))
+            await self._fetches.bring(node.node_id, self._in_s3(request.model, name, node), key)
         asked = vision_pb2.LoadModelRequest(node_id=node.node_id, model=name, pin=request.pin)
         command = command_pb2.Command(command_id=operation, load_model=asked)
-        end = await self._commands.run(node.node_id, command, timeout=LOAD_SECONDS)
+        last = types_pb2.OperationProgress(
+            operation="model_load", request_id=key, node_id=node.node_id, name=request.model, progress=100
+        )
+
+        def heard(progress: types_pb2.OperationProgress) -> None:
+            progress.name = request.model
+            if key is not None:
+                progress.request_id = key
+            self._tell(progress)
+
+        try:
+            end = await self._commands.run(node.node_id, command, timeout=LOAD_SECONDS, progress=heard)
+            last.message = "loaded"
+        except FleetError as error:
+            last.message = f"failed: {error.detail}"
+            raise
+        finally:
+            self._tell(last)
         return _named(end.loaded_model, request.model, name)
 
-    async def _in_s3(self, asked: str, name: str, node: NodeView) -> ShelfFile:
+    def _in_s3(self, asked: str, name: str, node: NodeView) -> ShelfFile:
         found = self._shelf.find("checkpoint", name)
         if found is None:
             words = f"{node.node_id} has no model {asked!r}, nor has S3; see GET /api/vision/models/available"

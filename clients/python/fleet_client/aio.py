@@ -217,6 +217,26 @@ class AsyncFleetCommander:
         """LoRAs that the fleet has: `loras`."""
         return await self._json("GET", "/api/vision/loras")
 
+    async def load_model(self, node_id: str, model: str, pin: bool = False, request_id: str | None = None) -> Json:
+        """Have a node load a model into memory, from S3 if need be; with `pin` it stays there. Again with another `pin`
+        changes that. The model as it is loaded."""
+        body = calls.given({"node_id": node_id, "model": model, "pin": pin, "request_id": request_id})
+        timeout = calls.timeout(calls.MODEL_SECONDS)
+        return await self._json("POST", "/api/vision/models/load", json=body, timeout=timeout)
+
+    async def unload_model(self, node_id: str, model: str, request_id: str | None = None) -> Json:
+        """Have a node free a model, pinned or not; the model as it was."""
+        body = calls.given({"node_id": node_id, "model": model, "request_id": request_id})
+        timeout = calls.timeout(calls.MODEL_SECONDS)
+        return await self._json("POST", "/api/vision/models/unload", json=body, timeout=timeout)
+
+    async def download_model(self, name: str, node_ids: Sequence[str], request_id: str | None = None) -> Json:
+        """Have nodes bring a model or LoRA from S3 to their disks; `downloads` says what became of it on each."""
+        body = calls.given({"name": name, "node_ids": list(node_ids), "request_id": request_id})
+        return await self._json(
+            "POST", "/api/vision/models/download", json=body, timeout=calls.timeout(calls.MODEL_SECONDS)
+        )
+
     async def get_gallery(self, limit: int = 50, **filters: Any) -> Json:
         """A page of pictures, newest first: `images` and `next_page_token`."""
         return await self._json("GET", "/api/vision/gallery", params=calls.given({"limit": limit, **filters}))

@@ -17,6 +17,8 @@ DEFAULT_URL = "http://localhost:8765"
 CONNECT_SECONDS = 5.0
 GENERATE_SECONDS = 310.0
 """The server gives up on a generate call after 300."""
+MODEL_SECONDS = 3610.0
+"""Loading and downloading models may take an hour."""
 SILENCE_SECONDS = 45.0
 """A stream that is silent for so long is dead: the server sends a comment every 15."""
 SAFE_INTEGER = 1 << 53

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fleet_client.cli import events, fleet, generate, nodes, pictures, queue
+from fleet_client.cli import events, fleet, generate, models, nodes, pictures, queue
 from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
@@ -33,7 +33,8 @@ def build() -> typer.Typer:
     app.command("status", rich_help_panel="Use")(fleet.status)
     app.add_typer(queue.app, name="jobs", rich_help_panel="Use")
     app.add_typer(nodes.app, name="nodes", rich_help_panel="Use")
-    app.command("models", rich_help_panel="Use")(fleet.models)
+    app.add_typer(models.app, name="models", rich_help_panel="Use")
+    app.command("loras", rich_help_panel="Use")(models.loras)
     app.command("gallery", rich_help_panel="Use")(pictures.gallery)
     app.command("download", rich_help_panel="Use")(pictures.download)
     app.command("events", rich_help_panel="Use")(events.events)

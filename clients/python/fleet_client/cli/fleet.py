@@ -1,4 +1,4 @@
-"""`fleet status`, `models` and `version`."""
+"""`fleet status` and `version`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from fleet_client.cli.console import (
     errors_told,
     print_fields,
     print_json,
-    print_table,
     say,
     write,
 )
-from fleet_client.cli.words import plain, seconds, size, state
+from fleet_client.cli.words import plain, seconds, state
 from fleet_client.client import FleetCommander
 
 
@@ -54,29 +53,6 @@ def _counts(counts: dict[str, int], words: tuple[str, ...]) -> Text:
 def _part(part: dict[str, str | None], more: str = "") -> Text:
     told = ", ".join(plain(text) for text in (more, part["detail"]) if text)
     return Text().append(state(part["status"] or "")).append(f", {told}" if told else "")
-
-
-def models(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption = None) -> None:
-    """List checkpoints and LoRAs, and the nodes that have them."""
-    with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        checkpoints, loras = fleet.list_models()["models"], fleet.list_loras()["loras"]
-    if as_json:
-        print_json({"models": checkpoints, "loras": loras})
-        return
-    rows = [
-        [
-            model["name"] + (" (default)" if model["is_default"] else ""),
-            f"alias of {model['alias_of']}" if model["alias_of"] else model["architecture"] or "",
-            size(model["size_bytes"]) if model["size_bytes"] else "",
-            ", ".join(model["node_ids"]),
-            ", ".join(model["loaded_node_ids"]),
-        ]
-        for model in checkpoints
-    ]
-    for lora in loras:
-        kind = f"LoRA, {lora['architecture']}" if lora["architecture"] else "LoRA"
-        rows.append([lora["name"], kind, size(lora["size_bytes"]), ", ".join(lora["node_ids"]), ""])
-    print_table(["MODEL", "KIND", "SIZE", "ON", "LOADED ON"], rows, "no models: no node has reported one")
 
 
 def installed() -> str:
