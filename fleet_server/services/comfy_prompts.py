@@ -99,7 +99,7 @@ class ComfyPrompts:
         job_id = admitted.job.job_id
         # Its place in the lists first: no prompt is ever missing there.
         await self._store.comfy.begin(job_id, self._clock(), owner=who.owner, client_id=asked.client_id)
-        self._tracker.expect(job_id, owner=who.owner, client_id=asked.client_id)
+        self._tracker.expect(job_id, owner=who.owner, client_id=asked.client_id, address=who.address)
         try:
             await self._queue.accept(admitted)
         except FleetError as error:

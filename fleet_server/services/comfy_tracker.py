@@ -42,6 +42,8 @@ class Live:
     job_id: str
     owner: str
     client_id: str
+    address: str = ""
+    """Where it was submitted from, if that was here."""
     running: bool = False
     told_running: bool = False
     node_id: str = ""
@@ -120,9 +122,9 @@ class ComfyTracker:
         """All prompts that have not ended, in no order."""
         return list(self._open.values())
 
-    def expect(self, job_id: str, *, owner: str, client_id: str) -> None:
+    def expect(self, job_id: str, *, owner: str, client_id: str, address: str = "") -> None:
         """A prompt is being submitted here."""
-        self._open.setdefault(job_id, Live(job_id, owner, client_id))
+        self._open.setdefault(job_id, Live(job_id, owner, client_id, address))
 
     def unexpect(self, job_id: str) -> None:
         """It was refused."""

@@ -118,6 +118,10 @@ class ComfyStore:
         await self._room.bulk.call("HSET", key, name, record)
         return True
 
+    async def drop_file(self, owner: str, name: str) -> None:
+        """The name is free again."""
+        await self._room.bulk.call("HDEL", self._keys.comfy_files(owner), name)
+
     # What nodes have.
 
     async def catalogues(self) -> Mapping[str, bytes]:

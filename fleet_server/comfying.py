@@ -1,0 +1,129 @@
+"""The ComfyUI gateway, put together: what nodes' ComfyUIs have, prompts and files, and the door on its own port."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from fleet_server.bridge.guard import HostOriginGuard
+from fleet_server.comfy import ComfyParts, ComfySettings, Sockets, comfy_app
+from fleet_server.comfy.parts import Downloads
+from fleet_server.comfy.posture import Keys
+from fleet_server.http import HttpServer, PortTakenError, bind
+from fleet_server.services.comfy_files import ComfyFiles, Reads, Receives
+from fleet_server.services.comfy_nodes import Asks, ComfyNodes
+from fleet_server.services.comfy_prompts import ComfyPrompts
+from fleet_server.services.comfy_tracker import ComfyTracker
+from fleet_server.services.events import EventHub
+from fleet_server.services.fleet import FleetView
+from fleet_server.services.frames import FrameHub
+from fleet_server.services.graphs import Graphs
+from fleet_server.services.intake import Intake
+from fleet_server.services.queue import JobQueue
+from fleet_server.services.sessions import Sessions
+from fleet_server.settings import Settings
+from fleet_server.store import Store
+
+_log = structlog.get_logger("fleet.comfy")
+
+
+class Comfying:
+    """Makes these parts; `connect` once the rest is there, then `open`, `run`, `stop`. `graphs` is for the intake.
+
+    Graphs and their nodes are followed also where the door is closed: workflows come over the other doors too.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        fleet: FleetView,
+        sessions: Sessions,
+        commands: Asks,
+        receives: Receives,
+        reads: Reads,
+        clock: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._frames = FrameHub()
+        sessions.listen("frame", self._frames.take)
+        self._nodes = ComfyNodes(store, fleet, commands)
+        self._files = ComfyFiles(store, receives, reads)
+        self.graphs = Graphs(self._nodes, self._files)
+        self._sockets = Sockets(store.comfy.told)
+        self._listeners: list[socket.socket] = []
+        self._http: HttpServer | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The gateway's port; None where it is closed."""
+        return None if self._http is None else self._http.port
+
+    def connect(self, queue: JobQueue, intake: Intake, hub: EventHub, keys: Keys, downloads: Downloads) -> None:
+        """The use cases of the other doors, and the keys."""
+        self._keys = keys
+        self._tracker = ComfyTracker(
+            self._store, hub, self._frames, self._sockets, clock=self._clock, failed=self._nodes.stale
+        )
+        prompts = ComfyPrompts(self._store, queue, intake, self.graphs, self._tracker, clock=self._clock)
+        self._parts = ComfyParts(
+            prompts, self._tracker, self._nodes, self._files, downloads, self._sockets, ComfySettings()
+        )
+
+    def open(self) -> None:
+        """Listens. A port that is taken closes this door alone, unless it was asked for: then it raises PortTakenError.
+
+        What holds the port may be a ComfyUI of this very machine.
+        """
+        settings = self._settings
+        if settings.comfy_port is None:
+            return
+        try:
+            self._listeners = bind(settings.host, settings.comfy_port, "comfy-port")
+        except PortTakenError as error:
+            if "comfy_port" in settings.model_fields_set:
+                raise
+            _log.warning("the ComfyUI gateway stays closed: its port is taken", detail=str(error))
+            return
+        guard = HostOriginGuard(
+            comfy_app(self._parts, self._keys),
+            settings.allowed_hosts,
+            settings.allowed_origins,
+            bound_addresses=[settings.host] if _is_address(settings.host) else [],
+            loopback_bind=settings.loopback,
+        )
+        self._http = HttpServer(guard, self._listeners, settings.stop_grace_seconds)
+
+    async def run(self) -> None:
+        """Until cancelled, or `stop` and the last request."""
+        loops = [self._nodes.run(), self._tracker.run()]
+        tasks = [asyncio.create_task(loop, name="comfy") for loop in loops]
+        try:
+            if self._http is not None:
+                await self._http.run()
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for listener in self._listeners:
+                listener.close()
+
+    def stop(self) -> None:
+        """No more requests are taken; clients are told that we go."""
+        self._sockets.close()
+        if self._http is not None:
+            self._http.stop()
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        return not ipaddress.ip_address(host).is_unspecified
+    return False
