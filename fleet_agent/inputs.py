@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import grpc
 import structlog
-from fleet.v1 import command_pb2, node_pb2, node_pb2_grpc, vision_pb2, vision_pb2_grpc
+from fleet.v1 import command_pb2, node_pb2, node_pb2_grpc
 
 from fleet_agent.upload import Metadata
 
@@ -40,22 +40,9 @@ class Downloader:
     """Reads files from the server, on the channel of the uploads."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Metadata, timeout_seconds: float) -> None:
-        self._stub = vision_pb2_grpc.VisionStub(channel)
         self._files = node_pb2_grpc.NodeStub(channel)
         self._metadata = metadata
         self._timeout = timeout_seconds
-
-    async def chunks(self, filename: str) -> AsyncGenerator[bytes, None]:
-        """The bytes of an output. Raises grpc.aio.AioRpcError."""
-        # stubs of the sync and the aio API share one class; the aio channel makes this an aio call
-        call: Any = self._stub.GetOutput(
-            vision_pb2.GetOutputRequest(filename=filename), timeout=self._timeout, metadata=self._metadata
-        )
-        try:
-            async for part in call:
-                yield part.data
-        finally:
-            call.cancel()
 
     async def file(
         self, reference: str, offset: int = 0, *, etag: str = ""
@@ -92,9 +79,10 @@ class Inputs:
         try:
             await asyncio.to_thread(folder.mkdir, 0o700, True, True)
             for one in wanted:
-                path = have.get(one.filename)
+                source = _source(one)
+                path = have.get(source)
                 if path is None:
-                    path = have[one.filename] = folder / str(len(have))
+                    path = have[source] = folder / str(len(have))
                     await self._bring(one, path)
                 files.setdefault(one.reference, []).append({"path": str(path), "content_type": one.content_type})
         except OSError as error:
@@ -119,29 +107,36 @@ class Inputs:
                 except grpc.aio.AioRpcError as error:
                     code = error.code()
                     if code is grpc.StatusCode.NOT_FOUND:
-                        detail = f"{one.reference}: the output {one.filename} is there no more"
+                        detail = f"{one.reference}: the file {one.filename} is there no more"
                         raise InputError("INPUT_NOT_FOUND", detail, False) from error
                     _log.warning("an input is asked for again", filename=one.filename, code=code.name)
             await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+def _source(one: node_pb2.AssignedInput) -> str:
+    """What the server is asked for; what stands for a job are its outputs."""
+    return one.reference if one.reference.startswith(("input:", "s3://")) else f"output:{one.filename}"
+
+
 async def _written(downloader: Downloader, one: node_pb2.AssignedInput, path: Path) -> bool:
-    """Whether the file came as it should."""
+    """Whether the file came as it should. The hash of an object of S3 may be unknown: then its size must do."""
     digest = hashlib.sha256()
-    size = 0
-    async with contextlib.aclosing(downloader.chunks(one.filename)) as chunks:
+    size, whole = 0, one.size_bytes
+    async with contextlib.aclosing(downloader.file(_source(one))) as parts:
         stream: BinaryIO = await asyncio.to_thread(_open, path)
         try:
-            async for chunk in chunks:
-                size += len(chunk)
-                digest.update(chunk)
-                if size > one.size_bytes:
+            async for part in parts:
+                if part.size_bytes and not one.sha256:
+                    whole = part.size_bytes
+                size += len(part.chunk)
+                digest.update(part.chunk)
+                if size > whole:
                     return False
-                await asyncio.to_thread(stream.write, chunk)
+                await asyncio.to_thread(stream.write, part.chunk)
         finally:
             await asyncio.to_thread(stream.close)
-    return size == one.size_bytes and digest.hexdigest() == one.sha256
+    return size == whole and one.sha256 in ("", digest.hexdigest())
 
 
 def _open(path: Path) -> BinaryIO:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import secrets
-import shutil
 import time
 from urllib.parse import urlsplit
 
@@ -21,13 +18,19 @@ from fleet_server.bridge.openapi import OpenApiOptions, openapi_document
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.transcoder import Bridge
 from fleet_server.callbacks import Callbacks
+from fleet_server.comfying import Comfying
 from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
-from fleet_server.domain.errors import REASON_CODES, FleetError
+from fleet_server.domain.errors import REASON_CODES
 from fleet_server.domain.webhook_signature import SecretError
 from fleet_server.embedded.identity import server_name
+from fleet_server.enrolling import Enrolment
+from fleet_server.filing import Filing
+from fleet_server.guarding import guarded_by
 from fleet_server.keeping import Keeping
 from fleet_server.keyfile import KeyFile, KeyFileError
+from fleet_server.modelling import Modelling
 from fleet_server.protojson import JsonCodec
+from fleet_server.readiness import Readiness, StartError
 from fleet_server.rpc.auth import ApiKey, KeyRing
 from fleet_server.rpc.fleet import FleetServicer
 from fleet_server.rpc.invoke import Invoker
@@ -38,6 +41,7 @@ from fleet_server.rpc.queue import QueueServicer
 from fleet_server.rpc.server import GrpcServer
 from fleet_server.rpc.validation import validate
 from fleet_server.rpc.vision import VisionServicer
+from fleet_server.services.authority import AuthorityError
 from fleet_server.services.commands import Commands
 from fleet_server.services.completion import Completions
 from fleet_server.services.dead import DeadLetters
@@ -48,35 +52,31 @@ from fleet_server.services.estimates import Estimates
 from fleet_server.services.events import EventHub
 from fleet_server.services.explain import Explainer
 from fleet_server.services.fleet import FleetView
-from fleet_server.services.gallery import Gallery
 from fleet_server.services.generation import Generation, GenerationSettings
 from fleet_server.services.intake import Intake
-from fleet_server.services.models import CatalogSettings, ModelCatalog
+from fleet_server.services.operations import Operations
 from fleet_server.services.pauses import Pauses
 from fleet_server.services.payloads import PayloadReader
 from fleet_server.services.progress import ProgressHub
 from fleet_server.services.queue import JobQueue
 from fleet_server.services.rates import Rates
 from fleet_server.services.reaper import Reaper, ReaperSettings
+from fleet_server.services.reruns import Reruns
 from fleet_server.services.session import SessionSettings
 from fleet_server.services.sessions import Sessions
 from fleet_server.services.speeds import Speeds
 from fleet_server.services.status import StatusBoard, StatusSettings
+from fleet_server.services.tick_relay import TickRelay
 from fleet_server.services.uploads import Uploads
 from fleet_server.services.views import JobViews
 from fleet_server.services.webhooks import Webhooks
 from fleet_server.settings import PUBLISHED_KEYS, Settings
 from fleet_server.special import front_page, guarded, metrics
-from fleet_server.storage.outputs import LocalOutputs
-from fleet_server.storage.thumbnails import Thumbnails
+from fleet_server.storage.s3 import S3Store
 from fleet_server.store import Store
 from fleet_server.swarming import Swarming
 
 EVENT = types_pb2.Event.DESCRIPTOR.full_name
-
-
-class StartError(RuntimeError):
-    """The server cannot start; the text says why and what to do."""
 
 
 def now_ms() -> int:
@@ -84,38 +84,13 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Readiness:
-    """Why the server takes no work now: it is stopping, or its disk is nearly full."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._checked_at = 0.0
-        self._disk: FleetError | None = None
-        self.stopping = False
-
-    def refusal(self) -> FleetError | None:
-        """The error for new work, None where it is welcome. The disk is looked at once a second at most."""
-        if self.stopping:
-            return FleetError("SHUTTING_DOWN", "the server is being shut down: come again in a moment")
-        now = time.monotonic()
-        if now - self._checked_at > 1:
-            self._checked_at = now
-            free = shutil.disk_usage(self._settings.data_dir).free
-            floor = self._settings.disk_floor_bytes
-            self._disk = None
-            if free < floor:
-                self._disk = FleetError(
-                    "DISK_FULL", f"the server's disk has {free:,} bytes left of the {floor:,} that it keeps free"
-                )
-        return self._disk
-
-
 class Server:
     """Everything that answers calls, over one store. `start`, then `stop`, once each."""
 
-    def __init__(self, settings: Settings, store: Store, readiness: Readiness) -> None:
+    def __init__(self, settings: Settings, store: Store, readiness: Readiness, s3: S3Store) -> None:
         self._settings = settings
         self._store = store
+        self.s3 = s3
         self._readiness = readiness
         self.registry = CollectorRegistry()
         self._callbacks = _callbacks(settings)
@@ -124,10 +99,10 @@ class Server:
 
     def _wire(self) -> None:
         settings, store = self._settings, self._store
-        self._outputs = LocalOutputs(settings.data_dir / "outputs")
-        self._thumbnails = Thumbnails(settings.data_dir / "thumbnails")
+        self._filing = Filing(settings, store, self.s3, server_name(settings.data_dir), now_ms)
         self.fleet = FleetView()
         self._ticks = ProgressHub()
+        self._relay = TickRelay(store.broadcast, self._ticks)
         endings = Endings()
         self._speeds = Speeds(clock=now_ms, shelf=store.speeds)
         self._sessions = Sessions(
@@ -136,10 +111,12 @@ class Server:
             self._ticks,
             Completions(
                 store,
-                self._outputs,
+                self._filing.local,
                 endings=endings,
                 taken=self._speeds.taken,
                 backoff_first_ms=int(settings.retry_backoff_seconds * 1000),
+                stored=self._filing.stored,
+                home=self._filing.home,
             ),
             settings=SessionSettings(
                 heartbeat_seconds=settings.heartbeat_seconds,
@@ -147,11 +124,18 @@ class Server:
                 lease_seconds=settings.lease_seconds,
                 accept_seconds=settings.accept_seconds,
             ),
-            replica=server_name(settings.data_dir),
+            replica=self._filing.home,
             version=__version__,
+            inputs=self._filing.resolver,
         )
         self.commands = Commands(self._sessions, self.fleet)
-        self._keeping = Keeping(store, self.fleet, self._sessions, self.commands)
+        self.comfy = Comfying(settings, store, self.fleet, self._sessions, self.commands, self._filing, now_ms)
+        self.enrolment = _enrolment(settings, store)
+        self._keeping = Keeping(store, self.fleet, self._sessions, self.commands, self.enrolment.joins)
+        aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
+        parts = (self.fleet, self._sessions, self.commands, self._speeds)
+        self._modelling = Modelling(settings, store, self.s3, *parts, aliases=aliases)
+        catalog, shelf = self._modelling.catalog, self._modelling.shelf
         self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)
         self._dispatcher = Dispatcher(
             store,
@@ -159,7 +143,9 @@ class Server:
             self._sessions,
             speeds=self._speeds,
             on_decision=None if self._decisions is None else self._decisions.note,
+            on_situation=self._modelling.fetches.consider,
         )
+        self._modelling.shelf.subscribe(self._dispatcher.wake)
         self._reaper = Reaper(
             store,
             self.fleet,
@@ -172,7 +158,7 @@ class Server:
         rates = Rates(now_ms)
         pauses = Pauses(store.pauses, self._dispatcher, clock=time.monotonic)
         estimates = Estimates(self._dispatcher, self._speeds.book, rates.run_ms, clock=now_ms)
-        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec, pauses, estimates)
+        views = JobViews(store.jobs, self.fleet, self._ticks, self._codec, pauses, estimates, shelf)
         self._hub = EventHub(
             store.jobs,
             store.events,
@@ -184,18 +170,16 @@ class Server:
             endings=endings,
             on_node=self._sessions.told,
         )
-        aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
-        default = settings.default_model or next(iter(aliases), None)
-        catalog = ModelCatalog(self.fleet, CatalogSettings(aliases=aliases, default_model=default))
         intake = Intake(
             PayloadReader(self._codec, validate, secrets.randbelow),
             catalog,
             self.fleet,
-            store.outputs,
+            self._filing.references,
             new_id=lambda: str(uuid_utils.uuid7()),
             clock=now_ms,
             callbacks=self._callbacks.rules,
             refusal=self._readiness.refusal,
+            graphs=self.comfy.graphs,
         )
         self._sender = self._callbacks.sender(store, views, self._codec, now_ms, self.registry)
         self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions)
@@ -206,7 +190,7 @@ class Server:
             views,
             self._hub,
             self.fleet,
-            self._outputs,
+            self._filing.files,
             self._dispatcher,
             self._sessions,
             rates,
@@ -214,6 +198,7 @@ class Server:
                 queue_ttl_ms=int(settings.generate_timeout_seconds * 1000),
                 timeout_ms=int(settings.generate_timeout_seconds * 1000),
             ),
+            shelf=shelf,
         )
         board = StatusBoard(
             store,
@@ -224,15 +209,19 @@ class Server:
             estimates,
             clock=now_ms,
             refusal=self._readiness.refusal,
-            notices=self._reaper.notices,
+            notices=lambda: [*self._reaper.notices(), *self.s3.notices()],
+            s3=lambda: self.s3.part_status,
         )
-        explainer = Explainer(store.jobs, self._dispatcher, self._speeds, intake, clock=now_ms)
+        explainer = Explainer(store.jobs, self._dispatcher, self._speeds, intake, clock=now_ms, shelf=shelf)
         self._keys = KeyRing(_keys(settings), clock=time.monotonic)
         self.agent_key, self.key_file = self._open_keys()
-        gallery = Gallery(store.outputs, self._outputs, self._thumbnails)
+        self._filing.tell = self._modelling.tell = Operations(self._hub, clock=now_ms).tell
+        self._filing.reader.objects = self._modelling.reads
+        self.comfy.connect(self._queue, intake, self._hub, self._keys, self._filing.gallery)
+        reruns = Reruns(store, self._queue, catalog, self._filing.resolver)
         servicers = (
-            FleetServicer(board, self._generation, self._hub, self._check_key),
-            VisionServicer(self._queue, gallery, catalog, self.fleet),
+            FleetServicer(board, self._generation, self._hub, self._check_key, self._filing.calls),
+            VisionServicer(self._queue, self._filing.gallery, reruns, catalog, self.fleet, self._modelling.desk),
             QueueServicer(
                 self._queue,
                 self._hub,
@@ -242,14 +231,27 @@ class Server:
                 pauses=pauses,
                 dead=self._dead,
             ),
-            NodeServicer(self.fleet, self._sessions, Uploads(store, self._outputs), self.commands, self._keeping.parts),
+            NodeServicer(
+                self.fleet,
+                self._sessions,
+                Uploads(store, self._filing.local),
+                self.commands,
+                self._keeping.parts,
+                self._filing.reader,
+            ),
         )
         self._swarming = Swarming(settings, store, self.fleet, self._sessions, self.commands, catalog)
         servicers[0].swarm_parts = self._swarming.parts
         methods: list[Method] = []
         for service, servicer in zip(SERVICES, servicers, strict=True):
             methods += methods_of(service, servicer, public=_PUBLIC.get(service.name, ()))
-        self._invoker = Invoker(methods, keys=self._keys, metrics=RpcMetrics(self.registry, methods))
+        self._invoker = Invoker(
+            methods,
+            keys=self._keys,
+            metrics=RpcMetrics(self.registry, methods),
+            identities=self.enrolment.joins,
+            open_scopes=self.enrolment.open_scopes,
+        )
         self._grpc = GrpcServer(self._invoker)
 
     def _open_keys(self) -> tuple[str | None, KeyFile | None]:
@@ -257,6 +259,9 @@ class Server:
         settings = self._settings
         given = None if settings.api_key is None else settings.api_key.get_secret_value()
         if settings.api_keys_file is None:
+            if given is None and settings.insecure_no_auth:
+                given = secrets.token_hex(32)
+                self._keys.replace([ApiKey.of("fleet-agent", given)])
             return given, None
         own = given or secrets.token_hex(32)
         others = _keys(settings) or [ApiKey.of("fleet-agent", own)]
@@ -267,6 +272,11 @@ class Server:
         except KeyFileError as error:
             raise StartError(str(error)) from None
         return own, file
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether pages need a key too."""
+        return self._keys.required and not self._settings.insecure_no_auth
 
     def _check_key(self, key: str | None, context: object) -> None:
         self._keys.owner(key, context.peer())  # type: ignore[attr-defined]
@@ -293,23 +303,16 @@ class Server:
             SERVICES,
             self._invoker,
             self._codec,
-            special=guarded(special, self._invoker.authenticate) if self._keys.required else special,
+            special=guarded(special, self._invoker.authenticate) if self._guarded else special,
             required_paths=DOCUMENTED_PATHS,
             settings=BridgeSettings(shared_messages=frozenset({EVENT})),
         )
-        settings = self._settings
-        guard = HostOriginGuard(
-            bridge,
-            settings.allowed_hosts,
-            settings.allowed_origins,
-            bound_addresses=[settings.host] if _is_address(settings.host) else [],
-            loopback_bind=settings.loopback,
-        )
-        return guard, bridge
+        return guarded_by(self._settings, bridge), bridge
 
     async def start(self, tasks: asyncio.TaskGroup) -> tuple[int, list[asyncio.Task[None]]]:
         """Opens the files, starts the loops, then the gRPC door; its port and the loops, which run for ever."""
-        await self._outputs.open()
+        await self._filing.open()
+        self.comfy.open()
         loops = [
             self._hub.run,
             self._sessions.run,
@@ -317,8 +320,14 @@ class Server:
             self._speeds.run,
             self._reaper.run,
             self._sender.run,
+        ]
+        loops += [
+            self._relay.run,
+            self.comfy.run,
             self._keeping.run,
             self._swarming.run,
+            self._filing.run,
+            self._modelling.run,
         ]
         if self.key_file is not None:
             loops.append(self.key_file.run)
@@ -327,13 +336,11 @@ class Server:
         running = [tasks.create_task(loop(), name=loop.__qualname__) for loop in loops]
         await self._sessions.loaded()
         try:
-            port = await self._grpc.start(f"127.0.0.1:{self._settings.grpc_port}")
+            port = await self.enrolment.open(self._grpc)
         except OSError as error:
-            raise StartError(
-                f"port {self._settings.grpc_port} cannot be listened on: stop what uses it, "
-                "or give another with --grpc-port (FLEET_GRPC_PORT)"
-            ) from error
+            raise StartError(str(error)) from error
         self._callbacks.own_port(port)
+        self._callbacks.own_port(self.comfy.port)
         return port, running
 
     @staticmethod
@@ -350,6 +357,7 @@ class Server:
     async def stop(self, bridge: Bridge, grace_seconds: float) -> None:
         """Ends streams and sessions, lets calls under way finish, closes the doors."""
         await self._grpc.set_serving(False)
+        self.comfy.stop()
         self._hub.close()
         await bridge.shut_down()
         await self._sessions.shutdown()
@@ -359,11 +367,12 @@ class Server:
         await self._queue.aclose()
         await self._dead.aclose()
         await self._swarming.aclose()
+        await self._modelling.aclose()
+        await self._filing.finish()
 
     async def close_files(self) -> None:
         """Ends the threads of the file rooms."""
-        await self._thumbnails.aclose()
-        await self._outputs.aclose()
+        await self._filing.close()
 
 
 _LAST_CALLBACKS_SECONDS = 2.0
@@ -384,7 +393,8 @@ def _callbacks(settings: Settings) -> Callbacks:
         raise StartError(str(error)) from None
 
 
-def _is_address(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return not ipaddress.ip_address(host).is_unspecified
-    return False
+def _enrolment(settings: Settings, store: Store) -> Enrolment:
+    try:
+        return Enrolment(settings, store)
+    except AuthorityError as error:
+        raise StartError(str(error)) from None

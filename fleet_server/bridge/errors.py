@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 
-from fleet_server.domain.errors import Code, FleetError, Violation
+from fleet_server.domain.errors import Code, FleetError, RangeNotSatisfiableError, Violation
 
 STATUS_BY_CODE: Final[Mapping[Code, int]] = MappingProxyType(
     {
@@ -76,13 +76,15 @@ def error_body(error: FleetError, request_id: str) -> bytes:
 
 
 def error_reply(error: FleetError, request_id: str) -> tuple[int, bytes, list[Header]]:
-    """Status, body and headers (content type, Retry-After, Allow) of an error."""
+    """Status, body and headers (content type, Retry-After, Allow, Content-Range) of an error."""
     headers: list[Header] = [(b"content-type", JSON_MEDIA_TYPE)]
     if error.retry_after_seconds is not None:
         seconds = max(1, math.ceil(error.retry_after_seconds))
         headers.append((b"retry-after", str(seconds).encode()))
     if error.reason == "REQUEST_TIMEOUT":  # what is left of the body can no longer be told from a next request
         headers.append((b"connection", b"close"))
+    if isinstance(error, RangeNotSatisfiableError):
+        headers.append((b"content-range", b"bytes */%d" % error.size_bytes))
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", error.allow.encode()))
     return status_of(error), error_body(error, request_id), headers

@@ -111,6 +111,14 @@ class FleetError(Exception):
         return f"FleetError({self.reason}, {self.detail!r})"
 
 
+class RangeNotSatisfiableError(FleetError):
+    """RANGE_NOT_SATISFIABLE of a file with `size_bytes`."""
+
+    def __init__(self, detail: str, size_bytes: int) -> None:
+        super().__init__("RANGE_NOT_SATISFIABLE", detail)
+        self.size_bytes = size_bytes
+
+
 def invalid_field(field: str, description: str, got: object = None) -> FleetError:
     """An INVALID_FIELD error for one field; `got` is shown where given."""
     seen = "" if got is None else f"; got {got}"

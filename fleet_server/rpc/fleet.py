@@ -12,6 +12,7 @@ from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
+from fleet_server.rpc.outputs import OutputCalls, OutputParts
 from fleet_server.rpc.swarm import SwarmCalls
 from fleet_server.services.events import EventHub
 from fleet_server.services.generation import Generated, Generation
@@ -26,17 +27,25 @@ INLINE_BYTES = 3 << 20
 
 
 @others_later(fleet_pb2.DESCRIPTOR.services_by_name["Fleet"])
-class FleetServicer(SwarmCalls):
+class FleetServicer(OutputCalls, SwarmCalls):
     """The fleet as a whole. Every method raises FleetError.
 
     `check_key(key in the body, context)` returns if a caller of Connect may connect, else raises FleetError.
     """
 
-    def __init__(self, board: StatusBoard, generation: Generation, hub: EventHub, check_key: CheckKey) -> None:
+    def __init__(
+        self,
+        board: StatusBoard,
+        generation: Generation,
+        hub: EventHub,
+        check_key: CheckKey,
+        outputs: OutputParts,
+    ) -> None:
         self._board = board
         self._generation = generation
         self._hub = hub
         self._check_key = check_key
+        self._outputs = outputs
 
     async def GetHealth(self, request: fleet_pb2.GetHealthRequest, context: Context) -> fleet_pb2.GetHealthResponse:
         await self._board.check_health()

@@ -15,7 +15,9 @@ from fleet_server.domain.node import NodeView
 from fleet_server.rpc.caller import caller_of
 from fleet_server.rpc.later import others_later
 from fleet_server.rpc.machines import MachineCalls, MachineParts
+from fleet_server.rpc.outputs import FileCalls
 from fleet_server.services.commands import Commands
+from fleet_server.services.file_reader import FileReader
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.nodes import status_number
 from fleet_server.services.pages import page_by_name
@@ -27,17 +29,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @others_later(pb.DESCRIPTOR.services_by_name["Node"])
-class NodeServicer(MachineCalls):
+class NodeServicer(MachineCalls, FileCalls):
     """The machines. Every method raises FleetError."""
 
     def __init__(
-        self, fleet: FleetView, sessions: Sessions, uploads: Uploads, commands: Commands, parts: MachineParts
+        self,
+        fleet: FleetView,
+        sessions: Sessions,
+        uploads: Uploads,
+        commands: Commands,
+        parts: MachineParts,
+        reader: FileReader,
     ) -> None:
         self._fleet = fleet
         self._parts = parts
         self._sessions = sessions
         self._uploads = uploads
         self._commands = commands
+        self._reader = reader
 
     async def ListNodes(self, request: pb.NodeListNodesRequest, context: Context) -> pb.NodeListNodesResponse:
         found = self._matching(request, statuses=request.status)

@@ -12,25 +12,39 @@ from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.later import others_later
+from fleet_server.rpc.models import ModelCalls
+from fleet_server.rpc.outputs import OneOutputCalls
 from fleet_server.services.gallery import Gallery
+from fleet_server.services.model_desk import ModelDesk
 from fleet_server.services.models import ModelCatalog
 from fleet_server.services.pages import page_by_name
 from fleet_server.services.ports import Nodes
 from fleet_server.services.queue import JobQueue
+from fleet_server.services.reruns import Reruns
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _CLUSTER = "vision"
 
 
 @others_later(vision_pb2.DESCRIPTOR.services_by_name["Vision"])
-class VisionServicer:
+class VisionServicer(OneOutputCalls, ModelCalls):
     """Pictures and models. Every method raises FleetError."""
 
-    def __init__(self, queue: JobQueue, gallery: Gallery, catalog: ModelCatalog, nodes: Nodes) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        gallery: Gallery,
+        reruns: Reruns,
+        catalog: ModelCatalog,
+        nodes: Nodes,
+        models: ModelDesk,
+    ) -> None:
         self._queue = queue
         self._gallery = gallery
+        self._reruns = reruns
         self._catalog = catalog
         self._nodes = nodes
+        self._models = models
 
     async def Generate(
         self, request: vision_pb2.VisionGenerateRequest, context: Context
@@ -66,17 +80,6 @@ class VisionServicer:
             async for chunk in chunks:
                 yield httpbody_pb2.HttpBody(content_type=content_type, data=chunk)
                 content_type = ""
-
-    async def DeleteOutput(
-        self, request: vision_pb2.DeleteOutputRequest, context: Context
-    ) -> vision_pb2.DeleteOutputResponse:
-        removed = await self._gallery.delete(request.filename)
-        return vision_pb2.DeleteOutputResponse(filename=request.filename, removed=removed)
-
-    async def GetOutputMetadata(
-        self, request: vision_pb2.GetOutputMetadataRequest, context: Context
-    ) -> vision_pb2.GetOutputMetadataResponse:
-        return vision_pb2.GetOutputMetadataResponse(output=await self._gallery.output(request.filename))
 
     async def ListModels(
         self, request: vision_pb2.ListModelsRequest, context: Context

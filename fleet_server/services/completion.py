@@ -16,6 +16,7 @@ from fleet_server.domain.job import JobRecord
 from fleet_server.domain.retry import FIRST_MS, backoff_ms
 from fleet_server.services.endings import Endings
 from fleet_server.services.nodes import now_ms, set_time
+from fleet_server.services.output_views import object_key
 from fleet_server.services.uploads import accepts_output, output_name, output_stem
 from fleet_server.storage.outputs import LocalOutputs
 from fleet_server.store import Completion, Outcome, OutputRow, Report, Store
@@ -24,6 +25,9 @@ _log = structlog.get_logger("fleet.completion")
 
 MAX_DATA_BYTES = 65_536
 """Larger outputs are uploaded."""
+
+MAX_MAKING_BYTES = 32_768
+"""A larger recipe is not kept with each output: it is the job's, for as long as that is kept."""
 
 _OUTCOMES = {
     Outcome.OK: CompleteOutcome.COMPLETE_OUTCOME_OK,
@@ -52,7 +56,8 @@ class Ended:
 class Completions:
     """Settles reports of agents. Each report may come any number of times; it takes effect once.
 
-    `taken(node_id, complete)` is called for each that did, once, for what is learned from it; it must not wait.
+    `taken(node_id, complete)` is called for each that did, once, for what is learned from it, `stored()` where it had
+    outputs; neither may wait. `home` is this server, on whose disk outputs are stored.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class Completions:
         endings: Endings | None = None,
         taken: Callable[[str, JobComplete], None] = lambda node_id, complete: None,
         backoff_first_ms: int = FIRST_MS,
+        stored: Callable[[], None] = lambda: None,
+        home: str = "",
     ) -> None:
         self._store = store
         self._outputs = outputs
@@ -71,6 +78,8 @@ class Completions:
         self._draw = draw
         self._taken = taken
         self._backoff_first_ms = backoff_first_ms
+        self._stored = stored
+        self._home = home
 
     async def settle(self, node_id: str, complete: JobComplete, spec: bytes = b"") -> CompleteOutcome.ValueType:
         """What became of one report, see `settle_many`. Raises STORE_UNAVAILABLE: nothing is known yet, ask again."""
@@ -103,7 +112,7 @@ class Completions:
         self, node_id: str, ended: Sequence[Ended]
     ) -> Sequence[CompleteOutcome.ValueType | FleetError]:
         at = now_ms()
-        reports = [_report(node_id, one.complete, one.spec, at) for one in ended]
+        reports = [_report(node_id, one.complete, one.spec, at, self._home) for one in ended]
         try:
             completions = await self._store.jobs.complete_many(reports)
         except FleetError as error:
@@ -141,10 +150,12 @@ class Completions:
             await self._discard(complete)
         if completion.outcome is Outcome.OK:
             self._taken(node_id, complete)
+            if complete.outputs and not failed:
+                self._stored()
         return _OUTCOMES[completion.outcome]
 
     async def _succeed(self, node_id: str, complete: JobComplete, raw_spec: bytes) -> Completion:
-        report = _report(node_id, complete, raw_spec, now_ms())
+        report = _report(node_id, complete, raw_spec, now_ms(), self._home)
         completion = (await self._store.jobs.complete_many([report]))[0]
         self._tell(complete, raw_spec, report, completion)
         return completion
@@ -231,16 +242,20 @@ async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int) -> Report:
+def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int, home: str) -> Report:
     """A success as the store takes it."""
     result = _result(complete)
     rows = []
     if complete.outputs:
         spec = JobSpec.FromString(raw_spec)
+        making = _making(spec)
         for uploaded in complete.outputs:
             output = _output(uploaded, complete, spec, node_id, at_ms)
             record = output.SerializeToString()
-            rows.append(OutputRow(output.filename, complete.job_id, at_ms, output.size_bytes, record))
+            key = object_key(output.filename, output.metadata.engine)
+            rows.append(
+                OutputRow(output.filename, complete.job_id, at_ms, output.size_bytes, record, key, making, home)
+            )
             output.ClearField("metadata")
             result.outputs.add().CopyFrom(output)
     return Report(
@@ -252,6 +267,17 @@ def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int) ->
         _ms(complete.run_seconds),
         _ms(complete.upload_seconds),
     )
+
+
+def _making(spec: JobSpec) -> bytes:
+    """What makes the outputs again, less what was of that one job alone; b"" where it is large."""
+    again = JobSpec(job_type=spec.job_type, payload=spec.payload, target_cluster=spec.target_cluster)
+    if spec.HasField("target_model"):
+        again.target_model = spec.target_model
+    if spec.HasField("resolved_model"):
+        again.resolved_model = spec.resolved_model
+    making = again.SerializeToString()
+    return making if len(making) <= MAX_MAKING_BYTES else b""
 
 
 def _result(complete: JobComplete) -> JobResult:

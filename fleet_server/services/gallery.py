@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 
 from fleet.v1 import types_pb2, vision_pb2
 
 from fleet_server.domain.errors import FleetError, invalid_field
+from fleet_server.services.deletions import Deletions, Removal
+from fleet_server.services.gallery_feed import SHOWN, GalleryFeed
+from fleet_server.services.output_views import OutputViews
 from fleet_server.services.pages import page_key_of, token_of
 from fleet_server.services.ports import Files
 from fleet_server.services.ranges import span_of, unchanged
 from fleet_server.services.times import ceil_ms
+from fleet_server.storage.gallery_index import Span
 from fleet_server.storage.names import is_output_name
 from fleet_server.storage.thumbnails import NotAPictureError, Thumbnails
-from fleet_server.store import OutputRow, OutputStore, PageKey
+from fleet_server.store import OutputRow, OutputStore
 
-_SHOWN = ("image/", "video/")
-_WORD = re.compile(r"\w+")
 _AT_ONCE_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
 _IMMUTABLE = "public, max-age=31536000, immutable"
-
-
-@dataclass(frozen=True, slots=True)
-class GallerySettings:
-    """A page of the gallery looks at `rows_examined` outputs, `chunk` in one read."""
-
-    rows_examined: int = 2_000
-    chunk: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +39,24 @@ class Gallery:
     """The index of outputs with the files behind it. What the index does not have is not there."""
 
     def __init__(
-        self, outputs: OutputStore, files: Files, thumbnails: Thumbnails, settings: GallerySettings | None = None
+        self,
+        outputs: OutputStore,
+        files: Files,
+        thumbnails: Thumbnails,
+        views: OutputViews,
+        feed: GalleryFeed,
+        deletions: Deletions,
     ) -> None:
         self._outputs = outputs
         self._files = files
         self._thumbnails = thumbnails
-        self._settings = settings or GallerySettings()
+        self._views = views
+        self._feed = feed
+        self._deletions = deletions
 
     async def output(self, filename: str) -> types_pb2.Output:
         """An output with metadata. Raises OUTPUT_NOT_FOUND."""
-        return types_pb2.Output.FromString((await self._row(filename)).record)
+        return self._views.of(await self._row(filename))
 
     async def download(self, filename: str, *, width: int | None, headers: Mapping[str, str]) -> Download:
         """The bytes of an output, or of a WebP no wider than `width`; `headers` are those of the request.
@@ -128,20 +129,22 @@ class Gallery:
         sent = (*_common(output, etag), ("content-length", str(len(data))))
         return Download(200, sent, "image/webp", whole)
 
-    async def delete(self, filename: str) -> list[str]:
-        """Removes an output everywhere; what was removed: local, thumbnail, index. Raises OUTPUT_NOT_FOUND.
+    async def delete(self, filename: str) -> Removal:
+        """Removes an output everywhere. Raises OUTPUT_NOT_FOUND.
 
-        The index goes last: a delete that was cut short can be repeated.
+        What cannot be reached now is removed as soon as it can be; nobody is shown it from now on.
         """
-        await self._row(filename)
-        removed = []
-        if await self._files.delete(filename):
-            removed.append("local")
-        if await self._thumbnails.delete(filename):
-            removed.append("thumbnail")
-        if await self._outputs.delete(filename) is not None:
-            removed.append("index")
-        return removed
+        removal = await self._deletions.delete(filename) if is_output_name(filename) else None
+        if removal is None:
+            raise _not_found()
+        return removal
+
+    async def star(self, filename: str, starred: bool) -> types_pb2.Output:
+        """Gives an output a star, or takes it away; the output. Raises OUTPUT_NOT_FOUND."""
+        row = await self._outputs.star(filename, starred) if is_output_name(filename) else None
+        if row is None:
+            raise _not_found()
+        return self._views.of(row)
 
     async def _row(self, filename: str) -> OutputRow:
         row = await self._outputs.get(filename) if is_output_name(filename) else None
@@ -149,69 +152,32 @@ class Gallery:
             raise _not_found()
         return row
 
-    async def _rows(
-        self, request: vision_pb2.ListGalleryRequest, before: PageKey | None
-    ) -> tuple[list[OutputRow], PageKey | None]:
-        if request.HasField("job_id"):
-            rows = sorted(
-                await self._outputs.by_job(request.job_id), key=lambda row: (row.created_ms, row.filename), reverse=True
-            )
-            if before is not None:
-                rows = [row for row in rows if (row.created_ms, row.filename) < (before.time_ms, before.member)]
-            return rows, None
-        return await self._outputs.list(before=before, limit=self._settings.chunk)
-
     async def list(self, request: vision_pb2.ListGalleryRequest) -> tuple[list[types_pb2.Output], str]:
         """A page of pictures and clips with metadata, newest first, and the next page's token.
 
-        Looks at a bounded number of outputs: a page may be short and still have a token. Raises INVALID_PAGE_TOKEN.
+        Costs one command of the store, however many outputs there are. Raises INVALID_PAGE_TOKEN.
         """
-        wanted = _Wanted(request)
-        before = page_key_of(request)
-        if before is None and request.HasField("created_before"):
-            # Begins where the list may: the key after all outputs of that moment and later.
-            before = PageKey(ceil_ms(request.created_before), "")
-        found: list[types_pb2.Output] = []
-        examined = 0
-        while True:
-            rows, next_key = await self._rows(request, before)
-            for row in rows:
-                if wanted.after_ms is not None and row.created_ms < wanted.after_ms:
-                    return found, ""
-                output = types_pb2.Output.FromString(row.record)
-                if wanted.fits(output, row):
-                    found.append(output)
-                    if len(found) == request.limit:
-                        last = rows[-1] is row
-                        return found, token_of(request, next_key if last else PageKey(row.created_ms, row.filename))
-            examined += max(1, len(rows))
-            before = next_key
-            if before is None or examined >= self._settings.rows_examined:
-                return found, token_of(request, before)
+        marks = [SHOWN]
+        if request.HasField("model"):
+            marks.append(f"model:{request.model}")
+        if request.HasField("node_id"):
+            marks.append(f"node:{request.node_id}")
+        if request.HasField("job_id"):
+            marks.append(f"job:{request.job_id}")
+        if request.HasField("starred"):
+            marks.append(f"starred:{int(request.starred)}")
+        outputs, following = await self._feed.page(_span(request), request.prompt, marks, request.limit)
+        return outputs, token_of(request, following)
 
 
-class _Wanted:
-    """The gallery's filters."""
-
-    def __init__(self, request: vision_pb2.ListGalleryRequest) -> None:
-        self._request = request
-        self._words = frozenset(_WORD.findall(request.prompt.casefold()))
-        self.after_ms = ceil_ms(request.created_after) if request.HasField("created_after") else None
-        self._before_ms = ceil_ms(request.created_before) if request.HasField("created_before") else None
-
-    def fits(self, output: types_pb2.Output, row: OutputRow) -> bool:
-        request, metadata = self._request, output.metadata
-        if not output.content_type.startswith(_SHOWN):
-            return False
-        if request.HasField("model") and request.model not in (metadata.model, metadata.resolved_model):
-            return False
-        if request.HasField("node_id") and request.node_id != output.node_id:
-            return False
-        if request.HasField("starred") and request.starred != output.starred:
-            return False
-        if self._before_ms is not None and row.created_ms >= self._before_ms:
-            return False
-        return self._words <= frozenset(_WORD.findall(metadata.prompt.casefold()))
+def _span(request: vision_pb2.ListGalleryRequest) -> Span:
+    after_ms = ceil_ms(request.created_after) if request.HasField("created_after") else None
+    before = page_key_of(request)
+    if before is not None:
+        return Span(before.time_ms, before.member, after_ms)
+    if request.HasField("created_before"):
+        return Span(ceil_ms(request.created_before), after_ms=after_ms)
+    return Span(after_ms=after_ms)
 
 
 def _common(output: types_pb2.Output, etag: str) -> list[tuple[str, str]]:

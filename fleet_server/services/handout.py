@@ -80,7 +80,10 @@ class Handout:
             except FleetError as error:
                 if error.reason != "STORE_UNAVAILABLE":
                     end = job_error(error.reason, error.detail)
-                    await self._failed(pb.JobComplete(job_id=assign.job_id, token=assign.token, error=end))
+                    again = error.reason == "S3_UNAVAILABLE"
+                    await self._failed(
+                        pb.JobComplete(job_id=assign.job_id, token=assign.token, error=end, retryable=again)
+                    )
                     return
             else:
                 if self._wanted(assign.token):

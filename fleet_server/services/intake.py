@@ -20,10 +20,10 @@ from fleet_server.services.lanes import lane_of
 from fleet_server.services.models import ModelCatalog
 from fleet_server.services.payloads import PayloadReader, loras_of, model_of, references_of
 from fleet_server.services.ports import Nodes
-from fleet_server.services.references import check_reference
+from fleet_server.services.references import References
 from fleet_server.services.refusals import join, refused
 from fleet_server.services.words import DEFAULT_CLUSTERS, priority_number, priority_of, type_word
-from fleet_server.store import Idempotency, OutputStore
+from fleet_server.store import Idempotency
 
 _FARTHEST_MS = 30 * 86_400_000
 _A_DAY_MS = 86_400_000
@@ -65,7 +65,7 @@ class Intake:
     payloads: PayloadReader
     catalog: ModelCatalog
     nodes: Nodes
-    outputs: OutputStore
+    references: References
     new_id: Callable[[], str]
     clock: Callable[[], int]
     callbacks: CallbackRules = field(default_factory=CallbackRules)
@@ -99,7 +99,7 @@ class Intake:
         if workflow is not None and self.graphs is not None:
             await self.graphs.complete(payload.workflow, owner=owner, path=join(payload_path, "workflow"))
         for reference_path, reference in references_of(payload, path=payload_path):
-            await check_reference(reference, self.outputs, path=reference_path, after=after)
+            await self.references.check(reference, path=reference_path, after=after)
         spec = types_pb2.JobSpec(
             job_type=request.job_type,
             payload=payload,
@@ -121,9 +121,7 @@ class Intake:
             schedule_ms,
         )
 
-    def graph(
-        self, payload: types_pb2.WorkflowPayload, *, owner: str, job_id: str, priority: Priority
-    ) -> Admitted:
+    def graph(self, payload: types_pb2.WorkflowPayload, *, owner: str, job_id: str, priority: Priority) -> Admitted:
         """A prompt of a ComfyUI client, its graph judged already; without `job_id` it gets one. Raises what `refusal`
         says."""
         self._check_open()
@@ -147,8 +145,15 @@ class Intake:
         """As `image`, the files that it refers to looked for as well."""
         admitted = self.image(request, owner=owner, priority=priority, direct=direct, defaults=defaults)
         for path, reference in references_of(admitted.spec.payload, path=""):
-            await check_reference(reference, self.outputs, path=path)
+            await self.references.check(reference, path=path)
         return admitted
+
+    async def again(self, spec: types_pb2.JobSpec, *, owner: str) -> Admitted:
+        """A job that was admitted before, its payload complete. Raises as `job` does."""
+        self._check_open()
+        for path, reference in references_of(spec.payload, path=""):
+            await self.references.check(reference, path=path)
+        return self._admitted(spec, owner, "", self.defaults, None)
 
     def image(
         self,

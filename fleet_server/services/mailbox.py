@@ -11,7 +11,10 @@ from fleet.v1 import types_pb2
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """An event and what it is about. `id` is "" where it is not stored; one object is shared by all listeners."""
+    """An event and what it is about. `id` is "" where it is not stored; one object is shared by all listeners.
+
+    `subject` is whose latest tick replaces the one before: the job's or the node's where it is "".
+    """
 
     event: types_pb2.Event
     kind: str
@@ -21,6 +24,7 @@ class Happening:
     clusters: frozenset[str] = frozenset()
     version: int = 0
     service_names: frozenset[str] = frozenset()
+    subject: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Mailbox:
         """What the next of its kind replaces. Never waits."""
         if not self.wanted.takes(happening):
             return
-        subject = happening.job_id or happening.node_id
+        subject = happening.subject or happening.job_id or happening.node_id
         self._ticks[subject] = happening
         if len(self._ticks) > self._ticks_limit:
             self._ticks.popitem(last=False)

@@ -94,6 +94,14 @@ class JobQueue:
         once = idempotency(request, method="Vision/Generate", owner=owner, key=key)
         return (await self._submit([admitted], once))[0]
 
+    async def create_again(
+        self, spec: types_pb2.JobSpec, request: vision_pb2.RerunOutputRequest, *, owner: str, key: str | None
+    ) -> types_pb2.Receipt:
+        """Submits a job that was one before. Raises what `Intake.again` and `JobStore.submit` do."""
+        admitted = await self._intake.again(spec, owner=owner)
+        once = idempotency(request, method="Vision/RerunOutput", owner=owner, key=key)
+        return (await self._submit([admitted], once))[0]
+
     async def _submit(self, admitted: Sequence[Admitted], once: Idempotency | None) -> list[types_pb2.Receipt]:
         submitted = await self._shield.run(self._store(admitted, once))
         if submitted.replayed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fleet_server.domain.errors import FleetError
+from fleet_server.domain.errors import RangeNotSatisfiableError
 
 _RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))[ \t]*")
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
@@ -51,5 +51,6 @@ def span_of(range_header: str | None, if_range: str | None, etag: str, size: int
         if match[2] and int(match[2]) < start:
             return whole
     if start >= size:
-        raise FleetError("RANGE_NOT_SATISFIABLE", f"Range: begins past the end of the file, which has {size} bytes")
+        words = f"Range: begins past the end of the file, which has {size} bytes"
+        raise RangeNotSatisfiableError(words, size)
     return Span(start, end, size, True)

@@ -62,14 +62,14 @@ class Sessions:
         settings: SessionSettings | None = None,
         replica: str = "server",
         version: str = "",
+        inputs: InputResolver | None = None,
     ) -> None:
         self.settings = settings or SessionSettings()
         self.counters = SessionCounters()
         self._store = store
         self._fleet = fleet
-        self._parts = SessionParts(
-            store, fleet, hub, completions, self.settings, self.counters, InputResolver(store.jobs, store.outputs)
-        )
+        inputs = inputs or InputResolver(store.jobs, store.outputs, store.inputs)
+        self._parts = SessionParts(store, fleet, hub, completions, self.settings, self.counters, inputs)
         self._replica = replica
         self._version = version
         self._admission = HelloBucket(self.settings.hellos_per_second)
@@ -230,7 +230,7 @@ class Sessions:
             info=session.description,
             replica=self._replica,
         )
-        restarted = before is not None and before.instance_id != hello.instance_id
+        restarted = before is not None and bool(before.session) and before.instance_id != hello.instance_id
         kept = [] if restarted else await self._kept(hello)
         session.adopt(kept)
         row = await self._store.nodes.get(hello.node_id) or NodeRow(hello.node_id, session.description)

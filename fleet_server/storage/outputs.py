@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import hashlib
 import os
 import stat as stat_module
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +100,31 @@ class LocalOutputs:
         if small:
             self._keep_cached(filename, came[0] if len(came) == 1 else b"".join(came))
 
+    async def take(self, filename: str, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
+        """Stores a file of unknown size, whole or not at all; its size and hash. Raises DISK_FULL."""
+        _judge(filename)
+        async with self._uploads:
+            part = Part(self._folder)
+            size, waiting, held = 0, list[bytes](), 0
+            try:
+                async for chunk in chunks:
+                    waiting.append(chunk)
+                    size, held = size + len(chunk), held + len(chunk)
+                    if held >= CHUNK_BYTES:
+                        await self._in_thread(self._check_room, held)
+                        await self._in_thread(part.append, waiting)
+                        waiting, held = [], 0
+                await self._in_thread(self._check_room, held)
+                return size, await self._in_thread(part.publish, filename, None, waiting)
+            except OSError as error:
+                await self._in_thread(part.discard)
+                if error.errno in _FULL:
+                    raise _disk_full() from error
+                raise
+            except BaseException:
+                await asyncio.shield(self._in_thread(part.discard))
+                raise
+
     async def read(self, filename: str) -> bytes | None:
         """The whole file, None if there is none."""
         if not is_output_name(filename):
@@ -125,7 +152,7 @@ class LocalOutputs:
             return None
         return await self._in_thread(self._stat, filename)
 
-    async def stream(self, filename: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, filename: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """Bytes from `start` to before `end` (None: to the end), at most 1 MiB at a time.
 
         Raises OUTPUT_NOT_FOUND. A file deleted meanwhile is read to its end.
@@ -150,6 +177,28 @@ class LocalOutputs:
                 yield chunk
         finally:
             os.close(file)
+
+    def path(self, filename: str) -> Path:
+        """Where a file is, or would be. Raises INVALID_FIELD for what is no name."""
+        _judge(filename)
+        return self._root / filename
+
+    def keep(self, filename: str, data: bytes) -> None:
+        """Keeps bytes that were had from elsewhere hot, as those of a file."""
+        if is_output_name(filename):
+            self._keep_cached(filename, data)
+
+    def forget(self, filename: str) -> None:
+        """Keeps nothing of a file hot."""
+        self._drop_cached(filename)
+
+    async def sha256(self, filename: str) -> str | None:
+        """The hash of what the disk has, lower-case hex; None if there is no such file. Raises OSError."""
+        return await self._in_thread(self._sha256, filename) if is_output_name(filename) else None
+
+    async def listing(self) -> list[OutputStat]:
+        """What the folder really holds, newest first; links, folders and what is no name are not there."""
+        return await self._in_thread(self._listing)
 
     async def delete(self, filename: str) -> bool:
         """Removes a file; whether there was one."""
@@ -257,6 +306,23 @@ class LocalOutputs:
             return None
         with os.fdopen(file, "rb") as stream:
             return stream.read()
+
+    def _sha256(self, filename: str) -> str | None:
+        file = self._open_for_reading(filename)
+        if file is None:
+            return None
+        with os.fdopen(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _listing(self) -> list[OutputStat]:
+        found = []
+        with os.scandir(self._root) as entries:
+            for entry in entries:
+                if is_output_name(entry.name) and entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        seen = entry.stat(follow_symlinks=False)
+                        found.append(OutputStat(entry.name, seen.st_size, seen.st_mtime_ns // 1_000_000))
+        return sorted(found, key=lambda one: (one.modified_ms, one.filename), reverse=True)
 
     def _stat(self, filename: str) -> OutputStat | None:
         file = self._open_for_reading(filename)

@@ -32,21 +32,23 @@ class Part:
         with self._lock:
             self._append(chunks)
 
-    def publish(self, filename: str, sha256: str, rest: Iterable[bytes]) -> None:
-        """Writes the rest and gives the file its name; bytes and name are on the disk when this returns.
+    def publish(self, filename: str, sha256: str | None, rest: Iterable[bytes]) -> str:
+        """Writes the rest and gives the file its name; bytes and name are on the disk when this returns, with the hash.
 
-        Raises INVALID_FIELD where the hash is another one, OSError.
+        Raises INVALID_FIELD where the hash is not `sha256` (None: any will do), OSError.
         """
         with self._lock:
             self._append(rest)
+            digest = self._digest.hexdigest()
             if self._discarded:
-                return
-            if self._digest.hexdigest() != sha256:
+                return digest
+            if sha256 is not None and digest != sha256:
                 raise invalid_field("sha256", "the bytes that came have another hash: send the file again")
             os.fsync(self._file)
             os.rename(self._name, filename, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._close()
             os.fsync(self._folder)
+            return digest
 
     def discard(self) -> None:
         """Leaves nothing behind, but for what has its name already."""

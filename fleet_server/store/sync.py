@@ -24,6 +24,11 @@ class SyncStore:
         """Files of a server that are not known to be in the bucket, oldest first, after a place; the next place."""
         return await self._oldest(self._room.keys.output_unsynced(home), after, limit, None)
 
+    async def waiting(self, home: str) -> int:
+        """How many files of a server are not known to be in the bucket."""
+        found: int = await self._room.bulk.call("ZCARD", self._room.keys.output_unsynced(home))
+        return found
+
     async def local(
         self, home: str, *, after: PageKey | None = None, before_ms: int | None = None, limit: int = 500
     ) -> tuple[Names, PageKey | None]:

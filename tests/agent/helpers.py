@@ -15,8 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
-from fleet.v1 import node_pb2, types_pb2, vision_pb2
-from google.api import httpbody_pb2
+from fleet.v1 import command_pb2, node_pb2, types_pb2
 
 from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.inventory import Inventory
@@ -117,14 +116,13 @@ class ScriptedServer:
                 node_pb2.UploadOutputRequest.FromString,
                 node_pb2.UploadOutputResponse.SerializeToString,
             ),
+            "ReadFile": grpc.unary_stream_rpc_method_handler(
+                self.ReadFile,
+                command_pb2.ReadFileRequest.FromString,
+                command_pb2.ReadFileResponse.SerializeToString,
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fleet.v1.Node", handlers),))
-        reads: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "GetOutput": grpc.unary_stream_rpc_method_handler(
-                self.GetOutput, vision_pb2.GetOutputRequest.FromString, httpbody_pb2.HttpBody.SerializeToString
-            )
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fleet.v1.Vision", reads),))
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         await server.start()
         self.upload_gate.set()
@@ -187,16 +185,18 @@ class ScriptedServer:
         receipt = node_pb2.OutputReceipt(filename=f"{header.token}-{header.index}", sha256=digest, size_bytes=len(data))
         return node_pb2.UploadOutputResponse(receipt=receipt)
 
-    async def GetOutput(self, request: vision_pb2.GetOutputRequest, context: Context) -> AsyncIterator[Any]:
-        self.downloads.append(request.filename)
+    async def ReadFile(self, request: command_pb2.ReadFileRequest, context: Context) -> AsyncIterator[Any]:
+        filename = request.reference.removeprefix("output:")
+        self.downloads.append(filename)
         if self.output_refusals:
             await context.abort(self.output_refusals.pop(0), "refused by the script")
-        data = self.outputs.get(request.filename)
+        data = self.outputs.get(filename)
         if data is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such output")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such file")
         assert data is not None
-        for start in range(0, len(data), 4):
-            yield httpbody_pb2.HttpBody(content_type="text/plain", data=data[start : start + 4])
+        yield command_pb2.ReadFileResponse(size_bytes=len(data))
+        for start in range(request.offset, len(data), 4):
+            yield command_pb2.ReadFileResponse(chunk=data[start : start + 4])
 
 
 def _metadata(context: Context) -> dict[str, str]:

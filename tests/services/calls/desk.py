@@ -22,6 +22,7 @@ from uuid_utils import uuid7
 
 from fleet_server.domain.job import Claim, JobRecord, NewJob
 from fleet_server.domain.placement import feasible
+from fleet_server.filing import Filing
 from fleet_server.protojson import JsonCodec, apply_defaults
 from fleet_server.rpc.validation import validate
 from fleet_server.services.callbacks import CallbackRules
@@ -31,7 +32,7 @@ from fleet_server.services.estimates import Estimates
 from fleet_server.services.events import EventHub, EventSettings
 from fleet_server.services.explain import Explainer
 from fleet_server.services.fleet import FleetView
-from fleet_server.services.gallery import Gallery, GallerySettings
+from fleet_server.services.gallery import Gallery
 from fleet_server.services.generation import Generation, GenerationSettings
 from fleet_server.services.intake import Intake
 from fleet_server.services.models import CatalogSettings, ModelCatalog
@@ -44,8 +45,9 @@ from fleet_server.services.rates import Rates
 from fleet_server.services.speeds import Speeds
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.services.views import JobViews
-from fleet_server.storage.outputs import LocalOutputs, OutputLimits
-from fleet_server.storage.thumbnails import Thumbnails
+from fleet_server.settings import Settings
+from fleet_server.storage.outputs import LocalOutputs
+from fleet_server.storage.s3 import S3Store
 from fleet_server.store import ClaimRequest, OutputRow, Store
 from tests.services.calls.rounds import DeskRounds
 from tests.waiting import wait_until
@@ -111,7 +113,7 @@ class Desk:
     queue: JobQueue
     generation: Generation
     files: LocalOutputs
-    thumbnails: Thumbnails
+    filing: Filing
     gallery: Gallery
     board: StatusBoard
     endings: Endings
@@ -215,7 +217,9 @@ class Desk:
         )
         at = now_ms()
         record.create_time.FromMilliseconds(at)
-        return OutputRow(filename, claim.job.job_id, at, len(data), record.SerializeToString())
+        return OutputRow(
+            filename, claim.job.job_id, at, len(data), record.SerializeToString(), making=claim.job.spec, home="here"
+        )
 
     async def complete(self, claim: Claim, data: bytes | None = None, content_type: str = "image/png") -> OutputRow:
         """Ends an attempt well, with one picture."""
@@ -275,7 +279,8 @@ async def desk_on(
     events: EventSettings | None = None,
     queue: QueueSettings | None = None,
     dead: DeadSettings | None = None,
-    gallery: GallerySettings | None = None,
+    s3: S3Store | None = None,
+    settings: dict[str, Any] | None = None,
     generation: GenerationSettings | None = None,
     callbacks: CallbackRules | None = None,
 ) -> AsyncIterator[Desk]:
@@ -287,18 +292,25 @@ async def desk_on(
     estimates = Estimates(DeskRounds(nodes), speeds.book, rates.run_ms, clock=now_ms, fresh_ms=-1)
     views = JobViews(store.jobs, nodes, ticks, CODEC, pauses, estimates)
     payloads = PayloadReader(CODEC, validate, random.Random(7).randrange)
-    intake = Intake(payloads, models, nodes, store.outputs, lambda: str(uuid7()), now_ms, callbacks or CallbackRules())
+    filing = Filing(
+        Settings(data_dir=folder, output_reserve_bytes=0, **(settings or {})),
+        store,
+        s3 or S3Store(None),
+        "here",
+        now_ms,
+    )
+    intake = Intake(
+        payloads, models, nodes, filing.references, lambda: str(uuid7()), now_ms, callbacks or CallbackRules()
+    )
     endings = Endings()
     hub = EventHub(store.jobs, store.events, views, nodes, ticks, rates, clock=now_ms, settings=events, endings=endings)
     jobs = JobQueue(store.jobs, intake, views, bell, bell, queue)
-    files = LocalOutputs(folder / "outputs", OutputLimits(reserve_bytes=0))
-    thumbnails = Thumbnails(folder / "thumbnails")
-    await files.open()
+    await filing.open()
     desk = Desk(
         store, nodes, ticks, bell, models, views, rates, hub, pauses,
         DeadLetters(store.jobs, store.replies, views, bell, dead), jobs,
-        Generation(store.jobs, intake, views, hub, nodes, files, bell, bell, rates, generation),
-        files, thumbnails, Gallery(store.outputs, files, thumbnails, gallery),
+        Generation(store.jobs, intake, views, hub, nodes, filing.files, bell, bell, rates, generation),
+        filing.local, filing, filing.gallery,
         StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), estimates, clock=now_ms), endings,
         Explainer(store.jobs, DeskRounds(nodes), speeds, intake, clock=now_ms), speeds, estimates,
     )  # fmt: skip
@@ -312,5 +324,4 @@ async def desk_on(
         await desk.generation.aclose()
         running.cancel()
         await asyncio.wait([running])
-        await thumbnails.aclose()
-        await files.aclose()
+        await filing.close()

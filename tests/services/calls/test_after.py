@@ -9,7 +9,7 @@ import pytest
 from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.inputs import InputResolver, has_inputs
+from fleet_server.services.inputs import has_inputs
 from tests.services.calls.desk import Desk, asked
 
 QUEUED, CANCELLED = types_pb2.JOB_STATUS_QUEUED, types_pb2.JOB_STATUS_CANCELLED
@@ -107,7 +107,7 @@ async def resolved(desk: Desk, job_id: str) -> list[tuple[str, str]]:
     """What an agent would be told to read."""
     spec = types_pb2.JobSpec.FromString((await desk.record(job_id)).spec)
     assert has_inputs(spec.payload)
-    inputs = await InputResolver(desk.store.jobs, desk.store.outputs).resolve(spec.payload)
+    inputs = await desk.filing.resolver.resolve(spec.payload)
     assert all(len(one.sha256) == 64 and one.size_bytes and one.content_type == "image/png" for one in inputs)
     return [(one.reference, one.filename) for one in inputs]
 

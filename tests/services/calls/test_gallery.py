@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.gallery import Download, GallerySettings
+from fleet_server.services.deletions import Removal
+from fleet_server.services.gallery import Download
 from fleet_server.services.ranges import span_of, unchanged
 from fleet_server.store import OutputRow, Store
 from tests.services.calls.desk import Desk, asked, desk_on, now_ms, picture
@@ -54,7 +55,7 @@ async def test_pictures_are_listed_newest_first_with_metadata(desk: Desk) -> Non
 
 
 async def test_the_gallery_is_filtered_by_all_that_is_given(store: Store, tmp_path: Path) -> None:
-    async with desk_on(store, tmp_path, gallery=GallerySettings(rows_examined=4, chunk=2)) as desk:
+    async with desk_on(store, tmp_path) as desk:
         await desk.add_node("agx0", models=["sketch", "other"])
         sea = await made(desk, prompt="A stormy Sea, at night")
         wood = await made(desk, prompt="a wood", model="other")
@@ -154,18 +155,18 @@ async def test_a_deleted_output_is_gone_everywhere(desk: Desk, tmp_path: Path) -
     await desk.add_node()
     row = await made(desk)
     await body(await desk.gallery.download(row.filename, width=32, headers={}))
-    assert await desk.gallery.delete(row.filename) == ["local", "thumbnail", "index"]
+    assert await desk.gallery.delete(row.filename) == Removal(("local", "thumbnail", "index"), ())
     assert await shown(desk) == [] and not list((tmp_path / "outputs").iterdir())
     assert not list((tmp_path / "thumbnails").glob("*/*"))
     with pytest.raises(FleetError):
         await desk.gallery.delete(row.filename)
-    # One that was cut short can be repeated.
+    # One whose file is lost can go too.
     row = await made(desk)
     await desk.files.delete(row.filename)
     with pytest.raises(FleetError) as caught:
         await desk.gallery.download(row.filename, width=None, headers={})
     assert caught.value.reason == "OUTPUT_NOT_FOUND"
-    assert await desk.gallery.delete(row.filename) == ["index"]
+    assert await desk.gallery.delete(row.filename) == Removal(("index",), ())
 
 
 async def test_small_pictures_are_webp_in_proportion_and_kept(desk: Desk, tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Files that callers bring for payloads to name: received whole, kept for a day, then gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import structlog
+import uuid_utils
+from fleet.v1 import fleet_pb2
+
+from fleet_server.domain.errors import FleetError, invalid_field
+from fleet_server.storage.buckets import WORKSPACE
+from fleet_server.storage.outputs import LocalOutputs
+from fleet_server.storage.s3 import S3Store
+from fleet_server.store import InputRow, InputStore
+
+_log = structlog.get_logger("fleet.inputs")
+_PREFIX = "inputs/"
+_DEFAULT_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class InputSettings:
+    """`ttl_seconds` is how long an input is kept; what is over is removed every `sweep_seconds`."""
+
+    max_bytes: int = 512 << 20
+    ttl_seconds: float = 86_400
+    sweep_seconds: float = 600
+
+
+class InputUploads:
+    """Receives inputs. `folder` is that of inputs on this server's disk, `home` this server.
+
+    An input is received on the disk, since its hash comes with its end; then it goes to the bucket fleet-workspace,
+    where every server finds it. While S3 is away or off it stays on the disk, and only this server finds it.
+    """
+
+    def __init__(
+        self,
+        rows: InputStore,
+        folder: LocalOutputs,
+        s3: S3Store,
+        home: str,
+        *,
+        clock: Callable[[], int],
+        settings: InputSettings | None = None,
+    ) -> None:
+        self._rows = rows
+        self._folder = folder
+        self._s3 = s3
+        self._home = home
+        self._clock = clock
+        self._settings = settings or InputSettings()
+
+    async def receive(self, requests: AsyncIterator[fleet_pb2.UploadInputRequest]) -> fleet_pb2.UploadInputResponse:
+        """What payloads name it by, once it is whole and safe on a disk.
+
+        Raises DISK_FULL, BODY_TOO_LARGE, INVALID_FIELD (an empty file, a name with control characters).
+        """
+        input_id = str(uuid_utils.uuid7())
+        first = await anext(aiter(requests), None)
+        if first is None:
+            raise invalid_field("content", "must not be empty: send the bytes of a file")
+        filename = _plain(first.filename)
+        size, sha256 = await self._folder.take(input_id, _chunks(first, requests, self._settings.max_bytes))
+        try:
+            if not size:
+                raise invalid_field("content", "must not be empty: send the bytes of a file")
+            content_type = first.content.content_type.strip() or _DEFAULT_TYPE
+            key = await self._to_bucket(input_id, content_type, sha256)
+            expire_ms = self._clock() + int(self._settings.ttl_seconds * 1000)
+            row = InputRow(input_id, filename, content_type, size, sha256, self._home, key, expire_ms)
+            await self._rows.put(row)
+        except BaseException:
+            await asyncio.shield(self._folder.delete(input_id))
+            raise
+        if key:
+            await self._folder.delete(input_id)
+        reply = fleet_pb2.UploadInputResponse(
+            reference=f"input:{input_id}",
+            filename=filename,
+            content_type=content_type,
+            size_bytes=size,
+            sha256=sha256,
+        )
+        reply.expire_time.FromMilliseconds(expire_ms)
+        return reply
+
+    async def _to_bucket(self, input_id: str, content_type: str, sha256: str) -> str:
+        """Its name in the bucket; "" where it stays on the disk."""
+        if not self._s3.status[0]:
+            return ""
+        key = f"{_PREFIX}{input_id}"
+        try:
+            stored = await self._s3.put(
+                WORKSPACE, key, self._folder.path(input_id), content_type=_ascii(content_type), sha256=sha256
+            )
+        except FleetError as error:
+            _log.warning("an input stays on this server's disk", detail=error.detail)
+            return ""
+        return key if stored.sha256_verified else ""
+
+    async def run(self) -> None:
+        """Removes what is over, until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except (FleetError, OSError) as error:
+                _log.info("inputs that are over wait to be removed", detail=str(error))
+            await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def sweep(self) -> None:
+        """Removes inputs whose time is over, from the disk and from the bucket. Raises S3_UNAVAILABLE, OSError."""
+        oldest_ms = self._clock() - int(self._settings.ttl_seconds * 1000)
+        for one in await self._folder.listing():
+            if one.modified_ms < oldest_ms:
+                await self._folder.delete(one.filename)
+        while self._s3.status[0]:
+            # Their names rise with their time.
+            found = await self._s3.list(WORKSPACE, _PREFIX, "", 100)
+            over = [one.key for one in found if one.modified_ms < oldest_ms]
+            for key in over:
+                await self._s3.delete(WORKSPACE, key)
+            if len(over) < 100:
+                return
+
+
+async def _chunks(
+    first: fleet_pb2.UploadInputRequest, rest: AsyncIterator[fleet_pb2.UploadInputRequest], limit: int
+) -> AsyncIterator[bytes]:
+    left = limit - len(first.content.data)
+    yield first.content.data
+    async for request in rest:
+        left -= len(request.content.data)
+        if left < 0:
+            raise FleetError("BODY_TOO_LARGE", f"content: at most {limit:,} bytes are taken here")
+        yield request.content.data
+
+
+def _plain(filename: str) -> str:
+    """The last part of a name, as browsers may send a whole path."""
+    name = filename.replace("\\", "/").rpartition("/")[2].strip()
+    if not name.isprintable():
+        raise invalid_field("filename", "must not have control characters")
+    return name
+
+
+def _ascii(content_type: str) -> str:
+    return content_type if content_type.isascii() and content_type.isprintable() else _DEFAULT_TYPE

@@ -1,0 +1,96 @@
+"""The bytes of outputs, from the local disk or, where they are not there any more, from S3."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fleet.v1 import types_pb2
+
+from fleet_server.domain.errors import FleetError
+from fleet_server.storage.buckets import OUTPUTS
+from fleet_server.storage.outputs import LocalOutputs, OutputStat
+from fleet_server.storage.s3 import S3Store
+from fleet_server.storage.s3_types import NoObjectError
+from fleet_server.store import OutputRow, OutputStore
+
+
+class OutputFiles:
+    """Reads fall back from local to S3, and whoever asks does not notice.
+
+    S3_UNAVAILABLE comes only where S3 alone has the file.
+    """
+
+    def __init__(self, local: LocalOutputs, s3: S3Store, index: OutputStore) -> None:
+        self._local = local
+        self._s3 = s3
+        self._index = index
+
+    async def read(self, filename: str) -> bytes | None:
+        """The whole file; None if it is nowhere. Raises S3_UNAVAILABLE, INTERNAL where the copy in S3 is spoiled."""
+        data = await self._local.read(filename)
+        if data is not None:
+            return data
+        row = await self._far(filename)
+        if row is None:
+            return None
+        try:
+            data = await self._s3.read(OUTPUTS, row.object_key, limit=row.size_bytes)
+        except NoObjectError:
+            return None
+        except FleetError as error:
+            if error.reason == "INVALID_FIELD":
+                raise _spoiled(row) from error
+            raise
+        wanted = types_pb2.Output.FromString(row.record).sha256
+        if len(data) != row.size_bytes or (wanted and hashlib.sha256(data).hexdigest() != wanted):
+            raise _spoiled(row)
+        self._local.keep(filename, data)
+        return data
+
+    async def stat(self, filename: str) -> OutputStat | None:
+        """What is known of the file; None if it is nowhere. Raises S3_UNAVAILABLE."""
+        seen = await self._local.stat(filename)
+        if seen is not None:
+            return seen
+        row = await self._far(filename)
+        if row is None:
+            return None
+        found = await self._s3.stat(OUTPUTS, row.object_key)
+        return None if found is None else OutputStat(filename, found.size_bytes, found.modified_ms)
+
+    async def stream(self, filename: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        """Bytes from `start` to before `end`, at most 1 MiB at a time. Raises OUTPUT_NOT_FOUND, S3_UNAVAILABLE.
+
+        Begun at one place it ends there: a file that is cleaned up meanwhile is read to its end.
+        """
+        at = start
+        try:
+            async with aclosing(self._local.stream(filename, start, end)) as near:
+                async for chunk in near:
+                    at += len(chunk)
+                    yield chunk
+            return
+        except FleetError as error:
+            if error.reason != "OUTPUT_NOT_FOUND" or at != start:
+                raise
+            row = await self._far(filename)
+            if row is None:
+                raise
+        async with aclosing(self._s3.stream(OUTPUTS, row.object_key, start, end)) as far:
+            async for chunk in far:
+                yield chunk
+
+    async def delete(self, filename: str) -> bool:
+        """Removes the local file; whether there was one."""
+        return await self._local.delete(filename)
+
+    async def _far(self, filename: str) -> OutputRow | None:
+        """The row of a file that S3 should have."""
+        row = await self._index.get(filename)
+        return row if row is not None and row.synced else None
+
+
+def _spoiled(row: OutputRow) -> FleetError:
+    return FleetError("INTERNAL", f"the copy of {row.filename} in S3 is spoiled: it has other bytes than were stored")
