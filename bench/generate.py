@@ -59,7 +59,7 @@ def fleet(folder: Path, size_bytes: int) -> Iterator[int]:
     """A running `fleet up` whose engine answers with pictures of that size; its port."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
     own = {"FLEET_ENGINES": "fixed", "FLEET_FIXED_SIZE_BYTES": str(size_bytes), "FLEET_LOG_LEVEL": "warning"}
-    command = [sys.executable, "-m", "fleet_client", "up", "--port", "0", "--grpc-port", "0"]
+    command = [sys.executable, "-m", "fleet_client", "up", "--port", "0", "--grpc-port", "0", "--s3-port", "off"]
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(

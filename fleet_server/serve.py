@@ -13,19 +13,26 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
+from pydantic import SecretStr
 
-from fleet_server.app import Readiness, Server, StartError
+from fleet_server.app import Server
 from fleet_server.domain.errors import FleetError
 from fleet_server.embedded.agent import EmbeddedAgent
 from fleet_server.embedded.lock import FolderInUseError, FolderLock
+from fleet_server.embedded.own_key import OwnKeyError, own_key
 from fleet_server.http import HttpServer, PortTakenError, bind, settle_memory
+from fleet_server.objects import opened_s3
+from fleet_server.readiness import Readiness, StartError
 from fleet_server.settings import Settings
+from fleet_server.storage.s3 import S3Store
 from fleet_server.store import Store, open_store
 from fleet_server.store.valkey import EmbeddedValkey
 
 _log = structlog.get_logger("fleet")
 _STORE_SECONDS = 30.0
 _AGENT_SECONDS = 60.0
+_S3_SECONDS = 5.0
+"""An S3 server that does not answer holds the ready line up no longer."""
 
 
 async def serve(settings: Settings) -> None:
@@ -42,15 +49,48 @@ async def serve(settings: Settings) -> None:
     except OSError as error:
         raise StartError(f"{settings.data_dir} cannot be used: {error.strerror}; give another --data-dir") from error
     try:
+        settings, fresh_key = _keyed(settings)
         with _bound(settings) as sockets:
-            async with _opened_store(settings, lock) as store:
+            async with _opened_store(settings, lock) as store, _opened_s3(settings, lock) as s3:
                 readiness = Readiness(settings)
-                server = Server(settings, store, readiness)
+                server = Server(settings, store, readiness, s3)
                 if server.key_file is not None:
                     loop.add_signal_handler(signal.SIGHUP, server.key_file.reload)
-                await _run(settings, server, readiness, sockets, lock, stopping)
+                await _run(settings, server, readiness, sockets, lock, stopping, fresh_key)
     finally:
         lock.release()
+
+
+def _keyed(settings: Settings) -> tuple[Settings, str | None]:
+    """The settings with a key, where --lan is to make one, and that key where it was made just now."""
+    if settings.insecure_no_auth:
+        _log.warning(
+            "without a key everybody who reaches this server may read and submit: --insecure-no-auth",
+            host=settings.host,
+        )
+    if settings.keyed or not settings.lan:
+        return settings, None
+    try:
+        key, made = own_key(settings.data_dir)
+    except OwnKeyError as error:
+        raise StartError(str(error)) from error
+    return settings.model_copy(update={"api_key": SecretStr(key)}), key if made else None
+
+
+async def _say_once(server: Server, settings: Settings, port: int, key: str) -> None:
+    """What --lan made at its first start. On standard error: it is for people and for no log."""
+    joins = server.enrolment.joins
+    lines = [f"API key (kept in {settings.data_dir / 'api-key'}, shown this once): {key}"]
+    if joins is not None:
+        token = await joins.token()
+        host = joins.doors[0].rpartition(":")[0] if joins.doors else "THIS-MACHINE"
+        lines += [
+            f'Try it:  curl -H "X-API-Key: {key}" http://{host}:{port}/api/nodes',
+            f"Within 15 minutes, on another machine:  fleet agent --join {token.token}",
+            "REST is plain HTTP: on a network that you do not trust, put a TLS proxy in front of it.",
+        ]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -92,6 +132,19 @@ async def _opened_store(settings: Settings, lock: FolderLock) -> AsyncIterator[S
         yield store
 
 
+@asynccontextmanager
+async def _opened_s3(settings: Settings, lock: FolderLock) -> AsyncIterator[S3Store]:
+    """S3: yours, a child process of ours, or none."""
+    async with AsyncExitStack() as stack:
+        try:
+            s3 = await stack.enter_async_context(opened_s3(settings, lock_fd=lock.fileno()))
+        except PortTakenError as error:
+            raise StartError(str(error)) from error
+        except OSError as error:
+            raise StartError(f"the embedded S3 does not start: {error}") from error
+        yield s3
+
+
 async def _run(
     settings: Settings,
     server: Server,
@@ -99,6 +152,7 @@ async def _run(
     sockets: Sequence[socket.socket],
     lock: FolderLock,
     stopping: asyncio.Event,
+    fresh_key: str | None,
 ) -> None:
     """Starts the doors, says that all is ready, and stops in order."""
     port = sockets[0].getsockname()[1]
@@ -106,7 +160,7 @@ async def _run(
     try:
         async with asyncio.TaskGroup() as tasks:
             grpc_port, loops = await server.start(tasks)
-            agent = _agent(settings, server.agent_key, grpc_port, lock)
+            agent = _agent(settings, server.agent_key, server.enrolment.own_agent(grpc_port), lock)
             keeper = tasks.create_task(agent.run(), name="agent") if agent is not None else None
             # The agent's process starts while we are busy with the documents of the API.
             await asyncio.sleep(0)
@@ -115,8 +169,11 @@ async def _run(
             serving = tasks.create_task(http.run(), name="http")
             await http.started()
             settle_memory()
+            await server.s3.settled(_S3_SECONDS)
             if agent is None or await _until_online(server, stopping):
-                _say_ready(origin, grpc_port, settings.ready_json)
+                _say_ready(origin, grpc_port, server.s3.address, settings.ready_json)
+                if fresh_key is not None:
+                    await _say_once(server, settings, port, fresh_key)
             await stopping.wait()
             _log.info("stopping")
             readiness.stopping = True
@@ -138,12 +195,12 @@ async def _run(
         await server.close_files()
 
 
-def _agent(settings: Settings, key: str | None, grpc_port: int, lock: FolderLock) -> EmbeddedAgent | None:
+def _agent(settings: Settings, key: str | None, door: dict[str, str], lock: FolderLock) -> EmbeddedAgent | None:
     """The agent beside the server; what it is told beats its own variables."""
     if not settings.agent:
         return None
     environment = {
-        "FLEET_AGENT_SERVER": f"127.0.0.1:{grpc_port}",
+        **door,
         "FLEET_AGENT_DATA_DIR": str(settings.data_dir / "agent"),
         "FLEET_AGENT_SLOTS": str(settings.agent_slots),
         "FLEET_AGENT_ENGINES": " ".join(settings.engines),
@@ -175,17 +232,19 @@ async def _until_online(server: Server, stopping: asyncio.Event) -> bool:
     return not stopping.is_set()
 
 
-def _say_ready(origin: str, grpc_port: int, as_json: bool) -> None:
+def _say_ready(origin: str, grpc_port: int, s3_url: str | None, as_json: bool) -> None:
     if as_json:
         ready = {
             "status": "ready",
             "url": origin,
             "docs_url": f"{origin}/docs",
             "grpc_port": grpc_port,
+            "s3_url": s3_url,
             "pid": os.getpid(),
         }
         line = json.dumps(ready)
     else:
-        line = f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port})"
+        s3 = "" if s3_url is None else f", S3: {s3_url}"
+        line = f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port}{s3})"
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

@@ -20,6 +20,13 @@ _PACKAGES = {
     "systemd-analyze": "systemd",
     "tmux": "tmux",
     "radosgw": "radosgw",
+    "radosgw-admin": "ceph-common",
+    "ceph": "ceph-common",
+    "ceph-authtool": "ceph-common",
+    "ceph-mon": "ceph-mon",
+    "ceph-osd": "ceph-osd",
+    "monmaptool": "ceph-base",
+    "setpriv": "util-linux",
 }
 
 

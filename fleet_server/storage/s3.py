@@ -102,6 +102,11 @@ class S3Store:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    @property
+    def address(self) -> str | None:
+        """Where callers reach the server, None where S3 is off."""
+        return None if self._config is None else (self._config.public_url or self._config.endpoint).rstrip("/")
+
     async def wait_well(self) -> None:
         """Returns when the server is there, its buckets made. Never, where S3 is off: use a timeout."""
         await self._well.wait()
@@ -115,9 +120,9 @@ class S3Store:
 
     def url(self, bucket: str, key: str) -> str:
         """Where an object is read directly; objects of fleet-outputs by anybody."""
-        if self._config is None:
+        if self.address is None:
             raise unavailable(self._off)
-        return f"{(self._config.public_url or self._config.endpoint).rstrip('/')}/{bucket}/{quote(key)}"
+        return f"{self.address}/{bucket}/{quote(key)}"
 
     # Opening and closing.
 

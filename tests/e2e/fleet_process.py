@@ -28,6 +28,8 @@ FAST = {
     "FLEET_AGENT_RECONNECT_SECONDS": "0.3",
     "FLEET_AGENT_DISK_FLOOR_BYTES": "1000000",
     "FLEET_DISK_FLOOR_BYTES": "1000000",
+    # Doors at their documented ports would be fought over by tests beside each other.
+    "FLEET_S3_PORT": "off",
 }
 
 
