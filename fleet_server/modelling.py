@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from fleet.v1 import types_pb2
 
+from fleet_server.contract import EMBEDDED_ALIASES
 from fleet_server.services.bucket_shelf import BucketShelf, ShelfSettings
 from fleet_server.services.fetches import Fetches, Runs, Tell
 from fleet_server.services.fleet import FleetView
@@ -35,10 +35,9 @@ class Modelling:
         sessions: Sessions,
         commands: Runs,
         speeds: Speeds,
-        *,
-        aliases: Mapping[str, str],
     ) -> None:
         self.tell: Tell = lambda _: None
+        aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
         default = settings.default_model or next(iter(aliases), None)
         self.shelf = BucketShelf(
             s3, settings.data_dir / "models.json", ShelfSettings(refresh_seconds=settings.models_refresh_seconds)
