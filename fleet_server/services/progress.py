@@ -13,7 +13,7 @@ _TEXT_LIMIT = 65_536
 
 
 class ProgressHub:
-    """The last tick of each running job of this replica's agents, and who listens.
+    """The last tick of each running job, of this replica's agents and those relayed by others, and who listens.
 
     Ticks are lossy by design: a listener gets at most one per job and interval, a slow one the newest alone. Ends are
     no ticks; they come as stored events.
@@ -33,8 +33,11 @@ class ProgressHub:
         """The last tick of a job, without preview; None before the first and after `forget`. Not to be changed."""
         return self._latest.get(job_id)
 
-    def publish(self, progress: JobProgress) -> None:
-        """Takes a tick over (the caller changes it no more) and offers it to all who listen. Never waits."""
+    def publish(self, progress: JobProgress, *, relayed: bool = False) -> None:
+        """Takes a tick over (the caller changes it no more) and offers it to all who listen. Never waits.
+
+        `relayed`: it came from another replica.
+        """
         job_id = progress.job_id
         plain = _without_preview(progress)
         self._latest[job_id] = plain
@@ -42,6 +45,8 @@ class ProgressHub:
         if len(self._latest) > self._jobs_limit:
             self._latest.popitem(last=False)
         for listener in self._listeners:
+            if relayed and listener.local:
+                continue
             if listener.job_ids is None or job_id in listener.job_ids:
                 listener.offer(progress if listener.previews else plain)
 
@@ -53,15 +58,30 @@ class ProgressHub:
         """Whether somebody looks at pictures of this job in the making."""
         return self._preview_all > 0 or job_id in self._previewers
 
+    def previewed(self) -> Collection[str] | None:
+        """The jobs whose pictures in the making somebody here looks at; None: everybody's. The relay does not count."""
+        looking = [listener.job_ids for listener in self._listeners if listener.previews and not listener.local]
+        if any(job_ids is None for job_ids in looking):
+            return None
+        return frozenset().union(*(job_ids for job_ids in looking if job_ids is not None))
+
     @asynccontextmanager
     async def subscribe(
-        self, job_ids: Collection[str] | None = None, previews: bool = False
+        self,
+        job_ids: Collection[str] | None = None,
+        previews: bool = False,
+        *,
+        local: bool = False,
+        interval_seconds: float | None = None,
     ) -> AsyncIterator[AsyncIterator[JobProgress]]:
         """Ticks of these jobs (None: of all) published from now on, each job at most 10 times a second.
 
-        The iterator never ends by itself. Waiting for its next tick may be given up and begun again.
+        `local`: for another replica, so only those of our own agents. The iterator never ends by itself. Waiting for
+        its next tick may be given up and begun again.
         """
-        listener = _Listener(None if job_ids is None else frozenset(job_ids), previews, self._interval, self._backlog)
+        interval = self._interval if interval_seconds is None else interval_seconds
+        wanted = None if job_ids is None else frozenset(job_ids)
+        listener = _Listener(wanted, previews, interval, self._backlog, local)
         self._listeners.add(listener)
         if previews:
             self._count_previews(listener.job_ids, 1)
@@ -96,8 +116,11 @@ class ProgressHub:
 
 
 class _Listener:
-    def __init__(self, job_ids: frozenset[str] | None, previews: bool, interval: float, backlog: int) -> None:
+    def __init__(
+        self, job_ids: frozenset[str] | None, previews: bool, interval: float, backlog: int, local: bool
+    ) -> None:
         self.job_ids = job_ids
+        self.local = local
         self.previews = previews
         self._interval = interval
         self._backlog = backlog

@@ -42,6 +42,7 @@
 | idempotency   | i:<hash>                  | string | 24 h   | jobs       | fingerprint and job ids of a keyed call |
 | reply         | y:<hash>                  | hash   | 24 h   | reply      | fingerprint and reply of a keyed call |
 | events        | events                    | stream | capped | all        | state changes, about the newest 100,000 |
+| broadcast     | broadcast                 | pubsub | -      | broadcast  | progress, from replica to replica |
 | output        | o:<filename>              | hash   | -      | outputs    | one row of the outputs' index |
 | outputs       | outs                      | zset   | -      | outputs    | filenames by creation |
 | job_outputs   | jo:<job>                  | zset   | -      | outputs    | a job's filenames in order |
@@ -125,6 +126,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "hook_claim": "hc:",
         "idempotency": "i:",
         "reply": "y:",
+        "broadcast": "broadcast",
         "events": "events",
         "output": "o:",
         "outputs": "outs",
@@ -186,7 +188,7 @@ class KeyRow:
 
 def table() -> tuple[KeyRow, ...]:
     """The rows of this module's table, which the tests compare with what a server holds."""
-    rows = re.findall(r"^\| (\w+) +\| [^|]+\| (hash|string|list|zset|stream|set) ", __doc__ or "", re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) +\| [^|]+\| (hash|string|list|zset|stream|set|pubsub) ", __doc__ or "", re.MULTILINE)
     return tuple(KeyRow(name, kind) for name, kind in rows)
 
 
@@ -198,6 +200,7 @@ class Keys:
             raise ValueError(f"namespace: use 1 to 64 of A-Z a-z 0-9 _ . -; got {namespace!r}")
         self.prefix = f"{{{namespace}}}:"
         self.events = self.prefix + NAMES["events"]
+        self.broadcast = self.prefix + NAMES["broadcast"]
         self.dead = self.prefix + NAMES["dead"]
         self.priorities = self.prefix + NAMES["priorities"]
         self.pauses = self.prefix + NAMES["pauses"]

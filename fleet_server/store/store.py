@@ -7,6 +7,7 @@ from types import TracebackType
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.store._room import Clock, Room, encode_attempt
+from fleet_server.store.broadcast import Broadcast
 from fleet_server.store.client import Client
 from fleet_server.store.comfy import ComfyStore
 from fleet_server.store.events import EventStore
@@ -52,6 +53,7 @@ class Store:
         self.nodes = NodeStore(room)
         self.joins = JoinStore(room)
         self.events = EventStore(room, url)
+        self.broadcast = Broadcast(room, url)
         self.outputs = OutputStore(room)
         self.syncs = SyncStore(room)
         self.inputs = InputStore(room)

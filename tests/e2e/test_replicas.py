@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import queue
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_client import FleetCommander
@@ -64,3 +68,31 @@ def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -
         until(lambda: client.list_nodes()["nodes"][0]["status"] == "down", "the node is down")
         pair.a.start()
         until(lambda: client.list_nodes()["nodes"][0]["status"] == "online", "the node is back")
+
+
+def test_progress_and_previews_are_seen_at_the_other_server(pair: Pair) -> None:
+    """The agent's stream is held by `a`; who watches at `b` sees the ticks all the same, and the pictures."""
+    with (
+        FleetCommander(pair.b.url) as client,
+        closing(client.watch_events(type="job_progress", previews=True)) as ticks,
+    ):
+        seen: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+        def read() -> None:
+            for tick in ticks:
+                seen.put(tick["data"])
+                if tick["data"]["preview"]:
+                    return
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        # Who looks at `b` is known at `a` within a second or two: jobs go on until one is seen.
+        while reader.is_alive():
+            client.wait(client.queue_job("mountains", width=512, height=512, steps=30)["job_id"], timeout_seconds=30)
+        reader.join()
+        while True:
+            last = seen.get_nowait()
+            assert (last["node_id"], last["attempt"]) == ("far", 1)
+            if last["preview"]:
+                break
+        assert base64.b64decode(last["preview"]["data"]).startswith(b"\xff\xd8")

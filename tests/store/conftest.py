@@ -38,7 +38,16 @@ class Server:
     def user_url(self, namespace: str) -> str:
         """The URL of a user who may touch the keys of one namespace alone."""
         client = self.client()
-        rights = ("on", ">secret", f"~{{{namespace}}}:*", "+@all", "-@dangerous", "+info", "+config|get")
+        rights = (
+            "on",
+            ">secret",
+            f"~{{{namespace}}}:*",
+            f"&{{{namespace}}}:*",
+            "+@all",
+            "-@dangerous",
+            "+info",
+            "+config|get",
+        )
         client.execute_command("ACL", "SETUSER", f"user-{namespace}", *rights)
         client.close()
         return f"unix://user-{namespace}@{self.path}?password=secret"
