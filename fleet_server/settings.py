@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     output_sync_seconds: Annotated[float, Field(gt=0)] = 900
     """Between copies of outputs to S3."""
     output_sync_eager: bool | None = None
-    """Copy each output as soon as it is stored. Unset: with a store of yours, since other servers may be asked for it."""
+    """Copy each output as soon as it is stored. Unset: only with a store of yours, which other servers may share."""
     output_max_age_hours: Annotated[float, Field(gt=0, le=87_600)] = 24
     """Local files of outputs are kept so long, and for as long as S3 has not verifiably got them."""
     output_reserve_bytes: Annotated[int, Field(ge=0)] = 256 << 20

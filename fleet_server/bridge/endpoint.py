@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from fleet.transcode.v1 import options_pb2
 from google.protobuf.message import Message
@@ -17,6 +17,7 @@ from fleet_server.bridge.body import announced_length, body_chunks, read_body
 from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.httprule import Binding, takes_raw_body
 from fleet_server.bridge.invoker import Invoker, Request
+from fleet_server.bridge.multipart import FilePart, is_multipart
 from fleet_server.bridge.replies import ReplyEncoder, SharedEncodings, reply_head
 from fleet_server.bridge.routes import Variables
 from fleet_server.bridge.settings import BridgeSettings
@@ -55,6 +56,7 @@ class Endpoint:
         self._cancel_on_disconnect = rules.cancel_on_disconnect
         self._streams_out = method.server_streaming
         self._bidirectional = method.client_streaming
+        self._filename = _filename_field(binding)
         self._uploads = method.client_streaming and takes_raw_body(binding)
 
     async def serve(self, call: Call, context: InProcContext, variables: Variables) -> None:
@@ -100,12 +102,16 @@ class Endpoint:
         announced_length(call.headers, self._limit)
         content_type = call.headers.get(b"content-type")
         query = call.scope["query_string"]
-        async with aclosing(body_chunks(call.receive, self._limit, self._settings)) as chunks:
-            async for chunk in chunks:
-                request = self._binder.bind_texts(variables, query)
-                self._binder.raw_body(request, chunk, content_type)
-                yield request
-                variables, query = (), b""
+        async with aclosing(body_chunks(call.receive, self._limit, self._settings)) as body:
+            part = FilePart(content_type) if self._filename and content_type and is_multipart(content_type) else None
+            async with aclosing(body if part is None else part.chunks(body)) as chunks:
+                async for chunk in chunks:
+                    request: Any = self._binder.bind_texts(variables, query)
+                    self._binder.raw_body(request, chunk, content_type if part is None else part.content_type)
+                    if part is not None and part.filename and not getattr(request, self._filename):
+                        setattr(request, self._filename, part.filename)
+                    yield request
+                    variables, query = (), b""
 
     async def _unary(self, call: Call, context: InProcContext, request: Request) -> None:
         reply = await self._invoker.unary(self._path, request, context)
@@ -130,6 +136,18 @@ class Endpoint:
     def _refuse_when_closing(self) -> None:
         if self._live.closing:
             raise FleetError("SHUTTING_DOWN", "the server is stopping; connect again")
+
+
+def _filename_field(binding: Binding) -> str:
+    """The request's field for the name of a multipart body's file, "" where such bodies are bytes like any other."""
+    return next(
+        (
+            field.name
+            for field in binding.method.input_type.fields
+            if field.GetOptions().Extensions[options_pb2.field].multipart_filename
+        ),
+        "",
+    )
 
 
 def _has_body(call: Call) -> bool:

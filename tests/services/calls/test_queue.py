@@ -181,7 +181,7 @@ async def test_each_type_has_its_cluster_and_its_payload(
         ({"job_type": "transcription", "payload": {"audio": "input:1"}}, "INPUT_NOT_FOUND", "payload.audio"),
         ({"job_type": "transcription", "payload": {"audio": "output:a"}}, "INPUT_NOT_FOUND", "payload.audio"),
         ({"job_type": "transcription", "payload": {"audio": "s3://other/a"}}, "INVALID_FIELD", "payload.audio"),
-        ({"job_type": "transcription", "payload": {"audio": "s3://fleet-loras/../a"}}, "INVALID_FIELD", "payload.audio"),
+        ({"job_type": "transcription", "payload": {"audio": "s3://fleet-loras/.."}}, "INVALID_FIELD", "payload.audio"),
         ({"job_type": "training", "payload": {"image": "a", "mounts": ["data"]}}, "INVALID_FIELD", "payload.mounts[0]"),
         ({"job_type": "training", "payload": {"image": "a", "command": "a 'b"}}, "INVALID_FIELD", "payload.command"),
         ({"job_type": "llm_inference", "payload": {}}, "INVALID_FIELD", "payload"),

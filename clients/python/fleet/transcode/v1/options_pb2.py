@@ -26,7 +26,7 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fleet/transcode/v1/options.proto\x12\x12\x66leet.transcode.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\x80\x01\n\x0bMethodRules\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_body_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x04 \x01(\x08\"$\n\x0cMessageRules\x12\x14\n\x0ctagged_oneof\x18\x01 \x01(\t\"\x90\x01\n\nFieldRules\x12\x15\n\x0b\x64\x65\x66\x61ult_int\x18\x01 \x01(\x03H\x00\x12\x18\n\x0e\x64\x65\x66\x61ult_double\x18\x02 \x01(\x01H\x00\x12\x18\n\x0e\x64\x65\x66\x61ult_string\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64\x65\x66\x61ult_bool\x18\x04 \x01(\x08H\x00\x12\x14\n\x0cjson_text_of\x18\x05 \x01(\tB\t\n\x07\x64\x65\x66\x61ult:Q\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x1f.fleet.transcode.v1.MethodRules:T\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xc6\x8a\x03 \x01(\x0b\x32 .fleet.transcode.v1.MessageRules:N\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xc7\x8a\x03 \x01(\x0b\x32\x1e.fleet.transcode.v1.FieldRulesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fleet/transcode/v1/options.proto\x12\x12\x66leet.transcode.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\x80\x01\n\x0bMethodRules\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0emax_body_bytes\x18\x02 \x01(\x03\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x04 \x01(\x08\"$\n\x0cMessageRules\x12\x14\n\x0ctagged_oneof\x18\x01 \x01(\t\"\xac\x01\n\nFieldRules\x12\x15\n\x0b\x64\x65\x66\x61ult_int\x18\x01 \x01(\x03H\x00\x12\x18\n\x0e\x64\x65\x66\x61ult_double\x18\x02 \x01(\x01H\x00\x12\x18\n\x0e\x64\x65\x66\x61ult_string\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64\x65\x66\x61ult_bool\x18\x04 \x01(\x08H\x00\x12\x14\n\x0cjson_text_of\x18\x05 \x01(\t\x12\x1a\n\x12multipart_filename\x18\x06 \x01(\x08\x42\t\n\x07\x64\x65\x66\x61ult:Q\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x1f.fleet.transcode.v1.MethodRules:T\n\x07message\x12\x1f.google.protobuf.MessageOptions\x18\xc6\x8a\x03 \x01(\x0b\x32 .fleet.transcode.v1.MessageRules:N\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xc7\x8a\x03 \x01(\x0b\x32\x1e.fleet.transcode.v1.FieldRulesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,5 +38,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGERULES']._serialized_start=253
   _globals['_MESSAGERULES']._serialized_end=289
   _globals['_FIELDRULES']._serialized_start=292
-  _globals['_FIELDRULES']._serialized_end=436
+  _globals['_FIELDRULES']._serialized_end=464
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,7 @@ class FieldRules(_message.Message):
     DEFAULT_STRING_FIELD_NUMBER: _builtins.int
     DEFAULT_BOOL_FIELD_NUMBER: _builtins.int
     JSON_TEXT_OF_FIELD_NUMBER: _builtins.int
+    MULTIPART_FILENAME_FIELD_NUMBER: _builtins.int
     default_int: _builtins.int
     """For integer fields."""
     default_double: _builtins.float
@@ -106,6 +107,11 @@ class FieldRules(_message.Message):
     """For string fields: an object at this path of the message's JSON, such as "payload.graph", is handed to this field as JSON
     text and left out there. So it passes a Struct by, which holds doubles alone.
     """
+    multipart_filename: _builtins.bool
+    """For a string field of a request whose body is raw bytes: a multipart/form-data body with one file part counts as the
+    bytes of that part, and this field is its file name where the query gives none. Without such a field a multipart body is
+    bytes like any other.
+    """
     def __init__(
         self,
         *,
@@ -114,10 +120,11 @@ class FieldRules(_message.Message):
         default_string: _builtins.str = ...,
         default_bool: _builtins.bool = ...,
         json_text_of: _builtins.str = ...,
+        multipart_filename: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "default_bool", b"default_bool", "default_double", b"default_double", "default_int", b"default_int", "default_string", b"default_string"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "default_bool", b"default_bool", "default_double", b"default_double", "default_int", b"default_int", "default_string", b"default_string", "json_text_of", b"json_text_of"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default", b"default", "default_bool", b"default_bool", "default_double", b"default_double", "default_int", b"default_int", "default_string", b"default_string", "json_text_of", b"json_text_of", "multipart_filename", b"multipart_filename"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_default: _TypeAlias = _typing.Literal["default_int", "default_double", "default_string", "default_bool"]  # noqa: Y015
     _WhichOneofArgType_default: _TypeAlias = _typing.Literal["default", b"default"]  # noqa: Y015
