@@ -11,7 +11,7 @@ from fleet_client import AsyncFleetCommander, FleetCommander
 
 
 def methods(client: type) -> dict[str, Any]:
-    return {name: member for name, member in vars(client).items() if inspect.isfunction(member) and name[0] != "_"}
+    return {name: member for name, member in inspect.getmembers(client, inspect.isfunction) if name[0] != "_"}
 
 
 def test_both_have_the_same_methods() -> None:
