@@ -19,6 +19,7 @@ from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.transcoder import Bridge
 from fleet_server.callbacks import Callbacks
 from fleet_server.comfying import Comfying
+from fleet_server.commanding import LOG_ENTRY, Commanding
 from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
 from fleet_server.domain.errors import REASON_CODES
 from fleet_server.domain.webhook_signature import SecretError
@@ -242,6 +243,9 @@ class Server:
         )
         self._swarming = Swarming(settings, store, self.fleet, self._sessions, self.commands, catalog)
         servicers[0].swarm_parts = self._swarming.parts
+        tell = Operations(self._hub, clock=now_ms).tell
+        self._commanding = Commanding(store, self.fleet, self._sessions, self.commands, tell)
+        servicers[0].container_parts = self._commanding.parts
         methods: list[Method] = []
         for service, servicer in zip(SERVICES, servicers, strict=True):
             methods += methods_of(service, servicer, public=_PUBLIC.get(service.name, ()))
@@ -305,7 +309,7 @@ class Server:
             self._codec,
             special=guarded(special, self._invoker.authenticate) if self._guarded else special,
             required_paths=DOCUMENTED_PATHS,
-            settings=BridgeSettings(shared_messages=frozenset({EVENT})),
+            settings=BridgeSettings(shared_messages=frozenset({EVENT, LOG_ENTRY})),
         )
         return guarded_by(self._settings, bridge), bridge
 
@@ -326,6 +330,7 @@ class Server:
             self.comfy.run,
             self._keeping.run,
             self._swarming.run,
+            self._commanding.run,
             self._filing.run,
             self._modelling.run,
         ]
@@ -367,6 +372,7 @@ class Server:
         await self._queue.aclose()
         await self._dead.aclose()
         await self._swarming.aclose()
+        await self._commanding.aclose()
         await self._modelling.aclose()
         await self._filing.finish()
 

@@ -11,6 +11,7 @@ from fleet.v1 import fleet_pb2, types_pb2
 from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
+from fleet_server.rpc.containers import ContainerCalls
 from fleet_server.rpc.later import others_later
 from fleet_server.rpc.outputs import OutputCalls, OutputParts
 from fleet_server.rpc.swarm import SwarmCalls
@@ -27,7 +28,7 @@ INLINE_BYTES = 3 << 20
 
 
 @others_later(fleet_pb2.DESCRIPTOR.services_by_name["Fleet"])
-class FleetServicer(OutputCalls, SwarmCalls):
+class FleetServicer(ContainerCalls, OutputCalls, SwarmCalls):
     """The fleet as a whole. Every method raises FleetError.
 
     `check_key(key in the body, context)` returns if a caller of Connect may connect, else raises FleetError.

@@ -147,6 +147,11 @@ class EventMaker:
             return Happening(
                 event, entry.type, id=entry.id, service_names=frozenset({service.service_id, service.name})
             )
+        if entry.type == "container_update":
+            container = types_pb2.Container.FromString(entry.fields["message"])
+            event = types_pb2.Event(id=entry.id, container_update=container)
+            event.time.FromMilliseconds(entry.time_ms)
+            return Happening(event, entry.type, id=entry.id, node_id=container.node_id)
         return None
 
 
