@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 
-from fleet_server.bridge.guard import HostOriginGuard
 from fleet_server.comfy import ComfyParts, ComfySettings, Sockets, comfy_app
 from fleet_server.comfy.parts import Downloads
 from fleet_server.comfy.posture import Keys
+from fleet_server.filing import Filing
+from fleet_server.guarding import guarded_by
 from fleet_server.http import HttpServer, PortTakenError, bind
-from fleet_server.services.comfy_files import ComfyFiles, Reads, Receives
+from fleet_server.readiness import StartError
+from fleet_server.services.comfy_files import ComfyFiles
 from fleet_server.services.comfy_nodes import Asks, ComfyNodes
 from fleet_server.services.comfy_prompts import ComfyPrompts
 from fleet_server.services.comfy_tracker import ComfyTracker
@@ -45,8 +45,7 @@ class Comfying:
         fleet: FleetView,
         sessions: Sessions,
         commands: Asks,
-        receives: Receives,
-        reads: Reads,
+        filing: Filing,
         clock: Callable[[], int],
     ) -> None:
         self._settings = settings
@@ -55,7 +54,7 @@ class Comfying:
         self._frames = FrameHub()
         sessions.listen("frame", self._frames.take)
         self._nodes = ComfyNodes(store, fleet, commands)
-        self._files = ComfyFiles(store, receives, reads)
+        self._files = ComfyFiles(store, filing.calls.inputs, filing.reader)
         self.graphs = Graphs(self._nodes, self._files)
         self._sockets = Sockets(store.comfy.told)
         self._listeners: list[socket.socket] = []
@@ -78,7 +77,7 @@ class Comfying:
         )
 
     def open(self) -> None:
-        """Listens. A port that is taken closes this door alone, unless it was asked for: then it raises PortTakenError.
+        """Listens. A port that is taken closes this door alone, unless it was asked for: then it raises StartError.
 
         What holds the port may be a ComfyUI of this very machine.
         """
@@ -89,16 +88,10 @@ class Comfying:
             self._listeners = bind(settings.host, settings.comfy_port, "comfy-port")
         except PortTakenError as error:
             if "comfy_port" in settings.model_fields_set:
-                raise
+                raise StartError(str(error)) from error
             _log.warning("the ComfyUI gateway stays closed: its port is taken", detail=str(error))
             return
-        guard = HostOriginGuard(
-            comfy_app(self._parts, self._keys),
-            settings.allowed_hosts,
-            settings.allowed_origins,
-            bound_addresses=[settings.host] if _is_address(settings.host) else [],
-            loopback_bind=settings.loopback,
-        )
+        guard = guarded_by(settings, comfy_app(self._parts, self._keys))
         self._http = HttpServer(guard, self._listeners, settings.stop_grace_seconds)
 
     async def run(self) -> None:
@@ -121,9 +114,3 @@ class Comfying:
         self._sockets.close()
         if self._http is not None:
             self._http.stop()
-
-
-def _is_address(host: str) -> bool:
-    with suppress(ValueError):
-        return not ipaddress.ip_address(host).is_unspecified
-    return False

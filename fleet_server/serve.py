@@ -171,7 +171,7 @@ async def _run(
             settle_memory()
             await server.s3.settled(_S3_SECONDS)
             if agent is None or await _until_online(server, stopping):
-                _say_ready(origin, grpc_port, server.s3.address, settings.ready_json)
+                _say_ready(origin, grpc_port, server.comfy.port, server.s3.address, settings.ready_json)
                 if fresh_key is not None:
                     await _say_once(server, settings, port, fresh_key)
             await stopping.wait()
@@ -232,19 +232,21 @@ async def _until_online(server: Server, stopping: asyncio.Event) -> bool:
     return not stopping.is_set()
 
 
-def _say_ready(origin: str, grpc_port: int, s3_url: str | None, as_json: bool) -> None:
+def _say_ready(origin: str, grpc_port: int, comfy_port: int | None, s3_url: str | None, as_json: bool) -> None:
     if as_json:
         ready = {
             "status": "ready",
             "url": origin,
             "docs_url": f"{origin}/docs",
             "grpc_port": grpc_port,
+            "comfy_port": comfy_port,
             "s3_url": s3_url,
             "pid": os.getpid(),
         }
         line = json.dumps(ready)
     else:
         s3 = "" if s3_url is None else f", S3: {s3_url}"
-        line = f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port}{s3})"
+        comfy = "" if comfy_port is None else f", ComfyUI: localhost:{comfy_port}"
+        line = f"Fleet Commander is ready at {origin} (docs: {origin}/docs, gRPC: localhost:{grpc_port}{comfy}{s3})"
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

@@ -30,6 +30,7 @@ FAST = {
     "FLEET_DISK_FLOOR_BYTES": "1000000",
     # Doors at their documented ports would be fought over by tests beside each other.
     "FLEET_S3_PORT": "off",
+    "FLEET_COMFY_PORT": "off",
 }
 
 
