@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from fleet_client.calls import Json
+from fleet_client.cli import node_changes
 from fleet_client.cli.console import (
     CONTEXT,
     JsonOption,
@@ -18,10 +19,22 @@ from fleet_client.cli.console import (
     print_json,
     print_table,
 )
+from fleet_client.cli.plots import sparkline
 from fleet_client.cli.words import age, percent, plain, seconds, size, state
 from fleet_client.client import FleetCommander
 
-app = typer.Typer(no_args_is_help=True, help="Look at nodes.", context_settings=CONTEXT)
+app = typer.Typer(no_args_is_help=True, help="Look at nodes, and look after them.", context_settings=CONTEXT)
+for _name, _command in (
+    ("cordon", node_changes.cordon),
+    ("uncordon", node_changes.uncordon),
+    ("drain", node_changes.drain),
+    ("label", node_changes.label),
+    ("rm", node_changes.remove),
+    ("token", node_changes.token),
+    ("add", node_changes.add),
+):
+    app.command(_name)(_command)
+_COLUMNS = 60
 
 
 @app.command("list")
@@ -35,7 +48,7 @@ def list_nodes(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyO
     rows = [
         [
             node["node_id"],
-            state(node["status"], "cordoned" if node["cordoned"] else None),
+            state(node["status"], _held_back(node)),
             f"{node['slots_free']} of {node['slots']}",
             ", ".join(node["job_types"]),
             ", ".join(gpu["name"] for gpu in node["gpus"]) or "none",
@@ -58,10 +71,39 @@ def show(
     """Tell all about one node."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
         node = fleet.get_node(node_id)
+        past = [] if as_json else fleet.node_heartbeats(node_id, 60)["heartbeats"]
     if as_json:
         print_json(node)
     else:
-        print_fields(_fields(node))
+        print_fields([*_fields(node), *_plots(past)])
+
+
+def _plots(past: list[Json]) -> list[tuple[str, str | Text | None]]:
+    """The last hour, a line for each reading."""
+    if len(past) < 2:
+        return []
+    rows: list[tuple[str, list[float | None]]] = [("CPU %", [_of(beat["host"], "cpu_percent") for beat in past])]
+    for gpu in past[-1]["gpus"]:
+        index = gpu["index"]
+        seen = [next((one for one in beat["gpus"] if one["index"] == index), None) for beat in past]
+        rows.append((f"GPU {index} %", [_of(one, "utilization_percent") for one in seen]))
+        rows.append((f"GPU {index} VRAM %", [_share(one) for one in seen]))
+        rows.append((f"GPU {index} °C", [_of(one, "temperature_celsius") for one in seen]))
+    width = max(len(name) for name, _ in rows)
+    lines = [
+        f"{name:<{width}} {line}" for name, values in rows if (line := sparkline(values, width=_COLUMNS, high=100.0))
+    ]
+    return [("last hour", Text("\n".join(lines)))] if lines else []
+
+
+def _of(readings: Json | None, name: str) -> float | None:
+    return None if readings is None else readings[name]
+
+
+def _share(gpu: Json | None) -> float | None:
+    if gpu is None or not gpu["memory_total_bytes"] or gpu["memory_used_bytes"] is None:
+        return None
+    return float(100 * gpu["memory_used_bytes"] / gpu["memory_total_bytes"])
 
 
 def _fields(node: Json) -> list[tuple[str, str | Text | None]]:
@@ -77,7 +119,7 @@ def _fields(node: Json) -> list[tuple[str, str | Text | None]]:
     load = f"{host.get('cpu_count')} CPUs, {percent(host.get('cpu_percent'))} busy"
     return [
         ("node", Text(plain(node["node_id"]), style="bold")),
-        ("status", state(node["status"], "cordoned" if node["cordoned"] else None)),
+        ("status", state(node["status"], _held_back(node))),
         (
             "machine",
             f"{node['hostname'] or '?'}, {node['os'] or '?'} {node['arch'] or ''}, agent {node['agent_version']}",
@@ -95,6 +137,13 @@ def _fields(node: Json) -> list[tuple[str, str | Text | None]]:
         ("gpus", "\n".join(_gpu(gpu) for gpu in node["gpus"]) or "none"),
         ("warnings", Text(plain("; ".join(node["warnings"])), style="yellow") if node["warnings"] else None),
     ]
+
+
+def _held_back(node: Json) -> str | None:
+    """Why it gets no new work."""
+    if node["drain"] is not None:
+        return "drained" if node["drain"]["done"] else "draining"
+    return "cordoned" if node["cordoned"] else None
 
 
 def _gpu(gpu: Json) -> str:
