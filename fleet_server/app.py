@@ -20,7 +20,7 @@ from fleet_server.bridge.transcoder import Bridge
 from fleet_server.callbacks import Callbacks
 from fleet_server.comfying import Comfying
 from fleet_server.commanding import LOG_ENTRY, Commanding
-from fleet_server.contract import DOCUMENTED_PATHS, EMBEDDED_ALIASES, PAYLOADS, SERVICES, descriptions
+from fleet_server.contract import DOCUMENTED_PATHS, PAYLOADS, SERVICES, descriptions
 from fleet_server.domain.errors import REASON_CODES
 from fleet_server.domain.webhook_signature import SecretError
 from fleet_server.embedded.identity import server_name
@@ -133,9 +133,7 @@ class Server:
         self.comfy = Comfying(settings, store, self.fleet, self._sessions, self.commands, self._filing, now_ms)
         self.enrolment = _enrolment(settings, store)
         self._keeping = Keeping(store, self.fleet, self._sessions, self.commands, self.enrolment.joins)
-        aliases = EMBEDDED_ALIASES if settings.mode == "embedded" else {}
-        parts = (self.fleet, self._sessions, self.commands, self._speeds)
-        self._modelling = Modelling(settings, store, self.s3, *parts, aliases=aliases)
+        self._modelling = Modelling(settings, store, self.s3, self.fleet, self._sessions, self.commands, self._speeds)
         catalog, shelf = self._modelling.catalog, self._modelling.shelf
         self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)
         self._dispatcher = Dispatcher(
@@ -317,23 +315,22 @@ class Server:
         """Opens the files, starts the loops, then the gRPC door; its port and the loops, which run for ever."""
         await self._filing.open()
         self.comfy.open()
-        loops = [
-            self._hub.run,
-            self._sessions.run,
-            self._dispatcher.run,
-            self._speeds.run,
-            self._reaper.run,
-            self._sender.run,
-        ]
-        loops += [
-            self._relay.run,
-            self.comfy.run,
-            self._keeping.run,
-            self._swarming.run,
-            self._commanding.run,
-            self._filing.run,
-            self._modelling.run,
-        ]
+        parts = (
+            self._hub,
+            self._sessions,
+            self._dispatcher,
+            self._speeds,
+            self._reaper,
+            self._sender,
+            self._relay,
+            self.comfy,
+            self._keeping,
+            self._swarming,
+            self._commanding,
+            self._filing,
+            self._modelling,
+        )
+        loops = [part.run for part in parts]
         if self.key_file is not None:
             loops.append(self.key_file.run)
         if self._decisions is not None:
