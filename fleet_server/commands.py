@@ -15,6 +15,15 @@ Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of REST, 
 GrpcPort = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of gRPC.", show_default="50051")]
 ComfyPort = Annotated[str | None, typer.Option(help="Port of the ComfyUI door, or off.", show_default="8188")]
 S3Port = Annotated[str | None, typer.Option(help="Port of the embedded S3, or off.", show_default="9010")]
+AgentsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port for agents with certificates.", show_default="50052")
+]
+Lan = Annotated[
+    bool, typer.Option("--lan", help="Listen on all addresses; make a key, and TLS for agents, and tell them once.")
+]
+NoAuth = Annotated[
+    bool, typer.Option("--insecure-no-auth", help="Let everybody read and submit without a key; all else needs one.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder for everything that is kept.", show_default="~/.fleet")]
 RedisUrl = Annotated[
     str | None, typer.Option(help="Your Redis or Valkey, redis://HOST:PORT/DB.", show_default="embedded")
@@ -31,6 +40,9 @@ def up(
     s3_port: S3Port = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    lan: Lan = False,
+    insecure_no_auth: NoAuth = False,
+    agents_port: AgentsPort = None,
     agent: Annotated[bool | None, typer.Option("--agent/--no-agent", help="Run an agent of this machine too.")] = None,
     agent_slots: Annotated[int | None, typer.Option(min=1, max=64, help="Jobs that agent runs at once.")] = None,
     log_level: LogLevel = None,
@@ -48,6 +60,9 @@ def up(
         s3_port=s3_port,
         data_dir=data_dir,
         redis_url=redis_url,
+        lan=lan or None,
+        insecure_no_auth=insecure_no_auth or None,
+        agents_port=agents_port,
         agent=agent,
         agent_slots=agent_slots,
         log_level=log_level,
@@ -62,6 +77,9 @@ def server(
     grpc_port: GrpcPort = None,
     comfy_port: ComfyPort = None,
     data_dir: DataDir = None,
+    lan: Lan = False,
+    insecure_no_auth: NoAuth = False,
+    agents_port: AgentsPort = None,
     log_level: LogLevel = None,
     as_json: ReadyJson = False,
 ) -> None:
@@ -74,6 +92,9 @@ def server(
         data_dir=data_dir,
         redis_url=redis_url,
         s3_port="off",
+        lan=lan or None,
+        insecure_no_auth=insecure_no_auth or None,
+        agents_port=agents_port,
         agent=False,
         log_level=log_level,
         ready_json=as_json or None,
