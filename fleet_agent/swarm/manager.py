@@ -24,7 +24,7 @@ T = TypeVar("T")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _STALE = "update out of sequence"
 _STALE_TRIES = 12
-_MISSING = ("manifest unknown", "not found", "denied", "unauthorized", "authentication required")
+_MISSING = ("manifest unknown", "not found", "denied", "unauthorized", "authentication required", "credentials")
 
 
 class SwarmManager:
