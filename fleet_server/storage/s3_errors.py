@@ -53,7 +53,7 @@ def words(error: BaseException) -> str:
         if error.status_code == 507:
             return "its disk is full"
         return f"it failed with HTTP {error.status_code}"
-    if isinstance(error, InvalidResponseError | ParseError):
+    if isinstance(error, InvalidResponseError | ParseError | ValueError):
         return "what answers there is no S3 server: correct FLEET_S3_ENDPOINT (the API's port, not the console's)"
     return next(filter(None, map(_network, _chain(error))), f"{type(error).__name__}: {error}")
 
@@ -66,7 +66,7 @@ def _network(error: BaseException) -> str | None:
         return f"its certificate is not trusted ({error.verify_message}): set SSL_CERT_FILE to its CA"
     if isinstance(error, ssl.SSLError):
         return "it speaks no TLS there: correct FLEET_S3_ENDPOINT (http or https)"
-    if isinstance(error, exceptions.ConnectTimeoutError):
+    if isinstance(error, exceptions.ConnectTimeoutError) and not isinstance(error, exceptions.NewConnectionError):
         return "no answer to a connection in time"
     if isinstance(error, exceptions.ReadTimeoutError | TimeoutError):
         return "no answer in time"
