@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -292,3 +294,22 @@ def test_a_broken_installation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(build(), ["odd"])
     assert result.exit_code == 1
     assert "nowhere.at_all:command cannot be loaded" in result.stderr
+
+
+def test_a_command_of_ours_imports_nothing_of_the_packages_around_it() -> None:
+    """Each `fleet jobs` would wait for what only `fleet simulate` needs."""
+    script = (
+        "import sys; sys.argv = ['fleet', *sys.argv[1:]]\n"
+        "from fleet_client.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'fleet_agent', 'fleet_server', 'grpc'}))"
+    )
+
+    def imported(*words: str) -> str:
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert imported("jobs", "--help") == "[]"
+    assert imported("agent", "--help") == "['fleet_agent']"
+    assert "grpc" not in imported("simulate", "--help")

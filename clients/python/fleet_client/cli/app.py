@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated
@@ -14,8 +16,11 @@ from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 COMMANDS_GROUP = "fleet.commands"
 
 
-def build() -> typer.Typer:
-    """The whole command line."""
+def build(wanted: str | None = None) -> typer.Typer:
+    """The command line: the whole of it, or as much as the command `wanted` needs.
+
+    What packages bring is imported for its own commands and where all are listed, not for each of ours.
+    """
     app = typer.Typer(
         name="fleet",
         help="One address for all your GPU nodes: send a prompt, get the picture back.",
@@ -27,8 +32,6 @@ def build() -> typer.Typer:
         context_settings=CONTEXT,
     )
     app.callback()(_options)
-    for entry in sorted(metadata.entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
-        app.command(entry.name, rich_help_panel="Run")(_load(entry))
     app.command("generate", rich_help_panel="Use")(generate.generate)
     app.command("status", rich_help_panel="Use")(fleet.status)
     app.add_typer(queue.app, name="jobs", rich_help_panel="Use")
@@ -39,6 +42,11 @@ def build() -> typer.Typer:
     app.command("download", rich_help_panel="Use")(pictures.download)
     app.command("events", rich_help_panel="Use")(events.events)
     app.command("version", rich_help_panel="Use")(fleet.version)
+    ours = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    brought = sorted(metadata.entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name)
+    for entry in brought:
+        if wanted is None or wanted == entry.name or wanted not in {*ours, *(one.name for one in brought)}:
+            app.command(entry.name, rich_help_panel="Run")(_load(entry))
     return app
 
 
@@ -69,9 +77,17 @@ def _load(entry: metadata.EntryPoint) -> Callable[..., None]:
     return command
 
 
+def _wanted() -> str | None:
+    """The command that is asked for; None where the shell asks for completions, or for help."""
+    if "_FLEET_COMPLETE" in os.environ:
+        return None
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    return None if first.startswith("-") or not first else first
+
+
 def main() -> None:
     """Entry point."""
     try:
-        build()(prog_name="fleet")
+        build(_wanted())(prog_name="fleet")
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
