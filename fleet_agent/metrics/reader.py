@@ -13,6 +13,7 @@ from fleet.v1 import types_pb2
 
 from fleet_agent.daemon import in_daemon
 from fleet_agent.metrics.host import HostReader
+from fleet_agent.metrics.jetson import JetsonReader
 from fleet_agent.metrics.nvml import NvmlReader
 from fleet_agent.metrics.sysfs import SysfsReader
 
@@ -38,6 +39,8 @@ class Readings:
 
 Source = tuple[str, types_pb2.MetricsSource.ValueType, Callable[[], GpuReader]]
 SOURCES: Sequence[Source] = (
+    # Before NVML, which knows a Jetson's GPU by its name alone.
+    ("jetson-stats", types_pb2.METRICS_SOURCE_JETSON, JetsonReader),
     ("NVML", types_pb2.METRICS_SOURCE_NVML, NvmlReader),
     ("sysfs", types_pb2.METRICS_SOURCE_SYSFS, SysfsReader),
 )

@@ -14,6 +14,7 @@ import pytest
 from fleet.v1 import types_pb2
 
 from fleet_agent.metrics.host import HostReader
+from fleet_agent.metrics.jetson import JetsonReader
 from fleet_agent.metrics.nvml import NvmlReader
 from fleet_agent.metrics.reader import SOURCES, MetricsReader, Source
 from fleet_agent.metrics.sysfs import NoGpuFilesError, SysfsReader
@@ -126,7 +127,8 @@ def test_a_reading_that_a_gpu_does_not_have_is_null() -> None:
     missing = frozenset(f"nvmlDeviceGet{name}" for name in [*names, "ComputeRunningProcesses"])
     (gpu,), warnings = NvmlReader(FakeNvml(missing=missing)).read()
     assert [field.name for field, _ in gpu.ListFields()] == ["name"]
-    assert warnings == []
+    words = "uuid, memory, utilization, temperature, power, power limit, graphics clock, memory clock, processes"
+    assert warnings == [f"gpu 0: no {words}: Not Supported"]
 
 
 def test_a_lost_gpu_is_a_warning_and_the_others_are_read() -> None:
@@ -143,6 +145,11 @@ def jetson(root: Path) -> Path:
         "sys/class/thermal/thermal_zone0/temp": "41000\n",
         "sys/class/thermal/thermal_zone1/type": "gpu-thermal\n",
         "sys/class/thermal/thermal_zone1/temp": "52250\n",
+        "sys/class/devfreq/17000000.gpu/cur_freq": "1300500000\n",
+        "sys/class/hwmon/hwmon3/in1_label": "VDD_CPU_CV\n",
+        "sys/class/hwmon/hwmon3/in2_label": "VDD_GPU_SOC\n",
+        "sys/class/hwmon/hwmon3/in2_input": "19000\n",
+        "sys/class/hwmon/hwmon3/curr2_input": "1500\n",
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin\0",
     }
     for name, text in files.items():
@@ -152,23 +159,85 @@ def jetson(root: Path) -> Path:
 
 
 def test_sysfs_readings_of_a_jetson(tmp_path: Path) -> None:
-    (gpu,), warnings = SysfsReader(jetson(tmp_path)).read()
+    (gpu,), warnings = SysfsReader(jetson(tmp_path), lambda: (32 << 30, 8 << 30)).read()
     assert warnings == []
     assert (gpu.index, gpu.name, gpu.unified_memory) == (0, "NVIDIA Jetson AGX Orin", True)
     assert gpu.utilization_percent == 43.7
     assert gpu.temperature_celsius == 52.25
-    assert not gpu.HasField("memory_total_bytes")
-    assert not gpu.HasField("power_watts")
+    assert (gpu.memory_total_bytes, gpu.memory_used_bytes) == (32 << 30, 8 << 30), "the machine's own"
+    assert (gpu.graphics_clock_mhz, gpu.power_watts) == (1300, 28.5)
 
 
 def test_sysfs_files_that_cannot_be_read_are_warnings(tmp_path: Path) -> None:
     reader = SysfsReader(jetson(tmp_path))
     (tmp_path / "sys/devices/platform/gpu.0/load").write_text("busy")
     (tmp_path / "sys/class/thermal/thermal_zone1/temp").unlink()
+    (tmp_path / "sys/class/hwmon/hwmon3/curr2_input").unlink()
     (gpu,), warnings = reader.read()
     assert not gpu.HasField("utilization_percent")
     assert not gpu.HasField("temperature_celsius")
-    assert [warning.split(":")[1].strip() for warning in warnings] == ["load", "temperature"]
+    assert [warning.split(":")[1].strip() for warning in warnings] == ["load", "temperature", "power"]
+
+
+def test_what_a_kernel_does_not_show_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "sys/devices/gpu.0/load"
+    path.parent.mkdir(parents=True)
+    path.write_text("10")
+    (gpu,), warnings = SysfsReader(tmp_path).read()
+    assert gpu.utilization_percent == 1
+    assert [warning.split(":")[1].strip() for warning in warnings] == ["temperature", "clock", "power"]
+
+
+class FakeJtop:
+    """The part of jetson-stats' jtop that the reader uses, as a Jetson AGX Orin gives it."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self.gpu = {"ga10b": {"type": "integrated", "status": {"load": 97.5}, "freq": {"cur": 1300500}}}
+        self.memory = {"RAM": {"tot": 32 << 20, "used": 8 << 20}, "EMC": {"cur": 3199000}}
+        self.temperature = {"CPU": {"temp": 50.0, "online": True}, "gpu": {"temp": 61.5, "online": True}}
+        self.power: dict[str, Any] = {"rail": {"VDD_GPU_SOC": {"power": 28400}}, "tot": {"power": 41000}}
+        self.board = {"hardware": {"Model": "NVIDIA Jetson AGX Orin"}}
+        self.processes = [[4711, "root", "I", "Graphic", 20, "S", 1.0, 100, 7 << 20, "python"]]
+
+    def start(self) -> None:
+        return None
+
+    def ok(self, spin: bool = False) -> bool:
+        return self.alive and spin
+
+
+def test_jetson_stats_readings() -> None:
+    (gpu,), warnings = JetsonReader(SimpleNamespace(jtop=FakeJtop)).read()
+    assert warnings == []
+    assert (gpu.name, gpu.unified_memory, gpu.utilization_percent) == ("NVIDIA Jetson AGX Orin", True, 97.5)
+    assert (gpu.memory_total_bytes, gpu.memory_used_bytes) == (32 << 30, 8 << 30)
+    assert (gpu.temperature_celsius, gpu.power_watts) == (61.5, 28.4)
+    assert (gpu.graphics_clock_mhz, gpu.memory_clock_mhz) == (1300, 3199)
+    (process,) = gpu.processes
+    assert (process.pid, process.name, process.memory_used_bytes) == (4711, "python", 7 << 30)
+
+
+def test_what_jetson_stats_does_not_give_is_said_and_its_end_too() -> None:
+    class Poor(FakeJtop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.power = {"rail": {}}
+            self.temperature = {"gpu": {"temp": -256, "online": False}}
+
+    reader = JetsonReader(SimpleNamespace(jtop=Poor))
+    (gpu,), warnings = reader.read()
+    assert not gpu.HasField("power_watts")
+    assert warnings == ["gpu 0: jetson-stats does not give temperature_celsius, power_watts"]
+    reader._jtop.alive = False
+    with pytest.raises(RuntimeError, match="has ended"):
+        reader.read()
+
+
+def test_without_jetson_stats_that_is_said() -> None:
+    with pytest.raises(ImportError, match="jetson-stats is not installed"):
+        JetsonReader()
 
 
 def test_a_kernel_without_a_gpu_load_file_has_no_sysfs_reader(tmp_path: Path) -> None:
@@ -177,7 +246,11 @@ def test_a_kernel_without_a_gpu_load_file_has_no_sysfs_reader(tmp_path: Path) ->
 
 
 def test_the_sources_that_are_tried() -> None:
-    assert [(name, kind) for name, kind, _ in SOURCES] == [("NVML", NVML), ("sysfs", SYSFS)]
+    assert [(name, kind) for name, kind, _ in SOURCES] == [
+        ("jetson-stats", types_pb2.METRICS_SOURCE_JETSON),
+        ("NVML", NVML),
+        ("sysfs", SYSFS),
+    ]
 
 
 async def test_a_machine_without_any_gpu_says_why(tmp_path: Path) -> None:
