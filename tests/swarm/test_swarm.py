@@ -7,11 +7,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import aclosing, closing, contextmanager
 from typing import Any
 
 import httpx
+import pytest
+from fleet_client import ApiError, AsyncFleetCommander, FleetCommander
 from websockets.sync.client import connect
 
 from tests.docker_daemon import IMAGE, add_image
@@ -309,21 +310,43 @@ def test_images_of_the_registry(swarm: SwarmFleet) -> None:
     assert images["next_page_token"] == ""
 
 
-def test_commands_of_a_person(swarm: SwarmFleet, tmp_path: Path) -> None:
+def fleet_says(swarm: SwarmFleet, *words: str) -> str:
+    """What the command prints; it must succeed."""
+    result = fleet_command(*words, url=swarm.fleet.url)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_commands_of_a_person(swarm: SwarmFleet) -> None:
     swarm.service("by-hand", command=TALK)
+    table = fleet_says(swarm, "services", "list").splitlines()
+    assert table[1].split()[:5] == ["by-hand", "replicated", "1", "of", "1"]
+    shown = fleet_says(swarm, "services", "show", "by-hand")
+    assert "1 of 1" in shown and "running" in shown and "agx" in shown
+    assert json.loads(fleet_says(swarm, "services", "show", "by-hand", "--json")) == swarm.get("by-hand")
+    assert fleet_says(swarm, "services", "scale", "by-hand", "2").startswith("by-hand  replicated, ")
+    swarm.until(lambda: fleet_says(swarm, "services", "logs", "by-hand").count("hello") == 2)
+    assert json.loads(fleet_says(swarm, "services", "rollback", "by-hand", "--json"))["replicas"] == 1
+    assert IMAGE in fleet_says(swarm, "services", "update", "by-hand", IMAGE)
+    rule = fleet_says(swarm, "services", "autoscale", "by-hand", "--max", "2", "--cluster", "no-such", "--off")
+    assert rule == "by-hand  off (0 to 2, one for 1 waiting jobs (no-such))\n"
+    assert json.loads(fleet_says(swarm, "images", "--json"))["next_page_token"] == ""
+    assert fleet_command("services", "scale", "no-such", "2", url=swarm.fleet.url).exit_code == 4
+    assert fleet_command("services", "scale", "by-hand", "1001", url=swarm.fleet.url).exit_code == 2
 
-    def fleet(*words: str) -> str:
-        result = fleet_command(*words, url=swarm.fleet.url)
-        assert result.exit_code == 0, result.output
-        return result.output
 
-    assert "by-hand" in fleet("services", "list")
-    assert json.loads(fleet("services", "show", "by-hand", "--json"))["name"] == "by-hand"
-    assert "agx" in fleet("services", "show", "by-hand")
-    assert "2" in fleet("services", "scale", "by-hand", "2")
-    assert "hello" in fleet("services", "logs", "by-hand")
-    assert "by-hand" in fleet("services", "rollback", "by-hand")
-    assert (
-        json.loads(fleet("services", "autoscale", "by-hand", "--max", "2", "--json"))["autoscale"]["max_replicas"] == 2
-    )
-    assert json.loads(fleet("images", "--json"))["next_page_token"] == ""
+async def test_the_sdk_follows_a_log(swarm: SwarmFleet) -> None:
+    swarm.service("talks", command=TALK)
+    with FleetCommander(swarm.fleet.url) as blocking:
+        with closing(blocking.follow_service_logs("talks")) as lines:
+            first = [next(lines)["text"] for _ in range(2)]
+        assert sorted(first) == ["hello", "sorry"]
+        assert [line["text"] for line in blocking.service_logs("talks")] == first
+    async with AsyncFleetCommander(swarm.fleet.url) as fleet:
+        async with aclosing(fleet.follow_service_logs("talks", tail=1)) as following:
+            async for line in following:
+                assert line["text"] == first[1]
+                break
+        with pytest.raises(ApiError) as caught:
+            await anext(fleet.follow_service_logs("no-such"))
+        assert (caught.value.status, caught.value.reason) == (404, "SERVICE_NOT_FOUND")

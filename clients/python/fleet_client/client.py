@@ -16,9 +16,10 @@ from fleet_client.calls import Json, segment
 from fleet_client.errors import ApiError, ConnectionFailedError, FleetError, JobFailedError, check, unreachable
 from fleet_client.events import Event, EventReader, Resume, ended_early, lost_events
 from fleet_client.machines import MachineCalls
+from fleet_client.swarm import SwarmCalls
 
 
-class FleetCommander(MachineCalls):
+class FleetCommander(MachineCalls, SwarmCalls):
     """One fleet, by the address of its server: `FleetCommander()`, `FleetCommander("http://gpu.lan:8765")`.
 
     Without arguments the address is FLEET_URL or this machine, the key FLEET_API_KEY; proxies of the environment are

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fleet_client.cli import events, fleet, generate, models, nodes, pictures, queue
+from fleet_client.cli import events, fleet, generate, models, nodes, pictures, queue, services
 from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
@@ -38,6 +38,8 @@ def build(wanted: str | None = None) -> typer.Typer:
     app.add_typer(nodes.app, name="nodes", rich_help_panel="Use")
     app.add_typer(models.app, name="models", rich_help_panel="Use")
     app.command("loras", rich_help_panel="Use")(models.loras)
+    app.add_typer(services.app, name="services", rich_help_panel="Use")
+    app.command("images", rich_help_panel="Use")(services.images)
     app.command("gallery", rich_help_panel="Use")(pictures.gallery)
     app.command("download", rich_help_panel="Use")(pictures.download)
     app.command("events", rich_help_panel="Use")(events.events)

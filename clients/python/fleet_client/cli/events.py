@@ -53,6 +53,9 @@ def _told(kind: str, data: Event) -> Text:
         return state(data["status"], (data["error"] or {}).get("detail"))
     if kind == "node_update":
         return state(data["status"], "cordoned" if data["cordoned"] else None)
+    if kind == "service_update":
+        wanted = "" if data["replicas"] is None else f" of {data['replicas']}"
+        return Text(plain(f"{data['name']}: {data['running_replicas']}{wanted} running, {data['image']}"))
     if kind == "gap":
         return Text("events were lost: look at the lists again", style="yellow")
     return Text(plain(data.get("status") or ""))
