@@ -30,6 +30,11 @@ class EmbeddedProcess:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._process is not None
+
+    @property
     def log(self) -> Path:
         return self._folder.parent / f"{self._folder.name}.log"
 
