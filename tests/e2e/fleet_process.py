@@ -57,6 +57,8 @@ class FleetProcess:
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
         self.grpc_port = 0
+        self.ready = ""
+        """The line that says that it is ready."""
 
     @property
     def url(self) -> str:
@@ -77,7 +79,7 @@ class FleetProcess:
             for line in self.process.stdout:
                 found = READY.search(line)
                 if found:
-                    self.port, self.grpc_port = int(found[1]), int(found[2])
+                    self.port, self.grpc_port, self.ready = int(found[1]), int(found[2]), line
                     return self
         finally:
             killer.cancel()

@@ -1,0 +1,157 @@
+"""Graphs judged as ComfyUI judges them (the recorded refusals), and what they need of a node."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import orjson
+import pytest
+
+from fleet_server.domain.comfy import Catalogue, FileName, Need, ancestors, merged, needs_of
+from fleet_server.domain.comfy_check import check
+from tests.comfy_node import STANDARD, combo, node_class, sample
+
+Graph = dict[str, dict[str, Any]]
+
+
+def catalogue(*, without: tuple[str, ...] = (), **lists: list[str]) -> Catalogue:
+    """The standard classes, with checkpoints and LoRAs of one's own."""
+    classes = {name: copy.deepcopy(one) for name, one in STANDARD.items() if name not in without}
+    if "CheckpointLoaderSimple" in classes:
+        classes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = lists.get("checkpoints", [])
+    return Catalogue.of(classes, "x")
+
+
+CHAIN: Graph = sample("chain_post_prompt")["request"]["json"]["prompt"]
+CHECKPOINT: Graph = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+    "2": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
+    "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+    "4": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("err_ckpt_missing", "err_loadimage_missing", "err_missing_input"),
+        *("err_no_outputs", "err_unknown_node", "err_value_too_big"),
+    ],
+)
+def test_a_recorded_refusal_is_given_word_for_word(name: str) -> None:
+    recorded = sample(name)
+    verdict = check(recorded["request"]["json"]["prompt"], catalogue())
+    assert {"error": verdict.error, "node_errors": verdict.node_errors} == recorded["body"]
+
+
+def test_a_graph_that_runs_is_taken_with_its_outputs() -> None:
+    verdict = check(CHAIN, catalogue())
+    assert (verdict.error, verdict.node_errors, verdict.outputs, verdict.faults) == (None, {}, ("5",), 0)
+
+
+def _with(node: str, **inputs: Any) -> Graph:
+    graph = copy.deepcopy(CHAIN)
+    graph[node]["inputs"] |= inputs
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("graph", "node", "kind", "words"),
+    [
+        (_with("3", sigma=0.01), "3", "value_smaller_than_min", "Value 0.01 smaller than min of 0.1"),
+        (_with("2", crop="middle"), "2", "value_not_in_list", "Value not in list"),
+        (_with("2", width="wide"), "2", "invalid_input_type", "Failed to convert an input value to a INT value"),
+        (_with("4", image=["3"]), "4", "bad_linked_input", "Bad linked input, must be a length-2 list"),
+        (_with("4", image=["77", 0]), "4", "exception_during_inner_validation", "Exception when validating inner node"),
+        (_with("4", image=["3", 9]), "4", "exception_during_inner_validation", "Exception when validating inner node"),
+        (_with("2", image=["4", 0]), "2", "dependency_cycle", "Dependency cycle detected"),
+        (_with("5", images=["5", 0]), "5", "exception_during_inner_validation", "Exception when validating inner node"),
+    ],
+)
+def test_each_fault_is_named_at_its_node(graph: Graph, node: str, kind: str, words: str) -> None:
+    verdict = check(graph, catalogue())
+    assert verdict.error is not None and verdict.error["type"] == "prompt_outputs_failed_validation"
+    (error,) = verdict.node_errors[node]["errors"]
+    assert error["type"] == kind and error["message"].startswith(words)
+    assert verdict.node_errors[node]["dependent_outputs"] == ["5"]
+    orjson.dumps(verdict.node_errors)
+
+
+@pytest.mark.parametrize("value", [512.0, "512", True, {"__value__": 512}])
+def test_values_are_converted_as_comfyui_does(value: Any) -> None:
+    assert check(_with("2", width=value), catalogue()).error is None
+
+
+def test_one_good_output_is_enough_and_the_bad_one_is_told() -> None:
+    graph = {**CHAIN, "9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
+    verdict = check(graph, catalogue())
+    assert (verdict.error, verdict.outputs) == (None, ("5",))
+    assert verdict.node_errors["9"]["errors"][0]["type"] == "required_input_missing"
+    only = check(graph, catalogue(), targets=frozenset({"9"}))
+    assert only.error is not None and only.outputs == ()
+
+
+def test_a_long_list_is_not_printed() -> None:
+    found = check(CHECKPOINT, catalogue(checkpoints=[f"{n}.safetensors" for n in range(21)]))
+    (error,) = found.node_errors["1"]["errors"]
+    assert error["details"] == "ckpt_name: 'a.safetensors' not in (list of length 21)"
+    assert error["extra_info"]["input_config"] is None
+
+
+def test_a_chain_of_ten_thousand_nodes_is_walked() -> None:
+    graph: Graph = {"0": CHAIN["1"]}
+    for n in range(1, 10_000):
+        graph[str(n)] = {"class_type": "ImageInvert", "inputs": {"image": [str(n - 1), 0]}}
+    graph["end"] = {"class_type": "SaveImage", "inputs": {"images": ["9999", 0], "filename_prefix": "x"}}
+    assert check(graph, catalogue()).outputs == ("end",)
+    assert len(ancestors(graph, ["end"])) == 10_001
+
+
+def test_a_file_that_we_bring_needs_not_be_on_the_node() -> None:
+    graph: Graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "ours.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    assert check(graph, catalogue()).error is not None
+    assert check(graph, catalogue(), has_file=lambda name: name == "ours.png").error is None
+    needs = needs_of(graph, [catalogue()], own=[("1", "image")])
+    assert needs == (Need("LoadImage"), Need("SaveImage"))
+
+
+def test_needs_are_classes_and_values_of_lists_and_decide_who_can_run_it() -> None:
+    needs = needs_of(CHECKPOINT, [catalogue(checkpoints=["a.safetensors"])])
+    assert Need("CheckpointLoaderSimple", "ckpt_name", "a.safetensors") in needs
+    assert {need.class_type for need in needs if not need.input} == {
+        *("CheckpointLoaderSimple", "VAEDecode", "EmptyLatentImage", "SaveImage")
+    }
+    assert not list(catalogue(checkpoints=["a.safetensors", "b.safetensors"]).missing(needs))
+    (lacked,) = catalogue(checkpoints=["b.safetensors"]).missing(needs)
+    assert lacked.words == "CheckpointLoaderSimple.ckpt_name = 'a.safetensors'"
+    assert Need("VAEDecode") in list(catalogue(without=("VAEDecode",)).missing(needs))
+
+
+def test_lists_of_several_nodes_are_united_class_by_class() -> None:
+    one = {"L": node_class("L", {"m": combo("a", "b")}), "Only": node_class("Only")}
+    two = {"L": node_class("L", {"m": [["b", "c"], {"tooltip": "?"}]}), "New": node_class("New")}
+    modern = {"L": node_class("L", {"m": ["COMBO", {"options": ["d"]}]})}
+    whole = merged([one, two, modern])
+    assert set(whole) == {"L", "Only", "New"}
+    assert whole["L"]["input"]["required"]["m"] == [["a", "b", "c", "d"]]
+    assert one["L"]["input"]["required"]["m"] == [["a", "b"]], "what it is made of stays as it is"
+    flipped = merged([modern, one])
+    assert flipped["L"]["input"]["required"]["m"] == ["COMBO", {"options": ["d", "a", "b"]}]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a.png", FileName("a.png")),
+        ("sub/dir/a.png", FileName("a.png", "sub/dir")),
+        ("a (1).png [output]", FileName("a (1).png", "", "output")),
+        ("käse [x].png", FileName("käse [x].png")),
+        ("clipspace/m.png [temp]", FileName("m.png", "clipspace", "temp")),
+    ],
+)
+def test_file_names_are_read_as_graphs_write_them(text: str, name: FileName) -> None:
+    assert FileName.of(text) == name
