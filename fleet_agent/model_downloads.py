@@ -61,6 +61,8 @@ class Download:
     done_bytes: int = 0
     task: asyncio.Task[Brought] | None = None
     partial: Partial | None = field(default=None, repr=False)
+    admitted: bool = False
+    """There is room for it, and nobody else may have that."""
 
 
 class ModelDownloads:
@@ -186,7 +188,7 @@ class ModelDownloads:
         async with self._room:
             kept = await asyncio.to_thread(self._shelf.survey)
             free = await asyncio.to_thread(self._shelf.free_bytes)
-            others = [one for one in self._under_way.values() if one.partial is not None and one is not download]
+            others = [one for one in self._under_way.values() if one.admitted and one is not download]
             total = sum(one.size_bytes for one in kept) + sum(one.source.size_bytes for one in others)
             free -= sum(one.source.size_bytes - one.done_bytes for one in others) - download.done_bytes
             keep = {source.key, *self._in_use(), *self._under_way}
@@ -205,6 +207,7 @@ class ModelDownloads:
                 self._forget(one.key)
             for one in gone:
                 await self._remove(one, source)
+            download.admitted = True
 
     async def _remove(self, one: Kept, source: Source) -> None:
         _log.info("a model makes room", name=one.name, size_bytes=one.size_bytes, room_for=source.name)
