@@ -128,13 +128,14 @@ def _named_engine(payload: types_pb2.Payload) -> str | None:
 
 
 def _fields(payload: Message) -> dict[str, Any]:
-    """The payload as plain values; LoRAs, model and seed travel beside it."""
+    """The payload as plain values; LoRAs, model and seed travel beside it (but a text's seed, which it may lack)."""
     if isinstance(payload, struct_pb2.Struct):
         fields = {name: _plain(value) for name, value in payload.fields.items()}
     else:
         fields = json_format.MessageToDict(payload, preserving_proto_field_name=True)
     # A custom payload is free: there these are names like any other.
-    for name in {"loras", "model", "seed"}.intersection(payload.DESCRIPTOR.fields_by_name):
+    beside = {"loras", "model"} if isinstance(payload, types_pb2.LlmPayload) else {"loras", "model", "seed"}
+    for name in beside.intersection(payload.DESCRIPTOR.fields_by_name):
         fields.pop(name, None)
     return fields
 

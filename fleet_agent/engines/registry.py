@@ -63,9 +63,27 @@ def _comfyui(settings: EngineSettings) -> Engine:
     return ComfyUIEngine(settings)
 
 
-BUILT_IN: Mapping[str, EngineFactory] = {"sketch": _sketch, "fixed": _fixed, "comfyui": _comfyui}
+def _openai(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.openai.engine import OpenAIEngine
+
+    return OpenAIEngine(settings)
+
+
+def _sdxl_trt(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.sdxl_trt import SdxlTrtEngine
+
+    return SdxlTrtEngine(settings)
+
+
+BUILT_IN: Mapping[str, EngineFactory] = {
+    "sketch": _sketch,
+    "fixed": _fixed,
+    "comfyui": _comfyui,
+    "openai": _openai,
+    "sdxl_trt": _sdxl_trt,
+}
 ONLY_WHEN_ASKED = frozenset({"fixed"})
-NEEDS: Mapping[str, str] = {"comfyui": "comfyui_url"}
+NEEDS: Mapping[str, str] = {"comfyui": "comfyui_url", "openai": "openai_url", "sdxl_trt": "sdxl_trt_urls"}
 """Engines that are made where this option is given, or when asked for by name."""
 
 

@@ -1,0 +1,1 @@
+"""The `openai` engine against a server that others wrote: `transformers serve`, with models of a few weights."""
