@@ -37,3 +37,5 @@ def configure(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(number)
     logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))
+    # It tells of each attempt of the S3 client; what comes of them is told by our own logger, once.
+    logging.getLogger("urllib3").setLevel(max(number, logging.ERROR))
