@@ -65,6 +65,13 @@ class Attempt:
         """Whole percent."""
         return 0 if self.steps <= 0 else max(0, min(100, self.step * 100 // self.steps))
 
+    @property
+    def files(self) -> list[tuple[ModelKind, str]]:
+        """Kind and name of the model files that it works with."""
+        model: tuple[ModelKind, str] = ("checkpoint", self.assign.model)
+        loras: list[tuple[ModelKind, str]] = [("lora", use["file"]["name"]) for use in self.task["loras"]]
+        return [model, *loras] if self.assign.model else loras
+
     def held(self) -> node_pb2.HeldAttempt:
         """The attempt as a heartbeat names it."""
         held = node_pb2.HeldAttempt(job_id=self.assign.job_id, token=self.token, progress=self.progress)
@@ -110,13 +117,6 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
     return Attempt(assign, slot, engine, task, metadata, previews=assign.previews)
 
 
-def _file(inventory: Inventory, kind: ModelKind, name: str, reason: str) -> ModelFile:
-    file = inventory.file(kind, name)
-    if file is None:
-        raise RefusedError(reason, f"this node has no {kind} {name}")
-    return file
-
-
 def _named_engine(payload: types_pb2.Payload) -> str | None:
     """The engine that this payload is for; None where any will do that runs the type."""
     kind = payload.WhichOneof("kind")
@@ -125,6 +125,13 @@ def _named_engine(payload: types_pb2.Payload) -> str | None:
     if kind == "custom" and "engine" in payload.custom.fields:
         return payload.custom.fields["engine"].string_value
     return None
+
+
+def _file(inventory: Inventory, kind: ModelKind, name: str, reason: str) -> ModelFile:
+    file = inventory.file(kind, name)
+    if file is None:
+        raise RefusedError(reason, f"this node has no {kind} {name}")
+    return file
 
 
 def _fields(payload: Message) -> dict[str, Any]:
@@ -200,13 +207,6 @@ def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
     return complete
 
 
-_DETAIL = 2000
-_CODES = {
-    "OUT_OF_MEMORY": "RESOURCE_EXHAUSTED",
-    "MODEL_NOT_FOUND": "NOT_FOUND",
-    "LORA_NOT_FOUND": "NOT_FOUND",
-    "INPUT_NOT_FOUND": "NOT_FOUND",
-    "INVALID_FIELD": "INVALID_ARGUMENT",
 def _say_result(complete: node_pb2.JobComplete, event: frames.Message) -> None:
     """What an engine gave besides files."""
     for name in ("text", "finish_reason", "exit_code"):
@@ -219,6 +219,13 @@ def _say_result(complete: node_pb2.JobComplete, event: frames.Message) -> None:
         complete.engine_record_json = event["record_json"]
 
 
+_DETAIL = 2000
+_CODES = {
+    "OUT_OF_MEMORY": "RESOURCE_EXHAUSTED",
+    "MODEL_NOT_FOUND": "NOT_FOUND",
+    "LORA_NOT_FOUND": "NOT_FOUND",
+    "INPUT_NOT_FOUND": "NOT_FOUND",
+    "INVALID_FIELD": "INVALID_ARGUMENT",
     "DISK_FULL": "UNAVAILABLE",
     "TIMEOUT": "DEADLINE_EXCEEDED",
 }

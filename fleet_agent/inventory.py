@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,15 @@ from fleet_agent.daemon import in_daemon
 from fleet_agent.describe import describe_engines
 from fleet_agent.engines.base import ModelFile, ModelKind
 from fleet_agent.engines.models import FOLDERS, ModelFolder
-from fleet_agent.settings import AgentSettings
 from fleet_agent.engines.registry import NEEDS
+from fleet_agent.settings import AgentSettings
 
 _log = structlog.get_logger("fleet.agent.inventory")
 JOB_TYPE_WORDS: Mapping[str, types_pb2.JobType.ValueType] = {
     name.removeprefix("JOB_TYPE_").lower(): number for name, number in types_pb2.JobType.items() if number
 }
-Stamps = frozenset[tuple[str, int, int]]
 _BUILTIN: Mapping[ModelKind, str] = {"checkpoint": "builtin_models", "lora": "builtin_loras"}
+Stamps = frozenset[tuple[str, int, int]]
 
 
 class Inventory:
@@ -41,33 +42,34 @@ class Inventory:
         self._statuses: list[dict[str, Any]] = []
         self._files: dict[tuple[ModelKind, str], ModelFile] = {}
         self._stamps: Stamps = frozenset()
+        self._scanning = asyncio.Lock()
         self._stopped = threading.Event()
-        self.warnings: tuple[str, ...] = ()
-
         self._options = settings.engine_options()
         self._ask_at = 0.0
+        self.warnings: tuple[str, ...] = ()
+
     async def load(self) -> None:
         """Asks a child process for the engines and scans the model folder."""
         described = await self._describe(self._settings.engines)
         self._infos, self._statuses = described["infos"], described["statuses"]
+        self._ask_at = time.monotonic() + self._settings.engine_refresh_seconds
         await self.rescan()
 
-        self._ask_at = time.monotonic() + self._settings.engine_refresh_seconds
-    async def watch(self) -> None:
-        """Keeps the list of files true, and hashes what is new, for ever. Never on the road of a heartbeat: a folder
     async def _describe(self, wanted: Sequence[str]) -> dict[str, Any]:
         settings = self._settings
         return await describe_engines(
             settings.models_folder, settings.data_dir, wanted, settings.describe_seconds, self._options
         )
 
+    async def watch(self) -> None:
+        """Keeps the list of files true, and hashes what is new, for ever. Never on the road of a heartbeat: a folder
         on a network may hang."""
         try:
             while True:
                 try:
+                    await self._ask_again()
                     await self.rescan()
                     if any(file.sha256 is None and file.path is not None for file in self._files.values()):
-                    await self._ask_again()
                         await in_daemon(lambda: self._folder.hash_missing(self._stopped.is_set), "hash models")
                         await self._scan()
                 except Exception as error:
@@ -77,8 +79,6 @@ class Inventory:
             # A thread cannot be cancelled, and a large file takes minutes.
             self._stopped.set()
 
-    async def rescan(self) -> None:
-        """Looks at the model folder again; headers are read only where a file came, went or changed."""
     async def _ask_again(self) -> None:
         """Asks the engines anew whose programs may have come, gone or changed."""
         changing = [name for name, info in self._infos.items() if info["refresh_seconds"]]
@@ -94,12 +94,19 @@ class Inventory:
             self._infos = infos
             await self._scan()
 
+    async def rescan(self) -> None:
+        """Looks at the model folder again; headers are read only where a file came, went or changed."""
         stamps = await in_daemon(lambda: _stamps(self._settings.models_folder), "look at models")
         if stamps != self._stamps or not self._files:
             await self._scan()
             self._stamps = stamps
 
     async def _scan(self) -> None:
+        # One after the other: what an older one saw must not hide what a newer one has found.
+        async with self._scanning:
+            await self._scan_now()
+
+    async def _scan_now(self) -> None:
         scan = await in_daemon(self._folder.scan, "scan models")
         files = {(file.kind, file.name): file for file in scan.files}
         for info in self._infos.values():
@@ -126,7 +133,7 @@ class Inventory:
         """Each model file that some engine can use."""
         found = []
         for file in self._files.values():
-            engine = self._engine_of(file)
+            engine = self.engine_of(file)
             if engine is None:
                 continue
             words = self._infos[engine]["job_types"]
@@ -145,6 +152,30 @@ class Inventory:
             )
         return found
 
+    def intake(self) -> node_pb2.ModelIntake | None:
+        """What files of the buckets this node would bring; None where its model folder cannot be written to."""
+        if not os.access(self._settings.models_folder, os.W_OK):
+            return None
+        loadable = [
+            node_pb2.LoadableModels(
+                engine=name,
+                architectures=info["architectures"],
+                job_types=[JOB_TYPE_WORDS[word] for word in info["job_types"] if word in JOB_TYPE_WORDS],
+            )
+            for name, info in sorted(self._infos.items())
+            if info["architectures"]
+        ]
+        return node_pb2.ModelIntake(loadable=loadable, most_bytes=self._settings.models_budget_bytes)
+
+    async def arrived(self, path: Path, sha256: str) -> None:
+        """A file with that hash has come."""
+        await in_daemon(lambda: self._folder.know(path, sha256), "note a hash")
+        await self._scan()
+
+    def forget(self, key: tuple[ModelKind, str]) -> None:
+        """The file is about to go: no work may begin with it."""
+        self._files.pop(key, None)
+
     def file(self, kind: ModelKind, name: str) -> ModelFile | None:
         """A model file by kind and name: a LoRA may have a checkpoint's name."""
         return self._files.get((kind, name))
@@ -152,7 +183,7 @@ class Inventory:
     def engine_for(self, job_type: str, model: ModelFile | None) -> str | None:
         """The engine that runs this type with this model."""
         if model is not None:
-            engine = self._engine_of(model)
+            engine = self.engine_of(model)
             return engine if engine is not None and job_type in self._infos[engine]["job_types"] else None
         able = [name for name in sorted(self._infos) if job_type in self._infos[name]["job_types"]]
         return "container" if job_type == "custom" and "container" in able else next(iter(able), None)
@@ -165,7 +196,8 @@ class Inventory:
         """Version of an engine."""
         return str(self._infos[engine]["version"])
 
-    def _engine_of(self, file: ModelFile) -> str | None:
+    def engine_of(self, file: ModelFile) -> str | None:
+        """The engine that loads this file."""
         for name in sorted(self._infos):
             info = self._infos[name]
             if file.path is None and file.name in info[_BUILTIN[file.kind]]:

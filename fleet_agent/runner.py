@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +22,12 @@ from fleet_agent import frames
 from fleet_agent.attempt import Attempt, RefusedError, Stop, completion, failure, plan
 from fleet_agent.chores import Chores
 from fleet_agent.deliveries import Deliveries
-from fleet_agent.inputs import InputError
+from fleet_agent.engines.base import ModelKind
+from fleet_agent.inputs import Downloader, InputError
 from fleet_agent.inventory import Inventory
 from fleet_agent.keeper import Keeper
 from fleet_agent.link import Link
+from fleet_agent.loaded import loaded_files
 from fleet_agent.preparation import Preparation
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
@@ -58,7 +59,7 @@ class Runner:
         options = settings.engine_options()
         self._slots = [SlotProcess(index, *folders, options | {"slot": str(index)}) for index in range(settings.slots)]
         inputs = settings.data_dir / "inputs"
-        self._preparation = Preparation(inputs, lambda: self._link.downloader if self._link else None)
+        self._preparation = Preparation(inputs, lambda: self.downloader)
         self._running: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,23 +98,26 @@ class Runner:
         return self.deliveries.held()
 
     def loaded(self) -> list[node_pb2.LoadedFile]:
-        """Models in the memory of the slots' children, once each however many slots hold it."""
-        now = time.monotonic()
-        found: dict[tuple[str, str], node_pb2.LoadedFile] = {}
-        for model in (model for slot in self._slots for model in slot.loaded):
-            file = found.get((model.engine, model.name))
-            if file is None:
-                file = found[model.engine, model.name] = node_pb2.LoadedFile(
-                    name=model.name,
-                    engine=model.engine,
-                    loaded_seconds_ago=now - model.loaded_at,
-                    used_seconds_ago=now - model.used_at,
-                )
-            file.memory_bytes += model.memory_bytes
-            file.loras.extend(name for name in model.loras if name not in file.loras)
-            file.loaded_seconds_ago = max(file.loaded_seconds_ago, now - model.loaded_at)
-            file.used_seconds_ago = min(file.used_seconds_ago, now - model.used_at)
-        return list(found.values())
+        """Models in the memory of the slots' children."""
+        return loaded_files(self._slots)
+
+    @property
+    def slots(self) -> Sequence[SlotProcess]:
+        return self._slots
+
+    def working(self, slot: SlotProcess) -> bool:
+        """Whether an attempt is in the slot, or its child is loading something."""
+        return slot.busy or any(attempt.slot is slot for attempt in self._running.values())
+
+    def files_in_use(self) -> Iterator[tuple[ModelKind, str]]:
+        """Kind and name of each file that an attempt works with."""
+        for attempt in self._running.values():
+            yield from attempt.files
+
+    @property
+    def downloader(self) -> Downloader | None:
+        """That of the session; None while there is none."""
+        return self._link.downloader if self._link else None
 
     def connected(self, link: Link, kill_tokens: Iterable[str] = ()) -> None:
         """A Welcome has come: says again what matters, and delivers what is spooled."""
@@ -211,7 +215,9 @@ class Runner:
         # A slot whose child has the model in memory comes first.
         slot = free[0]
         if assign.model:
-            slot = next((slot for slot in free if any(model.name == assign.model for model in slot.loaded)), slot)
+            having = (slot for slot in free if any(model.name == assign.model for model in slot.loaded))
+            # One that loads something else would have to be waited for.
+            slot = next(having, min(free, key=lambda slot: slot.busy))
         try:
             return plan(assign, slot, self._inventory, folder)
         except BaseException:
@@ -299,12 +305,6 @@ class Runner:
                 if message is not None:
                     tick.message = message[:_MESSAGE]
                 self._link.tick(tick)
-        elif event["event"] == "preview" and attempt.previews and self._link is not None:
-            preview = node_pb2.JobPreview(job_id=job_id, token=token, progress=attempt.progress)
-            if attempt.steps:
-                preview.step, preview.steps = attempt.step, attempt.steps
-            preview.preview.content_type, preview.preview.data = event["content_type"], blob
-            self._link.preview(preview)
         elif event["event"] == "text" and self._link is not None:
             tick = node_pb2.JobTick(job_id=job_id, token=token, progress=attempt.progress)
             if attempt.steps:
@@ -318,6 +318,12 @@ class Runner:
             else:
                 frame.text = event["text"]
             self._link.outbox.frame(Said(session=self._link.session, frame=frame))
+        elif event["event"] == "preview" and attempt.previews and self._link is not None:
+            preview = node_pb2.JobPreview(job_id=job_id, token=token, progress=attempt.progress)
+            if attempt.steps:
+                preview.step, preview.steps = attempt.step, attempt.steps
+            preview.preview.content_type, preview.preview.data = event["content_type"], blob
+            self._link.preview(preview)
 
     async def _settle(self, attempt: Attempt, end: _End) -> tuple[Said | None, SpoolEntry | None]:
         """What to say of an end once the slot is free, and what to deliver."""

@@ -162,13 +162,15 @@ class SlotProcess:
         finally:
             self._cancelled.pop(token, None)
 
-    async def ask(self, message: frames.Message) -> frames.Message:
+    async def ask(self, message: frames.Message, begun: Callable[[], None]) -> frames.Message:
         """Has the child load or unload a model when its turn comes; its last word, done or failed.
 
-        Raises SlotCrashedError where the child ends first. Not to be cancelled: the child would go on.
+        `begun` is called when the child is asked. Raises SlotCrashedError where it ends first, BadFrameError where it
+        does not speak frames. Not to be cancelled: the child would go on.
         """
         async with self._turn:
             await self.start()
+            begun()
             async with contextlib.aclosing(self._converse(message)) as events:
                 async for event, _ in events:
                     return event
