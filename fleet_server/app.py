@@ -132,7 +132,9 @@ class Server:
         self.commands = Commands(self._sessions, self.fleet)
         self.comfy = Comfying(settings, store, self.fleet, self._sessions, self.commands, self._filing, now_ms)
         self.enrolment = _enrolment(settings, store)
-        self._keeping = Keeping(store, self.fleet, self._sessions, self.commands, self.enrolment.joins)
+        self._keeping = Keeping(
+            store, self.fleet, self._sessions, self.commands, self._filing.resolver, self.enrolment.joins
+        )
         self._modelling = Modelling(settings, store, self.s3, self.fleet, self._sessions, self.commands, self._speeds)
         catalog, shelf = self._modelling.catalog, self._modelling.shelf
         self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)

@@ -8,8 +8,10 @@ from fleet_server.rpc.machines import MachineParts
 from fleet_server.services.drains import Drains, Runs, container_stopper
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.history import History
+from fleet_server.services.inputs import InputResolver
 from fleet_server.services.joins import Joins
 from fleet_server.services.machines import Machines
+from fleet_server.services.rights import NodeRights
 from fleet_server.services.sessions import Sessions
 from fleet_server.store import Store
 
@@ -18,12 +20,24 @@ class Keeping:
     """Makes these parts and runs their loop."""
 
     def __init__(
-        self, store: Store, fleet: FleetView, sessions: Sessions, commands: Runs, joins: Joins | None = None
+        self,
+        store: Store,
+        fleet: FleetView,
+        sessions: Sessions,
+        commands: Runs,
+        inputs: InputResolver,
+        joins: Joins | None = None,
     ) -> None:
         self._fleet = fleet
         self._drains = Drains(store, fleet, sessions, stop_containers=container_stopper(commands))
         self._history = History()
-        self.parts = MachineParts(Machines(store.nodes, fleet, self._drains.wake), self._history, store.replies, joins)
+        self.parts = MachineParts(
+            Machines(store.nodes, fleet, self._drains.wake),
+            self._history,
+            store.replies,
+            NodeRights(store.jobs, inputs),
+            joins,
+        )
         fleet.subscribe_beats(self._on_beat)
         fleet.subscribe_changes(self._on_change)
 

@@ -21,7 +21,6 @@ NODE_METHODS = frozenset(
         "Node/ServeCommand",
         "Node/ReadFile",
         "Node/RenewCertificate",
-        "Vision/GetOutput",
     )
 )
 """All that a node may call with its certificate; what of it concerns others is refused in each."""

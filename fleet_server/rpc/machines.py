@@ -18,6 +18,7 @@ from fleet_server.services.machines import Machines, check_name, not_found
 from fleet_server.services.nodes import now_ms, set_time
 from fleet_server.services.pages import key_of, token_for
 from fleet_server.services.refusals import forbidden
+from fleet_server.services.rights import NodeRights
 from fleet_server.store import Idempotency, ReplyStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,6 +31,7 @@ class MachineParts:
     machines: Machines
     history: History
     replies: ReplyStore
+    rights: NodeRights
     joins: Joins | None
     """None where agents need no certificates: on a loopback bind."""
 

@@ -11,6 +11,7 @@ import grpc
 from fleet.v1 import command_pb2, fleet_pb2, vision_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
+from fleet_server.rpc.machines import MachineParts
 from fleet_server.rpc.scopes import check_job_type
 from fleet_server.services.file_reader import FileReader
 from fleet_server.services.gallery import Gallery
@@ -75,10 +76,14 @@ class FileCalls:
     """Files for agents. Every method raises FleetError."""
 
     _reader: FileReader
+    _parts: MachineParts
 
     async def ReadFile(
         self, request: command_pb2.ReadFileRequest, context: Context
     ) -> AsyncGenerator[command_pb2.ReadFileResponse, None]:
+        node_id = caller_of(context).node_id
+        if node_id:
+            await self._parts.rights.check(node_id, request.reference)
         async with aclosing(self._reader.read(request)) as parts:
             async for part in parts:
                 yield part

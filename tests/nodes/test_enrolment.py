@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography import x509
-from fleet.v1 import command_pb2, fleet_pb2, node_pb2_grpc
+from fleet.v1 import command_pb2, fleet_pb2, node_pb2_grpc, types_pb2
 from fleet.v1 import node_pb2 as pb
 from pydantic import SecretStr
 
@@ -218,6 +218,33 @@ async def test_an_agent_uploads_for_its_own_attempts_alone(yard: Yard) -> None:
     error = await refused(thief.upload(assign, b"forged"))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert (await worker.upload(assign, b"mine")).size_bytes == 4
+
+
+async def test_an_agent_reads_the_files_of_its_own_jobs_alone(yard: Yard) -> None:
+    worker, thief = yard.agent(await yard.joined("worker")), yard.agent(await yard.joined("thief"))
+    await worker.dial()
+    await yard.bench.submit()
+    first = await worker.start()
+    receipt = await worker.upload(first, b"\x89PNG picture")
+    made = pb.UploadedOutput(receipt=receipt, content_type="image/png")
+    await worker.complete(first, outputs=[made])
+    reference = f"output:{receipt.filename}"
+    picture = types_pb2.ImagePayload(prompt="again", init_image=reference)
+    await yard.bench.submit(payload=types_pb2.Payload(image_gen=picture))
+    assign = await worker.start()
+    await thief.dial()
+
+    async def read(agent: ScriptedAgent, wanted: str) -> bytes:
+        parts = agent.stub.ReadFile(command_pb2.ReadFileRequest(reference=wanted))
+        return b"".join([part.chunk async for part in parts])
+
+    assert await read(worker, reference) == b"\x89PNG picture"
+    for agent, wanted in ((thief, reference), (worker, "s3://fleet-workspace/plan.txt"), (worker, "input:guess")):
+        assert (await refused(read(agent, wanted))).code() is grpc.StatusCode.PERMISSION_DENIED
+    await worker.complete(assign)
+    assert (await refused(read(worker, reference))).code() is grpc.StatusCode.PERMISSION_DENIED, "its job has ended"
+    models = await refused(read(thief, "s3://fleet-models/sketch.safetensors"))
+    assert models.code() is not grpc.StatusCode.PERMISSION_DENIED, "models are for all"
 
 
 async def test_an_agent_answers_its_own_commands_alone(yard: Yard) -> None:

@@ -27,6 +27,7 @@ from fleet_server.services.completion import Completions
 from fleet_server.services.dispatch import Decision, Dispatcher, DispatchSettings
 from fleet_server.services.file_reader import FileReader
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.inputs import InputResolver
 from fleet_server.services.joins import Joins
 from fleet_server.services.lanes import lane_of
 from fleet_server.services.nodes import now_ms
@@ -167,7 +168,8 @@ async def bench_on(
         on_decision=on_decision,
     )
     commands = Commands(sessions, fleet)
-    keeping = Keeping(store, fleet, sessions, commands, joins)
+    inputs = InputResolver(store.jobs, store.outputs, store.inputs)
+    keeping = Keeping(store, fleet, sessions, commands, inputs, joins)
     servicer = NodeServicer(fleet, sessions, Uploads(store, outputs), commands, keeping.parts, _reader(store, outputs))
     methods = methods_of(node_pb2.DESCRIPTOR.services_by_name["Node"], servicer, public=["Join"])
     metrics = RpcMetrics(CollectorRegistry(), methods)
