@@ -44,7 +44,6 @@ class Sweeper:
         self._s3 = s3
         self._home = home
         self._settings = settings or SweeperSettings()
-        self._slots = asyncio.Semaphore(self._settings.at_once)
 
     @property
     def off(self) -> bool:
@@ -99,18 +98,25 @@ class Sweeper:
     async def _each(
         self, names: Sequence[str], work: Callable[[OutputRow], Awaitable[None]], *, go_on: Callable[[], bool]
     ) -> None:
+        slots = asyncio.Semaphore(self._settings.at_once)
+
         async def one(row: OutputRow) -> None:
-            try:
+            async with slots:
                 if go_on():
                     await work(row)
-            finally:
-                self._slots.release()
 
-        async with asyncio.TaskGroup() as tasks:
-            for row in await self._store.outputs.get_many(names):
-                if row is not None:
-                    await self._slots.acquire()
-                    tasks.create_task(one(row))
+        rows = await self._store.outputs.get_many(names)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for row in rows:
+                    if row is not None:
+                        tasks.create_task(one(row))
+        except ExceptionGroup as group:
+            known, other = group.split(FleetError)
+            if known is not None and other is None:
+                # All of them say that the store is away.
+                raise _first(known) from group
+            raise
 
     async def _copy(self, row: OutputRow, tally: Tally, away: _InARow, last: bool) -> None:
         try:
@@ -187,6 +193,11 @@ class Sweeper:
         # Without a good local file there is no checksum to compare with: the object is read back.
         path = self._local.path(row.filename) if here == sha256 else None
         return await self._s3.verify(OUTPUTS, row.object_key, size=row.size_bytes, sha256=sha256, path=path)
+
+
+def _first(group: BaseExceptionGroup[FleetError]) -> FleetError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _mismatch(detail: str) -> FleetError:
