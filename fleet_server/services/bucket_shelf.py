@@ -26,7 +26,6 @@ BUCKET_OF: Mapping[str, str] = {"checkpoint": MODELS, "lora": LORAS}
 _NAME = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9 ._+()\[\]@=,~#-]{0,200}/)*[A-Za-z0-9_][A-Za-z0-9 ._+()\[\]@=,~#-]{0,200}"
 )
-_PAGE = 1_000
 _GUESS_BYTES = 256 << 10
 """What the first read of a header asks for: more than most have."""
 Key = tuple[str, str]
@@ -50,11 +49,12 @@ class Objects(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ShelfSettings:
-    """`readers` headers are read at once. `files` are listed at most."""
+    """`readers` headers are read at once; `files` are listed at most, `page` in one request."""
 
     refresh_seconds: float = 30.0
     readers: int = 4
     files: int = 100_000
+    page: int = 1_000
 
 
 class BucketShelf:
@@ -167,9 +167,9 @@ class BucketShelf:
         found: list[ObjectStat] = []
         after = ""
         while len(found) < self._settings.files:
-            page = await self._s3.list(bucket, "", after, _PAGE)
+            page = await self._s3.list(bucket, "", after, self._settings.page)
             found += [one for one in page if one.key.endswith(".safetensors")]
-            if len(page) < _PAGE:
+            if len(page) < self._settings.page:
                 break
             after = page[-1].key
         readers = asyncio.Semaphore(self._settings.readers)
