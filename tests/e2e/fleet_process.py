@@ -29,6 +29,7 @@ FAST = {
     "FLEET_AGENT_DISK_FLOOR_BYTES": "1000000",
     "FLEET_DISK_FLOOR_BYTES": "1000000",
     # Doors at their documented ports would be fought over by tests beside each other.
+    "FLEET_AGENTS_PORT": "0",
     "FLEET_S3_PORT": "off",
     "FLEET_COMFY_PORT": "off",
 }
