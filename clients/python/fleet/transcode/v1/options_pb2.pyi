@@ -108,7 +108,7 @@ class FieldRules(_message.Message):
     text and left out there. So it passes a Struct by, which holds doubles alone.
     """
     multipart_filename: _builtins.bool
-    """For a string field of a request whose body is raw bytes: a multipart/form-data body with one file part counts as the
+    """For a string field of a request stream whose body is raw bytes: a multipart/form-data body with one file part counts as the
     bytes of that part, and this field is its file name where the query gives none. Without such a field a multipart body is
     bytes like any other.
     """
