@@ -21,8 +21,8 @@ from fleet_agent.swarm.messages import SHORT, Json, set_time
 _TASK = "com.docker.swarm.task.id"
 _QUIET_SECONDS = 0.3
 """When nothing came for so long, the lines of the past have all been read: the engine sends them at once."""
-_LINE_BYTES = 1 << 20
-"""What a line may have before it is cut in two."""
+_PART_BYTES = 1 << 14
+"""The engine cuts longer lines in parts of so much."""
 
 
 class ServiceLogs:
@@ -177,18 +177,28 @@ def _has_terminal(attrs: Json) -> bool:
 
 
 async def _lines(chunks: AsyncIterator[bytes], *, tty: bool) -> AsyncGenerator[types_pb2.LogLine, None]:
-    """Lines of the engine's reply. Without a terminal each frame is a line, or a part of a very long one, with its own
-    time; a terminal's lines may come in pieces."""
-    begun = b""
+    """Lines of the engine's reply; very long ones come in parts, each with the time and the task again."""
+    waiting = bytearray()
     async for stream, data in frames(chunks, tty=tty):
-        *whole, rest = (begun + data).split(b"\n")
-        if rest and (not tty or len(rest) > _LINE_BYTES):
-            whole, rest = [*whole, rest], b""
-        for raw in whole:
-            yield line_of(stream, raw)
-        begun = rest
-    if begun:
-        yield line_of("stdout", begun)
+        if not tty:
+            # A frame is a line, or a part of one.
+            yield line_of(stream, data.removesuffix(b"\n"))
+            continue
+        waiting += data
+        while (end := _end_of_first(waiting)) is not None:
+            yield line_of(stream, bytes(waiting[:end]).removesuffix(b"\n"))
+            del waiting[:end]
+    if waiting:
+        yield line_of("stdout", bytes(waiting))
+
+
+def _end_of_first(waiting: bytearray) -> int | None:
+    """Where the first line ends, or the first part of a very long one, which has no newline; None if not yet here."""
+    text = waiting.find(b" ", waiting.find(b" ") + 1) + 1
+    newline = waiting.find(b"\n", 0, text + _PART_BYTES)
+    if newline >= 0:
+        return newline + 1
+    return text + _PART_BYTES if text and len(waiting) >= text + _PART_BYTES else None
 
 
 def line_of(stream: str, raw: bytes) -> types_pb2.LogLine:

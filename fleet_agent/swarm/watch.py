@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable
 
 import structlog
@@ -52,14 +53,21 @@ class SwarmWatch:
 
     async def run(self) -> None:
         """Until cancelled. Whatever the engine does, it goes on looking."""
+        looked = -self._seconds
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(), name="swarm-events")
             while True:
                 self._look_now.clear()
-                # The role may change while the engine runs.
-                facts = await self._engine.look()
-                if facts.swarm_role == "manager":
-                    await self._look()
+                if time.monotonic() - looked >= self._seconds:
+                    # The role may change while the engine runs.
+                    await self._engine.look()
+                    looked = time.monotonic()
+                if self._engine.facts.swarm_role == "manager":
+                    try:
+                        await self._look()
+                    except Exception:
+                        # An engine that answers what nobody expects must not end the agent.
+                        _log.exception("the swarm's services cannot be read")
                 else:
                     self._known.clear()
                 with contextlib.suppress(TimeoutError):
@@ -91,13 +99,14 @@ class SwarmWatch:
                 del self._known[service_id]
 
     async def _listen(self) -> None:
-        """The engine's own events: of services where it manages them, of containers for the tasks that it runs."""
+        """The engine's own events: of services that it manages, of containers for the tasks that it runs."""
         params = {"filters": '{"type":["service","container"],"event":["create","update","remove","start","die"]}'}
         while True:
             try:
                 async with self._engine.stream("/events", params) as chunks:
                     async for _ in chunks:
-                        self._look_now.set()
+                        if self._engine.facts.swarm_role == "manager":
+                            self._look_now.set()
             except (DockerUnavailableError, DockerRefusedError):
                 pass
             await asyncio.sleep(self._seconds)
