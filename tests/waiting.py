@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
@@ -27,3 +28,12 @@ async def wait_until(condition: Callable[[], Any], *, seconds: float = 20.0) -> 
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"not so within {seconds:g} s: {condition}; the last value was {value!r}") from None
+
+
+def wait_until_now(condition: Callable[[], T | None], *, seconds: float = 20.0) -> T:
+    """The same for a test without a loop."""
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, f"not so within {seconds:g} s: {condition}; the last value was {value!r}"
+        time.sleep(0.02)
+    return value

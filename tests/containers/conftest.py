@@ -1,0 +1,84 @@
+"""A Docker engine in namespaces of its own, and a fleet whose one node runs containers on it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import httpx
+import pytest
+
+from tests.docker_daemon import DockerDaemon, docker_daemon
+from tests.e2e.fleet_process import FleetProcess
+from tests.waiting import wait_until_now
+
+NODE = "agx0"
+
+
+def fleet_on(daemon: DockerDaemon, folder: Path, roots: Path, **environment: str) -> FleetProcess:
+    """A fleet whose node has this engine, and lets containers see what is below `roots`."""
+    return FleetProcess(
+        folder,
+        environment={
+            "FLEET_AGENT_DOCKER_HOST": daemon.url,
+            "FLEET_AGENT_DOCKER_SECONDS": "0.3",
+            "FLEET_AGENT_MOUNT_ROOTS": str(roots),
+            "FLEET_AGENT_NODE_ID": NODE,
+            **environment,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A folder with a short path: sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def roots(place: Path) -> Path:
+    """The node's one mount root."""
+    (place / "models").mkdir()
+    (place / "models" / "hello.txt").write_text("from the node\n")
+    return place / "models"
+
+
+@pytest.fixture(scope="session")
+def engine(place: Path) -> Iterator[DockerDaemon]:
+    with docker_daemon(place / "engine") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def dockerd(engine: DockerDaemon) -> Iterator[docker.DockerClient]:
+    """The engine itself, to look at what was really done."""
+    client = engine.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def fleet(engine: DockerDaemon, place: Path, roots: Path) -> Iterator[FleetProcess]:
+    with fleet_on(engine, place / "data", roots) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def door(fleet: FleetProcess) -> Iterator[httpx.Client]:
+    """The fleet's REST door, its node known with its engine."""
+    with httpx.Client(base_url=fleet.url, timeout=60) as session:
+        wait_until_now(lambda: session.get(f"/api/nodes/{NODE}").json().get("docker_version"))
+        yield session
+
+
+@pytest.fixture
+def clean(dockerd: docker.DockerClient) -> Iterator[None]:
+    """The test's containers are removed."""
+    yield
+    for container in dockerd.containers.list(all=True):
+        container.remove(force=True, v=True)

@@ -1,0 +1,196 @@
+"""Containers on a real Docker engine, through the documented calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import docker
+import httpx
+import pytest
+
+from tests.containers.conftest import NODE, fleet_on
+from tests.docker_daemon import IMAGE, DockerDaemon, docker_daemon
+from tests.waiting import wait_until_now
+
+pytestmark = pytest.mark.usefixtures("clean")
+
+
+def deployed(door: httpx.Client, name: str = "myapp", **fields: Any) -> dict[str, Any]:
+    reply = door.post("/api/fleet/deploy", json={"node_id": NODE, "image": IMAGE, "name": name, **fields})
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def refused(door: httpx.Client, status: int, reason: str, name: str = "myapp", **fields: Any) -> str:
+    body = {"node_id": NODE, "image": IMAGE, "name": name, **fields}
+    reply = door.post("/api/fleet/deploy", json=body)
+    said = reply.json()
+    assert (reply.status_code, said["reason"]) == (status, reason), reply.text
+    return str(said["detail"])
+
+
+def test_the_documented_deploy_runs_is_shown_and_removed(
+    door: httpx.Client, engine: DockerDaemon, dockerd: docker.DockerClient, roots: Path
+) -> None:
+    """As documented but for the GPUs, which this engine has not."""
+    container = deployed(
+        door,
+        port=8080,
+        host_port=18080,
+        mounts=[f"{roots}:/models:ro"],
+        command="httpd -f -p 8080 -h /models",
+        env={"HF_HOME": "/models", "SECRET": "s3cret"},
+        labels={"team": "vision"},
+        cpus=0.5,
+        memory_bytes=64 << 20,
+    )
+    assert container["status"] == "running"
+    assert container["managed"] is True
+    assert (container["port"], container["host_port"]) == (8080, 18080)
+    assert container["mounts"] == [f"{roots}:/models:ro"]
+    assert container["env_names"] == ["HF_HOME", "SECRET"]
+    assert container["labels"] == {"team": "vision"}
+    assert container["image"] == IMAGE
+    assert container["image_digest"].startswith("sha256:")
+    assert container["restart_policy"] == "unless_stopped"
+    assert "s3cret" not in json.dumps(container)
+
+    served = wait_until_now(lambda: _get(engine, "http://127.0.0.1:18080/hello.txt"))
+    assert served == b"from the node\n"
+
+    real = dockerd.containers.get("myapp").attrs
+    assert real["HostConfig"]["SecurityOpt"] == ["no-new-privileges:true"]
+    assert real["HostConfig"]["PidsLimit"] == 4096
+    assert not real["HostConfig"]["Privileged"]
+    assert (real["HostConfig"]["NanoCpus"], real["HostConfig"]["Memory"]) == (500_000_000, 64 << 20)
+    assert "s3cret" not in json.dumps(real["Config"]["Labels"])
+
+    one = door.get(f"/api/fleet/deploy/{NODE}/myapp").json()
+    assert one["stats"]["memory_used_bytes"] > 0
+    assert one["stats"]["memory_limit_bytes"] == 64 << 20
+    listed = door.get("/api/fleet/deploy").json()
+    assert [entry["name"] for entry in listed["containers"]] == ["myapp"]
+    assert listed["unreachable_node_ids"] == []
+    assert door.get(f"/api/nodes/{NODE}").json()["docker_version"]
+
+    removed = door.delete(f"/api/fleet/deploy/{NODE}/myapp", params={"stop_grace_seconds": 0})
+    assert removed.status_code == 200
+    assert removed.json()["status"] == "removed"
+    assert dockerd.containers.list(all=True) == []
+    again = door.delete(f"/api/fleet/deploy/{NODE}/myapp")
+    assert (again.status_code, again.json()["reason"]) == (404, "CONTAINER_NOT_FOUND")
+
+
+def _get(engine: DockerDaemon, url: str) -> bytes | None:
+    done = engine.inside("curl", "-s", "--noproxy", "*", url, check=False)
+    return done.stdout or None
+
+
+def test_a_failed_start_leaves_no_container_and_says_why(door: httpx.Client, dockerd: docker.DockerClient) -> None:
+    deployed(door, "first", port=8080, host_port=18081)
+    assert "18081" in refused(door, 409, "PORT_IN_USE", port=8080, host_port=18081)
+    assert "first" in refused(door, 409, "NAME_IN_USE", "first")
+    assert refused(door, 503, "GPU_UNAVAILABLE", gpus=True).startswith("gpus: could not select device driver")
+    assert "nosuch" in refused(door, 400, "INVALID_FIELD", command="nosuch --flag")
+    assert "fleet-test:none" in refused(door, 404, "IMAGE_NOT_FOUND", image="fleet-test:none", pull="never")
+    assert refused(door, 503, "REGISTRY_UNAVAILABLE", image="127.0.0.1:1/app:1")
+    assert refused(door, 400, "INVALID_FIELD", image="Not An Image").startswith("image")
+    assert refused(door, 400, "INVALID_FIELD", command="'unbalanced").startswith("command")
+    assert refused(door, 400, "INVALID_FIELD", labels={"fleet.node_id": "x"}).startswith("labels.fleet.node_id")
+    assert refused(door, 400, "INVALID_FIELD", host_port=80).startswith("host_port")
+    assert refused(door, 404, "NODE_NOT_FOUND", node_id="nowhere")
+    assert [one.name for one in dockerd.containers.list(all=True)] == ["first"]
+
+
+def test_what_the_fleet_did_not_start_is_left_alone(door: httpx.Client, dockerd: docker.DockerClient) -> None:
+    dockerd.containers.run(IMAGE, name="theirs", detach=True)
+    listed = door.get("/api/fleet/deploy").json()["containers"]
+    assert [(one["name"], one["managed"]) for one in listed] == [("theirs", False)]
+    reply = door.delete(f"/api/fleet/deploy/{NODE}/theirs")
+    assert (reply.status_code, reply.json()["reason"]) == (403, "PRIVILEGE_FORBIDDEN")
+    assert dockerd.containers.get("theirs").status == "running"
+
+
+def test_the_same_key_deploys_once(door: httpx.Client, dockerd: docker.DockerClient) -> None:
+    body = {"node_id": NODE, "image": IMAGE, "name": "once"}
+    replies = [door.post("/api/fleet/deploy", json=body, headers={"Idempotency-Key": "deploy-1"}) for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert replies[0].json() == replies[1].json()
+    other = door.post("/api/fleet/deploy", json={**body, "name": "two"}, headers={"Idempotency-Key": "deploy-1"})
+    assert (other.status_code, other.json()["reason"]) == (409, "IDEMPOTENCY_KEY_REUSED")
+    assert [one.name for one in dockerd.containers.list(all=True)] == ["once"]
+
+
+def test_changes_of_containers_are_events(door: httpx.Client, dockerd: docker.DockerClient) -> None:
+    deployed(door, "told", command="sleep 1000")
+    dockerd.containers.get("told").stop(timeout=0)
+    wanted = {"type": "container_update", "node_id": NODE, "since": "0"}
+    found: list[tuple[str, int | None]] = []
+    with door.stream("GET", "/api/events", params=wanted) as events:
+        for line in events.iter_lines():
+            event = json.loads(line)
+            if event["type"] != "container_update" or event["data"]["name"] != "told":
+                continue
+            told = event["data"]
+            found.append((told["status"], told["exit"] and told["exit"]["exit_code"]))
+            if told["status"] == "exited":
+                door.delete(f"/api/fleet/deploy/{NODE}/told")
+            if told["status"] == "removed":
+                break
+    assert found == [("running", None), ("exited", 137), ("removed", 137)]
+
+
+def test_gpus_where_the_engine_has_them(tmp_path: Path, place: Path, roots: Path) -> None:
+    """A stub of the vendor's hook stands for the driver: the container starts, and is told of its devices."""
+    hook = tmp_path / "nvidia-container-runtime-hook"
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    hook.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"], "/usr/sbin", "/sbin"])
+    with (
+        docker_daemon(place / "gpu", environment={"PATH": path}) as daemon,
+        fleet_on(daemon, place / "gpu-data", roots) as fleet,
+        httpx.Client(base_url=fleet.url, timeout=60) as door,
+    ):
+        wait_until_now(lambda: door.get(f"/api/nodes/{NODE}").json().get("docker_version"))
+        assert deployed(door, "painter", gpus=True, command="sh -c 'env; sleep 1000'")["gpus"] is True
+
+        def seen() -> bool:
+            lines = door.get(f"/api/fleet/logs/{NODE}/painter?tail=100").json()["lines"]
+            return "NVIDIA_VISIBLE_DEVICES=all" in [line["text"] for line in lines]
+
+        wait_until_now(seen)
+
+
+def test_restarts_of_server_and_agent_leave_containers_running_and_known(
+    engine: DockerDaemon, place: Path, roots: Path, dockerd: docker.DockerClient
+) -> None:
+    with fleet_on(engine, place / "again", roots) as fleet, httpx.Client(timeout=60) as client:
+
+        def names() -> list[tuple[str, str]]:
+            reply = client.get(f"{fleet.url}/api/fleet/deploy").json()
+            return [(one["name"], one["status"]) for one in reply.get("containers", ())]
+
+        def online() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                node = client.get(f"{fleet.url}/api/nodes/{NODE}").json()
+                return node.get("status") == "online" and bool(node.get("docker_version"))
+            return False
+
+        wait_until_now(online)
+        body = {"node_id": NODE, "image": IMAGE, "name": "stays"}
+        assert client.post(f"{fleet.url}/api/fleet/deploy", json=body).status_code == 200
+        begun = dockerd.containers.get("stays").attrs["State"]["StartedAt"]
+        for pid in fleet.pids("fleet_agent"):
+            os.kill(pid, signal.SIGKILL)
+        wait_until_now(lambda: names() == [("stays", "running")])
+        fleet.kill()
+        fleet.start()
+        wait_until_now(online)
+        assert names() == [("stays", "running")]
+        assert dockerd.containers.get("stays").attrs["State"]["StartedAt"] == begun
