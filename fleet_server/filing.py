@@ -43,7 +43,7 @@ class Filing:
         self.s3 = s3
         self.tell: Tell = lambda _: None
         self.local = LocalOutputs(folder / "outputs", OutputLimits(reserve_bytes=settings.output_reserve_bytes))
-        self._inputs = LocalOutputs(
+        self.inputs = LocalOutputs(
             folder / "inputs", OutputLimits(reserve_bytes=settings.output_reserve_bytes, cache_bytes=0)
         )
         self._thumbnails = Thumbnails(folder / "thumbnails")
@@ -73,7 +73,7 @@ class Filing:
         self.references = References(store.outputs, store.inputs, s3)
         inputs = InputUploads(
             store.inputs,
-            self._inputs,
+            self.inputs,
             s3,
             home,
             clock=clock,
@@ -82,7 +82,7 @@ class Filing:
         self._input_uploads = inputs
         lists = OutputLists(store.outputs, self.local, s3, views)
         self.calls = OutputParts(SweepCalls(self._sweeps, store.replies), lists, inputs)
-        self.reader = FileReader(self.files, store.outputs, store.inputs, self._inputs, s3)
+        self.reader = FileReader(self.files, store.outputs, store.inputs, self.inputs, s3)
 
     def _told(self, progress: types_pb2.OperationProgress) -> None:
         self.tell(progress)
@@ -90,7 +90,7 @@ class Filing:
     async def open(self) -> None:
         """Opens the folders. Raises OSError."""
         await self.local.open()
-        await self._inputs.open()
+        await self.inputs.open()
         await self._index.open()
 
     async def run(self) -> None:
@@ -113,5 +113,5 @@ class Filing:
         """Ends the threads of the folders."""
         await self._thumbnails.aclose()
         await self._index.aclose()
-        await self._inputs.aclose()
+        await self.inputs.aclose()
         await self.local.aclose()

@@ -130,13 +130,18 @@ class InputUploads:
 async def _chunks(
     first: fleet_pb2.UploadInputRequest, rest: AsyncIterator[fleet_pb2.UploadInputRequest], limit: int
 ) -> AsyncIterator[bytes]:
-    left = limit - len(first.content.data)
-    yield first.content.data
-    async for request in rest:
+    left = limit
+
+    def taken(request: fleet_pb2.UploadInputRequest) -> bytes:
+        nonlocal left
         left -= len(request.content.data)
         if left < 0:
             raise FleetError("BODY_TOO_LARGE", f"content: at most {limit:,} bytes are taken here")
-        yield request.content.data
+        return request.content.data
+
+    yield taken(first)
+    async for request in rest:
+        yield taken(request)
 
 
 def _plain(filename: str) -> str:

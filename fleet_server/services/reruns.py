@@ -80,7 +80,7 @@ class Reruns:
             return
         if name in files and files[name].sha256 == sha256:
             return
-        same = sorted(model.name for model in files.values() if model.sha256 == sha256)
+        same = sorted(m.name for m in files.values() if m.sha256 == sha256 and not m.HasField("alias_of"))
         if not same:
             words = f"no node has the model file that made it any more: {name} with the hash {sha256[:12]}…"
             raise refused("MODEL_NOT_FOUND", "filename", words)
