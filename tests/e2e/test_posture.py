@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -238,14 +239,24 @@ def test_wrong_keys_are_limited_for_each_caller(keyed: OpenFleet) -> None:
         assert neighbour.get("/api/nodes", headers={"X-API-Key": KEY}).status_code == 200
 
 
-def test_grpc_stays_on_loopback_where_http_moves(keyed: OpenFleet) -> None:
+def test_what_moves_with_http_speaks_tls(keyed: OpenFleet) -> None:
     listening: dict[int, set[str]] = {}
     for one in psutil.Process(keyed.pid).net_connections("tcp"):
         if one.status == psutil.CONN_LISTEN:
             listening.setdefault(one.laddr.port, set()).add(one.laddr.ip.removeprefix("::ffff:"))
     assert listening[keyed.port] == {"0.0.0.0"}
-    assert listening[keyed.grpc_port] <= {"127.0.0.1", "::1"}
-    assert set(listening) == {keyed.port, keyed.grpc_port}
+    others = set(listening) - {keyed.port}
+    assert keyed.grpc_port in others and len(others) == 2, "gRPC for all, and the door of agents with certificates"
+    context = ssl.create_default_context(cafile=str(keyed.folder / "pki" / "ca.pem"))
+    context.set_alpn_protocols(["h2"])
+    for port in others:
+        plain = grpc.insecure_channel(f"127.0.0.1:{port}")
+        with plain, pytest.raises(grpc.RpcError) as raised:
+            node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        raw = socket.create_connection(("127.0.0.1", port), 10)
+        with context.wrap_socket(raw, server_hostname="127.0.0.1") as shaken:
+            assert shaken.version() in {"TLSv1.2", "TLSv1.3"}
 
 
 @pytest.mark.parametrize(
