@@ -42,6 +42,10 @@ class ProbeEngine:
         return EngineInfo("probe", "1.0", ("image_gen", "custom"), "probe", builtin_models=("probe",))
 
     def load(self, model: ModelFile | None, loras: tuple[LoraUse, ...] = ()) -> LoadedModel:
+        if (self._data / "no-memory").exists():
+            raise EngineError("OUT_OF_MEMORY", "8 GB are not enough", retryable=True)
+        while (self._data / "slow-load").exists():
+            time.sleep(0.01)
         return LoadedModel("probe", 4096, 0.0)
 
     def unload(self, model: str) -> None:
