@@ -49,8 +49,6 @@ class FileRoutes:
         name = FileName.of(query["filename"])
         if name.name == query["filename"] or not query["filename"].endswith("]"):
             name = FileName(query["filename"], "", query.get("type", "output"))
-        if not name.name or name.name.startswith("/") or ".." in name.name:
-            return empty(400)
         try:
             name = file_name(name.name, query.get("subfolder", name.subfolder), name.type)
         except FleetError as error:

@@ -15,6 +15,7 @@ from tests.comfy.house import House, house_in
 def house() -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder, house_in(Path(folder)) as found:
         found.join("n1")
+        found.settled()
         yield found
 
 

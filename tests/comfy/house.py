@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,22 @@ Json = Any
 class House:
     """A server without an agent of its own; `join` brings nodes."""
 
-    def __init__(self, folder: Path, stack: ExitStack, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, environment: Mapping[str, str], ports: Sequence[int]) -> None:
         self.folder = folder
         self._stack = stack
-        more = {"FLEET_COMFY_PORT": "0", "FLEET_AGENT": "false", **environment}
-        self.server = FleetProcess(folder / "server", environment=more)
+        http, grpc, comfy = (str(port) for port in ports)
+        self.server = FleetProcess(
+            folder / "server",
+            environment={"FLEET_COMFY_PORT": comfy, "FLEET_AGENT": "false", **environment},
+            command=("up", "--port", http, "--grpc-port", grpc),
+        )
         self.nodes: dict[str, ComfyNode] = {}
         self.agents: dict[str, FleetProcess] = {}
         self.http = httpx.Client(timeout=30)
         stack.callback(self.http.close)
 
     def start(self) -> None:
-        """Starts the server, on the ports that it had before where it was started before."""
+        """Starts the server; its ports are the same again where they were given."""
         self.server.start()
         found = _PORT.search(self.server.ready)
         assert found is not None, self.server.ready
@@ -48,7 +52,7 @@ class House:
         return f"ws://localhost:{self.port}/ws"
 
     def join(self, node_id: str, script: Script | None = None, **environment: str) -> ComfyNode:
-        """A node with an agent; returns when the fleet knows what its ComfyUI has."""
+        """A node with an agent; `settled` waits for them."""
         node = self.nodes[node_id] = self._stack.enter_context(ComfyNode(script or Script()))
         agent = self.agents[node_id] = FleetProcess(
             self.folder / node_id,
@@ -57,8 +61,12 @@ class House:
         )
         agent.spawn()
         self._stack.callback(agent.stop)
-        self.until(lambda: node.called("GET", "/features"), f"{node_id} is looked at")
         return node
+
+    def settled(self) -> None:
+        """Returns when the fleet knows what the nodes' ComfyUIs have."""
+        for node_id, node in self.nodes.items():
+            self.until(lambda node=node: node.called("GET", "/features"), f"{node_id} is looked at", 50)  # type: ignore[misc]
 
     def until(self, condition: Callable[[], Json], what: str, seconds: float = 30) -> Json:
         """The first true value of a condition."""
@@ -95,10 +103,10 @@ class House:
 
 
 @contextmanager
-def house_in(folder: Path, **environment: str) -> Iterator[House]:
-    """A house with its server started; all of it is stopped at the end."""
+def house_in(folder: Path, *, ports: Sequence[int] = (0, 0, 0), **environment: str) -> Iterator[House]:
+    """A house with its server started (`ports`: HTTP, gRPC, ComfyUI); all of it is stopped at the end."""
     with ExitStack() as stack:
-        house = House(folder, stack, environment)
+        house = House(folder, stack, environment, ports)
         house.start()
         stack.callback(house.server.stop)
         yield house

@@ -34,6 +34,7 @@ def three() -> Iterator[House]:
         house.join("red", script(checkpoints=("base.safetensors",), enhances=False), **LEASE)
         house.join("green", script(checkpoints=("base.safetensors", "photo.safetensors"), enhances=True), **LEASE)
         house.join("blue", script(checkpoints=("photo.safetensors",), enhances=True), **LEASE)
+        house.settled()
         house.until(lambda: len(lists(house)) == 2 and "FleetEnhance" in house.get("/object_info"), "all are known")
         yield house
 
