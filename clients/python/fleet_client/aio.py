@@ -13,13 +13,15 @@ from PIL import Image
 
 from fleet_client import calls
 from fleet_client.calls import Json, segment
+from fleet_client.containers import AsyncContainerCalls
 from fleet_client.errors import ApiError, ConnectionFailedError, FleetError, JobFailedError, check, unreachable
 from fleet_client.events import Event, EventReader, Resume, ended_early, lost_events
 from fleet_client.machines import AsyncMachineCalls
+from fleet_client.outputs import AsyncOutputCalls
 from fleet_client.swarm import AsyncSwarmCalls
 
 
-class AsyncFleetCommander(AsyncMachineCalls, AsyncSwarmCalls):
+class AsyncFleetCommander(AsyncContainerCalls, AsyncMachineCalls, AsyncOutputCalls, AsyncSwarmCalls):
     """One fleet, by the address of its server; use it by `async with`.
 
     Without arguments the address is FLEET_URL or this machine, the key FLEET_API_KEY; proxies of the environment are

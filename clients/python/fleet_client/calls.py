@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mimetypes
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -115,6 +116,11 @@ def _with_exact_seed(fields: Json) -> Json:
     """JSON numbers hold integers up to 2^53; a larger seed is sent as a string."""
     seed = fields.get("seed")
     return {**fields, "seed": str(seed)} if isinstance(seed, int) and seed > SAFE_INTEGER else fields
+
+
+def media_type(filename: str) -> str:
+    """What a file of this name most likely is."""
+    return mimetypes.guess_type(filename)[0] or "application/octet-stream"
 
 
 def segment(text: str) -> str:

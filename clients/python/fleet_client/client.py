@@ -13,13 +13,15 @@ from PIL import Image
 
 from fleet_client import calls
 from fleet_client.calls import Json, segment
+from fleet_client.containers import ContainerCalls
 from fleet_client.errors import ApiError, ConnectionFailedError, FleetError, JobFailedError, check, unreachable
 from fleet_client.events import Event, EventReader, Resume, ended_early, lost_events
 from fleet_client.machines import MachineCalls
+from fleet_client.outputs import OutputCalls
 from fleet_client.swarm import SwarmCalls
 
 
-class FleetCommander(MachineCalls, SwarmCalls):
+class FleetCommander(ContainerCalls, MachineCalls, OutputCalls, SwarmCalls):
     """One fleet, by the address of its server: `FleetCommander()`, `FleetCommander("http://gpu.lan:8765")`.
 
     Without arguments the address is FLEET_URL or this machine, the key FLEET_API_KEY; proxies of the environment are
@@ -227,9 +229,7 @@ class FleetCommander(MachineCalls, SwarmCalls):
     def download_model(self, name: str, node_ids: Sequence[str], request_id: str | None = None) -> Json:
         """Have nodes bring a model or LoRA from S3 to their disks; `downloads` says what became of it on each."""
         body = calls.given({"name": name, "node_ids": list(node_ids), "request_id": request_id})
-        return self._json(
-            "POST", "/api/vision/models/download", json=body, timeout=calls.timeout(calls.MODEL_SECONDS)
-        )
+        return self._json("POST", "/api/vision/models/download", json=body, timeout=calls.timeout(calls.MODEL_SECONDS))
 
     def get_gallery(self, limit: int = 50, **filters: Any) -> Json:
         """A page of pictures, newest first: `images` and `next_page_token`."""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fleet_client.cli import events, fleet, generate, models, nodes, pictures, queue, services
+from fleet_client.cli import containers, events, fleet, generate, models, nodes, outputs, pictures, queue, services, shell
 from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
@@ -39,8 +39,15 @@ def build(wanted: str | None = None) -> typer.Typer:
     app.add_typer(models.app, name="models", rich_help_panel="Use")
     app.command("loras", rich_help_panel="Use")(models.loras)
     app.add_typer(services.app, name="services", rich_help_panel="Use")
+    app.command("deploy", rich_help_panel="Use")(containers.deploy)
+    app.command("containers", rich_help_panel="Use")(containers.containers)
+    app.command("rm", rich_help_panel="Use")(containers.remove)
+    app.command("logs", rich_help_panel="Use")(containers.logs)
+    app.command("exec", rich_help_panel="Use", context_settings=shell.PASS_ON)(shell.execute)
     app.command("images", rich_help_panel="Use")(services.images)
     app.command("gallery", rich_help_panel="Use")(pictures.gallery)
+    app.add_typer(outputs.app, name="outputs", rich_help_panel="Use")
+    app.add_typer(outputs.inputs, name="input", rich_help_panel="Use")
     app.command("download", rich_help_panel="Use")(pictures.download)
     app.command("events", rich_help_panel="Use")(events.events)
     app.command("version", rich_help_panel="Use")(fleet.version)

@@ -36,6 +36,7 @@ def gallery(
     prompt: Annotated[str | None, typer.Option(help="Only pictures whose prompt has these words.")] = None,
     model: Annotated[str | None, typer.Option(help="Only pictures by this model.")] = None,
     node: Annotated[str | None, typer.Option(help="Only pictures made on this node.")] = None,
+    starred: Annotated[bool, typer.Option("--starred", help="Only pictures with a star.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most pictures to print.")] = 20,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -43,7 +44,8 @@ def gallery(
 ) -> None:
     """List pictures, newest first; `fleet download` gets one."""
     with errors_told(), FleetCommander(url, api_key=api_key) as fleet:
-        page = fleet.get_gallery(limit, prompt=prompt, model=model, node_id=node)
+        filters = {"prompt": prompt, "model": model, "node_id": node, "starred": starred or None}
+        page = fleet.get_gallery(limit, **filters)
     if as_json:
         print_json(page)
         return
