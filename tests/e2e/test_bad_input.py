@@ -290,8 +290,6 @@ def test_hosts_and_origins(quiet: httpx.Client) -> None:
         ("GET", "/api/fleet/deploy"),
         ("POST", "/api/fleet/exec/n1"),
         ("GET", "/api/fleet/logs/n1/c1?tail=100"),
-        ("GET", "/api/swarm/services"),
-        ("POST", "/api/swarm/services/s1/scale?replicas=4"),
         ("GET", "/api/outputs/stats"),
         ("GET", "/api/outputs/list?source=local"),
         ("POST", "/api/outputs/sync"),
