@@ -27,6 +27,6 @@ def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
         found: House = request.getfixturevalue("house")
         for node in found.nodes.values():
             node.script.failures.clear()
-            node.script.step_seconds = 0.0
+            node.script.step_seconds, node.script.previews = 0.0, True
             node.script.release()
         found.until(lambda: found.get("/prompt")["exec_info"]["queue_remaining"] == 0, "all prompts are over")
