@@ -19,7 +19,9 @@ class EmbeddedAgent:
     """`run` keeps the agent alive until cancelled, then stops it. Start it from the main thread's loop."""
 
     def __init__(self, environment: Mapping[str, str], *, lock_fd: int, stop_seconds: float) -> None:
-        self._environment = {**os.environ, **environment, "FLEET_AGENT_PARENT": str(os.getpid())}
+        # Keys of S3 are the server's alone: what an agent needs of it comes through the server.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_S3_")}
+        self._environment = {**kept, **environment, "FLEET_AGENT_PARENT": str(os.getpid())}
         self._lock_fd = lock_fd
         self._stop_seconds = stop_seconds
         self._process: asyncio.subprocess.Process | None = None

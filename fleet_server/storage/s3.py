@@ -233,7 +233,9 @@ class S3Store:
                 while chunk := await self._in_thread(response.read, self._limits.chunk_bytes):
                     yield chunk
             finally:
-                finish(response)
+                # In a thread: closing waits for a read that is under way, and must not hold up the event loop.
+                with contextlib.suppress(RuntimeError):
+                    self._threads.submit(finish, response)
 
     # In the event loop.
 

@@ -42,8 +42,9 @@ class S3Limits:
     """Between looks at a server that is well."""
     recheck_seconds: float = 1.0
     """Between looks at one that is not."""
-    part_bytes: int = 16 * MIB
-    """Up to this size in one put, above it in parts of this size (at least 5 MiB, as S3 wants)."""
+    part_bytes: int = 8 * MIB
+    """Up to this size in one put, above it in parts of this size (at least 5 MiB, as S3 wants), which other clients use
+    too: so the ETags of their uploads can be compared as well. A thread holds at most two parts in memory."""
     chunk_bytes: int = 1 * MIB
 
 

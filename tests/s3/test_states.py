@@ -77,6 +77,8 @@ async def door(answer: Door) -> AsyncIterator[int]:
 async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedProcess]:
     process = EmbeddedProcess(tmp_path / "s3")
     await asyncio.to_thread(process.start)
+    async with opened(process.endpoint, LASTING) as store:
+        assert store.status == (True, None)
     yield process
     await asyncio.to_thread(process.stop)
 
