@@ -52,6 +52,8 @@ class ShelfSettings:
     """`readers` headers are read at once; `files` are listed at most, `page` in one request."""
 
     refresh_seconds: float = 30.0
+    least_seconds: float = 1.0
+    """Between two looks, however many ask for names that are not there."""
     readers: int = 4
     files: int = 100_000
     page: int = 1_000
@@ -118,6 +120,10 @@ class BucketShelf:
     def _find(self, name: str, kinds: tuple[str, ...]) -> ShelfFile | None:
         return next((file for kind in kinds if (file := self.find(kind, name)) is not None), None)
 
+    def missed(self) -> None:
+        """A name was asked for that is nowhere: the buckets are looked at soon, so that the next try may find it."""
+        self._hurry.set()
+
     # What others learn.
 
     def blame(self, node_id: str, file: ShelfFile, detail: str, seconds: float) -> None:
@@ -147,6 +153,8 @@ class BucketShelf:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.refresh_seconds):
                     await self._hurry.wait()
+                    # However many hurry it.
+                    await asyncio.sleep(self._settings.least_seconds)
             self._hurry.clear()
 
     async def refresh(self) -> None:

@@ -32,6 +32,10 @@ class Stock(Protocol):
 
     def files(self, kind: str) -> Mapping[str, ShelfFile]: ...
 
+    def missed(self) -> None:
+        """A name was asked for that is nowhere: it may have been put there just now."""
+        ...
+
 
 class _NoStock:
     def find(self, kind: str, name: str) -> ShelfFile | None:
@@ -39,6 +43,9 @@ class _NoStock:
 
     def files(self, kind: str) -> Mapping[str, ShelfFile]:
         return {}
+
+    def missed(self) -> None:
+        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class ModelCatalog:
             return Resolution(name, name)
         real = self._settings.aliases.get(name, name)
         if serving is not None and real not in known and not self._on_shelf(real, job_type):
+            self._shelf.missed()
             words = f"neither a node nor S3 has a model {name!r}; see GET /api/vision/models/available"
             raise refused("MODEL_NOT_FOUND", path, words)
         return Resolution(name, real)
@@ -125,6 +133,7 @@ class ModelCatalog:
             return
         for index, name in enumerate(names):
             if name not in known and self._shelf.find("lora", name) is None:
+                self._shelf.missed()
                 words = f"neither a node nor S3 has a LoRA {name!r}; see GET /api/vision/loras"
                 raise refused("LORA_NOT_FOUND", f"{path}[{index}].name", words)
 

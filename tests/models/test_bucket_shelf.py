@@ -201,3 +201,14 @@ async def test_blame_ends(s3: Counted, tmp_path: Path) -> None:
     assert shelf.trouble("agx1", "checkpoint", "a.safetensors") is None
     now = 6.0
     assert shelf.trouble("agx0", "checkpoint", "a.safetensors") is None
+
+
+async def test_a_name_that_was_missed_is_there_for_the_next_try(s3: Counted, tmp_path: Path) -> None:
+    shelf = BucketShelf(s3, tmp_path / "models.json", ShelfSettings(refresh_seconds=1_000, least_seconds=0.01))
+    task = asyncio.create_task(shelf.run())
+    await wait_until(lambda: shelf.refreshes)
+    await s3.put(MODELS, "a.safetensors", model_bytes(10))
+    assert shelf.find("checkpoint", "a.safetensors") is None
+    shelf.missed()
+    await wait_until(lambda: shelf.find("checkpoint", "a.safetensors"))
+    task.cancel()
