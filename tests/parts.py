@@ -10,6 +10,7 @@ import pytest
 
 _PACKAGES = {
     "dockerd": "docker.io",
+    "docker": "docker.io",
     "docker-registry": "docker-registry",
     "busybox": "busybox-static",
     "ip": "iproute2",

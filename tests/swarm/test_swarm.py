@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from websockets.sync.client import connect
 from tests.docker_daemon import IMAGE, add_image
 from tests.e2e.commands import fleet_command
 from tests.e2e.fleet_process import clean_environment
+from tests.parts import need
 from tests.swarm.conftest import SwarmFleet
 from tests.swarm.registry import PASSWORD, USERNAME
 
@@ -350,3 +352,38 @@ async def test_the_sdk_follows_a_log(swarm: SwarmFleet) -> None:
         with pytest.raises(ApiError) as caught:
             await anext(fleet.follow_service_logs("no-such"))
         assert (caught.value.status, caught.value.reason) == (404, "SERVICE_NOT_FOUND")
+
+
+def test_the_stack_file_makes_workers(swarm: SwarmFleet) -> None:
+    need("docker")
+    stack = Path(__file__).parents[2] / "deploy" / "stack.yaml"
+    settings = {"DOCKER_HOST": swarm.manager.url, "FLEET_IMAGE": IMAGE, "FLEET_SERVER": "gpu.lan:50051"}
+    engine = swarm.engine
+    secret = engine.secrets.create(name="fleet_api_key", data=b"the-key")
+    config = engine.configs.create(name="fleet_ca", data=b"the-authority")
+    node = next(one for one in engine.nodes.list() if one.attrs["Description"]["Hostname"] == "agx1")
+    node.update({**node.attrs["Spec"], "Labels": {"gpu": "true"}})
+
+    def docker_cli(*words: str) -> None:
+        command = ["docker", *words]
+        done = subprocess.run(command, check=False, capture_output=True, env=clean_environment(settings), timeout=50)
+        assert done.returncode == 0, done.stderr
+
+    try:
+        docker_cli("stack", "deploy", "-c", str(stack), "fleet")
+        service = swarm.get("fleet_worker")
+        assert (service["replicas"], service["image"]) == (1, IMAGE)
+        # The image of this test has no `fleet`; what its task was given can be looked at all the same.
+        with closing(swarm.worker.client()) as there:
+            [made] = swarm.until(lambda: there.containers.list(all=True, filters={"name": "fleet_worker.1"})[:1])
+            given = dict(one.split("=", 1) for one in made.attrs["Config"]["Env"])
+            mounts = {mount["Destination"]: mount.get("Name") for mount in made.attrs["Mounts"]}
+        assert given["FLEET_AGENT_NODE_ID"] == made.attrs["Config"]["Hostname"] == "fleet_worker-1"
+        assert given["FLEET_AGENT_SERVER"] == "gpu.lan:50051"
+        assert "FLEET_API_KEY" not in given
+        assert mounts["/data"] == "fleet-fleet_worker-1"
+    finally:
+        docker_cli("stack", "rm", "fleet")
+        swarm.until(lambda: not engine.services.list(filters={"name": "fleet_worker"}))
+        secret.remove()
+        config.remove()
