@@ -25,6 +25,7 @@ class CommandCall:
         # stubs of the sync and the aio API share one class; the aio channel makes this an aio call
         self._call = call
         self._lock = asyncio.Lock()
+        self._reading: asyncio.Future[Any] | None = None
         self.over = asyncio.Event()
         loop = asyncio.get_running_loop()
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(self.over.set))
@@ -38,11 +39,19 @@ class CommandCall:
                 raise CallOverError from error
 
     async def read(self) -> command_pb2.ServeCommandResponse | None:
-        """What the server says next; None after its last word."""
+        """What the server says next; None after its last word. Who is cancelled meanwhile loses nothing."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._call.read())
         try:
-            message = await self._call.read()
+            # A cancelled read would cancel the whole call.
+            message = await asyncio.shield(self._reading)
+        except asyncio.CancelledError:
+            if self._reading.cancelled():
+                return None
+            raise
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return None
+        self._reading = None
         return None if message is grpc.aio.EOF else message
 
     async def finish(self, end: command_pb2.CommandEnd, seconds: float) -> None:
@@ -58,6 +67,8 @@ class CommandCall:
     def cancel(self) -> None:
         """Ends it from this side."""
         self._call.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
 
 
 class CommandRoad:
