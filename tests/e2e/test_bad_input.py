@@ -176,9 +176,7 @@ def test_forbidden_callbacks(quiet: httpx.Client, url: str) -> None:
 @pytest.mark.parametrize(
     ("path", "change", "field"),
     [
-        (VISION, {"init_image": "s3://fleet-outputs/a.png"}, "init_image"),
         (QUEUE, {"payload": {"workflow": {"1": {}}}}, "payload.workflow"),
-        (QUEUE, {"payload": {"prompt": "a", "init_image": "s3://fleet-outputs/a.png"}}, "payload.init_image"),
     ],
 )
 def test_fields_of_later_features_are_refused_by_name(
@@ -290,11 +288,6 @@ def test_hosts_and_origins(quiet: httpx.Client) -> None:
         ("GET", "/api/fleet/deploy"),
         ("POST", "/api/fleet/exec/n1"),
         ("GET", "/api/fleet/logs/n1/c1?tail=100"),
-        ("GET", "/api/outputs/stats"),
-        ("GET", "/api/outputs/list?source=local"),
-        ("POST", "/api/outputs/sync"),
-        ("POST", "/api/outputs/cleanup?max_age_hours=24&dry_run=true"),
-        ("POST", "/api/outputs/move-all-to-s3"),
     ],
 )
 def test_calls_of_later_features(quiet: httpx.Client, method: str, path: str) -> None:

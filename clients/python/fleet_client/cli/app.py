@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from fleet_client.cli import containers, events, fleet, generate, models, nodes, outputs, pictures, queue, services, shell
+from fleet_client.cli import (
+    containers,
+    events,
+    fleet,
+    generate,
+    models,
+    node_bootstrap,
+    nodes,
+    outputs,
+    pictures,
+    queue,
+    services,
+    shell,
+)
 from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
@@ -36,6 +49,7 @@ def build(wanted: str | None = None) -> typer.Typer:
     app.command("status", rich_help_panel="Use")(fleet.status)
     app.add_typer(queue.app, name="jobs", rich_help_panel="Use")
     app.add_typer(nodes.app, name="nodes", rich_help_panel="Use")
+    app.add_typer(node_bootstrap.app, name="node", rich_help_panel="Use")
     app.add_typer(models.app, name="models", rich_help_panel="Use")
     app.command("loras", rich_help_panel="Use")(models.loras)
     app.add_typer(services.app, name="services", rich_help_panel="Use")
