@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -21,9 +21,7 @@ class SwarmCalls:
     """Part of the blocking client."""
 
     session: httpx.Client
-
-    def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Json]
 
     def list_services(self) -> Json:
         """The swarm's services: `services`."""
@@ -87,9 +85,7 @@ class AsyncSwarmCalls:
     """Part of the awaited client."""
 
     session: httpx.AsyncClient
-
-    async def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Awaitable[Json]]
 
     async def list_services(self) -> Json:
         """The swarm's services: `services`."""
