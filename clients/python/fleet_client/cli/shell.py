@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fleet_client import terminal
-from fleet_client.cli.console import JsonOption, KeyOption, UrlOption, errors_told, print_json
+from fleet_client.cli.console import USAGE, JsonOption, KeyOption, UrlOption, errors_told, fail, print_json
 from fleet_client.cli.containers import NodeArgument, pairs
 from fleet_client.client import FleetCommander
 
@@ -37,6 +37,10 @@ def execute(
 
     `fleet exec -it NODE -- bash` is a shell there. With --json it runs to its end, and one object tells what came.
     """
+    if words[0] == "--":
+        words = words[1:]
+    if not words:
+        fail("COMMAND: name a program, as in `fleet exec NODE -- nvidia-smi`", USAGE)
     command = " ".join(words) if shell else shlex.join(words)
     variables = pairs("--env", env)
     with errors_told():
