@@ -56,6 +56,25 @@ def main(settings: AgentSettings) -> int:
     return 0
 
 
+def enrol_only(settings: AgentSettings) -> int:
+    """Joins, or finds that this machine has; the exit code as `main`'s."""
+    configure(settings.log_level)
+    try:
+        asyncio.run(_enrol_only(settings))
+    except FolderError as error:
+        sys.stderr.write(f"{error}\n")
+        return 3
+    except IdentityError as error:
+        sys.stderr.write(f"{error}\n")
+        return 4
+    return 0
+
+
+async def _enrol_only(settings: AgentSettings) -> None:
+    with _locked(settings.data_dir):
+        await enrolled(settings)
+
+
 async def run_agent(settings: AgentSettings) -> None:
     """Runs until SIGTERM or SIGINT; then gives its work back, says goodbye and returns.
 

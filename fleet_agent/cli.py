@@ -14,6 +14,9 @@ def agent(
     join: Annotated[
         str | None, typer.Option(help="Join token (`fleet nodes token`): this machine becomes a node, once.")
     ] = None,
+    join_only: Annotated[
+        bool, typer.Option("--join-only", help="Join, keep the identity, and end: the agent is started later.")
+    ] = False,
     node_id: Annotated[str | None, typer.Option(help="Name of this node; the host's name when left out.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder for the spool and the models.")] = None,
     models_dir: Annotated[Path | None, typer.Option(help="Folder with checkpoints/ and loras/.")] = None,
@@ -32,7 +35,7 @@ def agent(
     """
     from pydantic import ValidationError
 
-    from fleet_agent.agent import main
+    from fleet_agent.agent import enrol_only, main
     from fleet_agent.settings import AgentSettings
 
     given = {
@@ -43,7 +46,7 @@ def agent(
     except ValidationError as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
-    raise typer.Exit(main(settings))
+    raise typer.Exit(enrol_only(settings) if join_only else main(settings))
 
 
 def sketch_model(

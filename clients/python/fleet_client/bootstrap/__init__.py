@@ -1,0 +1,1 @@
+"""Makes a machine with SSH and Python a node."""
