@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -110,7 +111,8 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path, user: str | None) ->
     unit = tmp_path / "fleet-agent.service"
     unit.write_text(unit_text(str(folder), {"FLEET_AGENT_LABELS": 'zone="b",x=50%'}, user=user))
     words = ["systemd-analyze", "verify", *(["--user"] if user is None else []), "--man=no", str(unit)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, [line for line in done.stderr.splitlines() if "fleet-agent" in line]) == (0, []), (
         done.stderr
     )
