@@ -131,7 +131,7 @@ async def test_tls_where_there_is_none(embedded: EmbeddedProcess) -> None:
         assert "http or https" in (store.status[1] or "")
 
 
-async def test_silence_ends_each_call_at_its_deadline() -> None:
+async def test_silence_ends_each_call_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server takes connections and says nothing: reasons in words, and nobody waits for ever."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,6 +147,11 @@ async def test_silence_ends_each_call_at_its_deadline() -> None:
             await anext(store.stream(OUTPUTS, "x"))
         await store.open()
         await wait_until(lambda: store.status == (False, "no answer in time"))
+        # Known to be away: refused without asking.
+        monkeypatch.setattr(store, "_calls", None)
+        for call in (store.stat(OUTPUTS, "x"), anext(store.stream(OUTPUTS, "x"))):
+            with pytest.raises(FleetError, match="no answer in time"):
+                await call
         await store.aclose()
 
 
