@@ -47,7 +47,7 @@ class Filing:
             folder / "inputs", OutputLimits(reserve_bytes=settings.output_reserve_bytes, cache_bytes=0)
         )
         self._thumbnails = Thumbnails(folder / "thumbnails")
-        self.files = OutputFiles(self.local, s3, store.outputs)
+        self.files = OutputFiles(self.local, s3, store.outputs, home)
         views = OutputViews(s3)
         self._index = GalleryIndex(folder / "gallery.sqlite")
         self._feed = GalleryFeed(store.outputs, self._index, views)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -15,17 +17,24 @@ from fleet_server.storage.s3 import S3Store
 from fleet_server.storage.s3_types import NoObjectError
 from fleet_server.store import OutputRow, OutputStore
 
+_LOOK_SECONDS = 0.05
+
 
 class OutputFiles:
     """Reads fall back from local to S3, and whoever asks does not notice.
 
-    S3_UNAVAILABLE comes only where S3 alone has the file.
+    S3_UNAVAILABLE comes only where S3 alone has the file. `home` is this server: what another one has just stored is
+    waited for, `patience_seconds` at most, since it is being copied.
     """
 
-    def __init__(self, local: LocalOutputs, s3: S3Store, index: OutputStore) -> None:
+    def __init__(
+        self, local: LocalOutputs, s3: S3Store, index: OutputStore, home: str = "", *, patience_seconds: float = 5.0
+    ) -> None:
         self._local = local
         self._s3 = s3
         self._index = index
+        self._home = home
+        self._patience_seconds = patience_seconds
 
     async def read(self, filename: str) -> bytes | None:
         """The whole file; None if it is nowhere. Raises S3_UNAVAILABLE, INTERNAL where the copy in S3 is spoiled."""
@@ -88,8 +97,15 @@ class OutputFiles:
 
     async def _far(self, filename: str) -> OutputRow | None:
         """The row of a file that S3 should have."""
-        row = await self._index.get(filename)
-        return row if row is not None and row.synced else None
+        ends = time.monotonic() + self._patience_seconds
+        while True:
+            row = await self._index.get(filename)
+            if row is None or row.synced:
+                return row
+            elsewhere = self._s3.on and row.home not in ("", self._home)
+            if not elsewhere or time.monotonic() > ends:
+                return None
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _spoiled(row: OutputRow) -> FleetError:

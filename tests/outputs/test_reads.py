@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shutil
 from pathlib import Path
@@ -229,6 +230,28 @@ async def test_a_file_on_another_servers_disk_is_left_to_that_server(world: Worl
     assert (removal.removed, removal.pending) == (("index",), ("local",))
     leaving = await world.store.syncs.leaving_of(row.filename)
     assert leaving is not None and (leaving.places, leaving.home) == ("L", "there")
+
+
+async def test_what_another_server_has_just_stored_is_waited_for(
+    store: Store, tmp_path: Path, s3_server: EmbeddedProcess
+) -> None:
+    """Two servers on one store: each output is copied at once, and read from the other a moment later."""
+    async with (
+        world_on(store, tmp_path / "a", s3_server, home="a", eager=True) as one,
+        world_on(store, tmp_path / "b", s3_server, home="b") as two,
+    ):
+        row = await one.add(picture(), home="a")
+        asked_early = asyncio.create_task(read(two, row))
+        async with running(one.sweeps.run):
+            one.sweeps.stored()
+            assert (await asked_early)[1] == picture()
+        # What nobody copies is given up after a while; what is this server's own is not waited for at all.
+        lone = await one.add(picture("green"), home="a")
+        two.filing.files._patience_seconds = 0.1
+        with pytest.raises(FleetError) as caught:
+            await read(two, lone)
+        assert caught.value.reason == "OUTPUT_NOT_FOUND"
+        assert (await two.sweeps.sync()).scanned == 0, "each server copies its own"
 
 
 async def test_a_star_is_found_and_kept(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,24 @@ async def _moved(world: World) -> Any:
     if await world.sweeper.sync(tally, last=False):
         await world.sweeper.clean(tally, None)
     return tally.end()
+
+
+async def test_a_copy_that_the_server_does_not_vouch_for_does_not_count(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = await world.add()
+    put = world.s3.put
+
+    async def unproven(*args: Any, **more: Any) -> Any:
+        return replace(await put(*args, **more), sha256_verified=False, detail="other bytes than were sent")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.s3, "put", unproven)
+        sweep = await world.sweeps.move()
+    assert (sweep.uploaded, sweep.deleted, sweep.failed) == (0, 0, 1)
+    assert (sweep.failures[0].reason, sweep.failures[0].detail) == ("CHECKSUM_MISMATCH", "other bytes than were sent")
+    assert world.on_disk(row) and not (await world.row(row)).synced
+    assert (await world.sweeps.move()).deleted == 1
 
 
 async def test_files_without_a_disk_are_found_in_the_bucket_or_told(world: World) -> None:

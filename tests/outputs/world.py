@@ -125,16 +125,22 @@ async def put_rows(store: Store, rows: Sequence[OutputRow], *, synced: bool = Fa
 
 @asynccontextmanager
 async def world_on(
-    store: Store, folder: Path, server: EmbeddedProcess | None, *, wait: bool = True, **settings: Any
+    store: Store,
+    folder: Path,
+    server: EmbeddedProcess | None,
+    *,
+    wait: bool = True,
+    home: str = HERE,
+    **settings: Any,
 ) -> AsyncIterator[World]:
     """The rooms of one server; `server` None: S3 is off."""
     s3 = S3Store(None if server is None else S3Config(server.endpoint, ACCESS, SECRET), LIMITS)
     given = Settings(data_dir=folder, output_reserve_bytes=0)
-    filing = Filing(given, store, s3, HERE, now_ms)
+    filing = Filing(given, store, s3, home, now_ms)
     told: list[types_pb2.OperationProgress] = []
-    sweeper = Sweeper(store, filing.local, s3, HERE)
+    sweeper = Sweeper(store, filing.local, s3, home)
     sweeps = Sweeps(
-        store, filing.local, sweeper, HERE, clock=now_ms, tell=told.append, settings=SweepSettings(**settings)
+        store, filing.local, sweeper, home, clock=now_ms, tell=told.append, settings=SweepSettings(**settings)
     )
     await s3.open()
     await filing.open()
