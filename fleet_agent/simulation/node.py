@@ -77,6 +77,9 @@ class ModelledInventory(Inventory):
     def models(self) -> list[node_pb2.ModelFile]:
         return self._listed
 
+    def intake(self) -> None:
+        """It brings nothing from buckets."""
+
 
 class ModelledMetrics(MetricsReader):
     """Readings of a modelled GPU: memory by what is loaded, warm and busy while it works."""
