@@ -72,6 +72,11 @@ class Attempt:
         loras: list[tuple[ModelKind, str]] = [("lora", use["file"]["name"]) for use in self.task["loras"]]
         return [model, *loras] if self.assign.model else loras
 
+    @property
+    def stop_seconds(self) -> float:
+        """What its engine needs to stop as it was asked to, beyond what every engine may take."""
+        return float(self.task["fields"].get("stop_grace_seconds", 30)) if self.engine == "container" else 0.0
+
     def held(self) -> node_pb2.HeldAttempt:
         """The attempt as a heartbeat names it."""
         held = node_pb2.HeldAttempt(job_id=self.assign.job_id, token=self.token, progress=self.progress)

@@ -84,7 +84,8 @@ class Inputs:
                 if path is None:
                     path = have[source] = folder / str(len(have))
                     await self._bring(one, path)
-                files.setdefault(one.reference, []).append({"path": str(path), "content_type": one.content_type})
+                file = {"path": str(path), "content_type": one.content_type, "name": one.filename}
+                files.setdefault(one.reference, []).append(file)
         except OSError as error:
             raise InputError("DISK_FULL", f"the node cannot keep an input: {error.strerror}", True) from error
         return files

@@ -345,7 +345,7 @@ class Runner:
         return None, entry
 
     async def _kill_later(self, attempt: Attempt) -> None:
-        await asyncio.sleep(self._settings.cancel_grace_seconds)
+        await asyncio.sleep(self._settings.cancel_grace_seconds + attempt.stop_seconds)
         if self._running.get(attempt.token) is attempt:
             _log.warning("an engine does not stop and is killed", job_id=attempt.assign.job_id)
             attempt.slot.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -175,8 +176,22 @@ class AgentSettings(BaseSettings):
             "sdxl_trt_path": self.sdxl_trt_path,
             "slots": str(self.slots),
             "node_id": self.node_id,
+            "docker": self._docker(),
+            "docker_host": self.docker_host or "",
+            "mount_roots": ",".join(map(str, self.mount_roots)),
+            "container_pids": str(self.container_pids),
         }
         return {name: value for name, value in own.items() if value} | self.options
+
+    @property
+    def capacity(self) -> int:
+        """Jobs that run here at once."""
+        return self.slots * self.batch
+
+    def _docker(self) -> str:
+        """Where the Docker engine is that jobs may use; "" where there is none."""
+        socket = Path("/var/run/docker.sock")
+        return self.docker_host or (str(socket) if os.access(socket, os.R_OK | os.W_OK) else "")
 
     @property
     def models_folder(self) -> Path:

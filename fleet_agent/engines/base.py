@@ -23,10 +23,14 @@ ModelKind = Literal["checkpoint", "lora"]
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file that a reference of the payload stands for, on this machine's disk; to be read, never changed."""
+    """A file that a reference of the payload stands for, on this machine's disk; to be read, never changed.
+
+    `name` is the one that it had where it came from, as data: a name, no path; "" where it had none.
+    """
 
     path: Path
     content_type: str
+    name: str = ""
 
 
 class Reason(StrEnum):

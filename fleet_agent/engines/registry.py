@@ -75,15 +75,34 @@ def _sdxl_trt(settings: EngineSettings) -> Engine:
     return SdxlTrtEngine(settings)
 
 
+def _diffusers(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.diffusers.engine import DiffusersEngine
+
+    return DiffusersEngine(settings)
+
+
+def _container(settings: EngineSettings) -> Engine:
+    from fleet_agent.engines.container.engine import ContainerEngine
+
+    return ContainerEngine(settings)
+
+
 BUILT_IN: Mapping[str, EngineFactory] = {
     "sketch": _sketch,
     "fixed": _fixed,
     "comfyui": _comfyui,
     "openai": _openai,
     "sdxl_trt": _sdxl_trt,
+    "diffusers": _diffusers,
+    "container": _container,
 }
-ONLY_WHEN_ASKED = frozenset({"fixed"})
-NEEDS: Mapping[str, str] = {"comfyui": "comfyui_url", "openai": "openai_url", "sdxl_trt": "sdxl_trt_urls"}
+ONLY_WHEN_ASKED = frozenset({"fixed", "diffusers"})
+NEEDS: Mapping[str, str] = {
+    "comfyui": "comfyui_url",
+    "openai": "openai_url",
+    "sdxl_trt": "sdxl_trt_urls",
+    "container": "docker",
+}
 """Engines that are made where this option is given, or when asked for by name."""
 
 

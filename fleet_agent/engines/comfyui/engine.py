@@ -25,9 +25,9 @@ from fleet_agent.engines.base import (
 )
 from fleet_agent.engines.comfyui import templates
 from fleet_agent.engines.comfyui.client import ComfyClient
-from fleet_agent.engines.comfyui.leftovers import Leftovers
 from fleet_agent.engines.comfyui.outputs import bring, files_of
 from fleet_agent.engines.comfyui.watch import Watch, cancel_upstream
+from fleet_agent.engines.leftovers import Leftovers
 
 NAME = "comfyui"
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory", re.IGNORECASE)

@@ -32,6 +32,7 @@ class Recorder:
         self.steps: list[tuple[int, int]] = []
         self.previews: list[tuple[str, bytes]] = []
         self.texts: list[str] = []
+        self.messages: list[str] = []
         self.frames: list[str | bytes] = []
         self.checks = 0
         self._changed = threading.Condition()
@@ -46,6 +47,8 @@ class Recorder:
 
     def progress(self, step: int, steps: int, message: str | None = None) -> None:
         self.steps.append((step, steps))
+        if message is not None:
+            self.messages.append(message)
         self.check()
 
     def preview(self, content_type: str, data: bytes) -> None:

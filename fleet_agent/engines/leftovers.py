@@ -1,4 +1,4 @@
-"""Prompts that a slot's process left running in ComfyUI when it fell: noted on the disk, ended by who comes next."""
+"""What a slot's process left running elsewhere when it fell: noted on the disk, ended by who comes next."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 
 class Leftovers:
-    """Notes in `folder`, one for each prompt that is under way."""
+    """Notes in `folder`, one for each process that has something under way: a prompt, a container."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def note(self, prompt_id: str) -> None:
-        """This process has a prompt under way. Best effort: a full disk does not stop it."""
+    def note(self, name: str) -> None:
+        """This process has that under way. Best effort: a full disk does not stop it."""
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path().write_text(json.dumps({"prompt_id": prompt_id}))
+            self._path().write_text(json.dumps({"name": name}))
 
     def done(self) -> None:
         """It is over."""
@@ -27,12 +27,12 @@ class Leftovers:
             self._path().unlink(missing_ok=True)
 
     def end(self, cancel: Callable[[str], None]) -> None:
-        """Calls `cancel` for each prompt whose process is gone."""
+        """Calls `cancel` with each name whose process is gone."""
         for path in self._folder.glob("*.json"):
             if _lives(path.stem):
                 continue
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                cancel(str(json.loads(path.read_text())["prompt_id"]))
+                cancel(str(json.loads(path.read_text())["name"]))
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 

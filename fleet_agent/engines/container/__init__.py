@@ -1,0 +1,1 @@
+"""`container`: training and custom jobs, each a container run under the same rules as a deploy."""

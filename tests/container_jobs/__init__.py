@@ -1,0 +1,1 @@
+"""Training and custom jobs as containers, on a Docker engine that the tests start."""
