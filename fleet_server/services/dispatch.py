@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 from fleet.v1.types_pb2 import JobSpec
@@ -68,13 +69,26 @@ class Decision:
     plan: Plan
 
 
+class Watcher(Protocol):
+    """Who looks at what waits, for reasons of its own."""
+
+    @property
+    def watching(self) -> bool:
+        """Whether it wants to look at all now."""
+        ...
+
+    def consider(self, situation: Situation) -> None:
+        """These lanes wait, and have got no slot just now."""
+        ...
+
+
 class Dispatcher:
     """Fills the free slots of the nodes whose streams this replica holds.
 
     `wake()` is cheap and may be called from anywhere in the loop's thread; `run()` is one task. Each claim is for one
     free slot, so a node never has more on its way than it can run; what cannot be sent is given back at once.
-    `on_decision` hears of each round that placed or deferred anything, for logs and replays; `on_situation` of what a
-    round has left waiting, and every `poll_seconds` of what waits while all slots are taken. They must not wait.
+    `on_decision` hears of each round that placed or deferred anything, for logs and replays; `watcher` of what a round
+    has left waiting, and every `poll_seconds` of what waits while all slots are taken. They must not wait.
     """
 
     def __init__(
@@ -87,7 +101,7 @@ class Dispatcher:
         settings: DispatchSettings | None = None,
         clock: Callable[[], int] = now_ms,
         on_decision: Callable[[Decision], None] | None = None,
-        on_situation: Callable[[Situation], None] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -96,7 +110,7 @@ class Dispatcher:
         self._settings = settings or DispatchSettings()
         self._clock = clock
         self._on_decision = on_decision
-        self._on_situation = on_situation
+        self._watcher = watcher
         self._shown = -math.inf
         self._verdicts = Feasibility()
         self._after_urgent: set[str] = set()
@@ -211,20 +225,22 @@ class Dispatcher:
 
     async def _show_all(self) -> None:
         """Shows what waits although there is no slot for it: it may need more than a slot."""
-        if self._on_situation is None or time.monotonic() - self._shown < self._settings.poll_seconds:
+        if self._watcher is None or not self._watcher.watching:
+            return
+        if time.monotonic() - self._shown < self._settings.poll_seconds:
             return
         lanes = await self._store.jobs.lanes()
         self._show(await self._wanted(lanes), Plan())
 
     def _show(self, wanted: Sequence[Wanted], plan: Plan) -> None:
         now = time.monotonic()
-        if self._on_situation is None or now - self._shown < _SHOW_SECONDS:
+        if self._watcher is None or not self._watcher.watching or now - self._shown < _SHOW_SECONDS:
             return
         self._shown = now
         placed = {one.lane_id for one in plan.placed}
         rest = [one for one in wanted if one.lane.lane_id not in placed]
         if rest:
-            self._on_situation(self.situation(rest))
+            self._watcher.consider(self.situation(rest))
 
     def situation(self, wanted: Sequence[Wanted]) -> Situation:
         """What is known now; nodes with streams elsewhere are there, with no slot that this replica may fill."""

@@ -121,9 +121,14 @@ class Fetches:
             task.add_done_callback(lambda done: self._over(key, done))
         return await asyncio.shield(task)
 
+    @property
+    def watching(self) -> bool:
+        """Whether there is anything to bring."""
+        return not self._shelf.empty
+
     def consider(self, situation: Situation) -> None:
         """Looks for lanes whose jobs no node can run without a file of the buckets; never waits."""
-        if self._shelf.empty:
+        if not self.watching:
             return
         now = self._clock()
         for demand in situation.demands:
@@ -200,7 +205,7 @@ class Fetches:
             self._tell(progress)
 
         try:
-            end = await self._commands.run(node_id, command, timeout=self._settings.timeout_seconds, progress=heard)
+            end = await self._commanded(node_id, command, heard)
         except FleetError as error:
             self._failed(key, file, error)
             heard(self._last(node_id, file, 0, f"failed: {error.detail}"))
@@ -210,6 +215,16 @@ class Fetches:
             self._measured.fetched(node_id, file.size_bytes, self._clock() - begun)
         heard(self._last(node_id, file, file.size_bytes, end.download.status))
         return end.download
+
+    async def _commanded(self, node_id: str, command: command_pb2.Command, heard: Tell) -> command_pb2.CommandEnd:
+        seconds = self._settings.timeout_seconds
+        try:
+            return await self._commands.run(node_id, command, timeout=seconds, progress=heard)
+        except FleetError as error:
+            if error.reason != "OUTCOME_UNKNOWN":
+                raise
+        # The agent fell over it. A download may be begun again: what is there is there, or goes on where it was.
+        return await self._commands.run(node_id, command, timeout=seconds, progress=heard)
 
     def _failed(self, key: Fetch, file: ShelfFile, error: FleetError) -> None:
         count = self._failures[key] = min(self._failures.get(key, 0) + 1, 20)

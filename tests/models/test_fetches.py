@@ -227,3 +227,20 @@ async def test_a_file_of_an_architecture_that_nobody_loads_is_left(desk: Desk) -
     desk.consider([ONE])
     await wait_until(lambda: True)
     assert desk.nodes.asked == []
+
+
+async def test_a_download_whose_outcome_is_unknown_is_asked_for_again_once(desk: Desk) -> None:
+    unknown = FleetError("OUTCOME_UNKNOWN", "the agent fell")
+    asking = asyncio.create_task(desk.fetches.bring("n1", FAR))
+    await settled()
+    desk.nodes.end("n1", status=unknown)
+    await settled()
+    desk.nodes.end("n1")
+    assert (await asking).status == "downloaded" and len(desk.nodes.asked) == 2
+    asking = asyncio.create_task(desk.fetches.bring("n1", FAR))
+    await settled()
+    desk.nodes.end("n1", status=unknown)
+    await settled()
+    desk.nodes.end("n1", status=unknown)
+    with pytest.raises(FleetError, match="fell"):
+        await asking
