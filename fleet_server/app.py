@@ -144,7 +144,7 @@ class Server:
             self._sessions,
             speeds=self._speeds,
             on_decision=None if self._decisions is None else self._decisions.note,
-            on_situation=self._modelling.fetches.consider,
+            watcher=self._modelling.fetches,
         )
         self._modelling.shelf.subscribe(self._dispatcher.wake)
         self._reaper = Reaper(
