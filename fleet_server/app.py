@@ -44,7 +44,6 @@ from fleet_server.rpc.validation import validate
 from fleet_server.rpc.vision import VisionServicer
 from fleet_server.services.authority import AuthorityError
 from fleet_server.services.commands import Commands
-from fleet_server.services.completion import Completions
 from fleet_server.services.dead import DeadLetters
 from fleet_server.services.decisions import DecisionLog
 from fleet_server.services.dispatch import Dispatcher
@@ -110,15 +109,7 @@ class Server:
             store,
             self.fleet,
             self._ticks,
-            Completions(
-                store,
-                self._filing.local,
-                endings=endings,
-                taken=self._speeds.taken,
-                backoff_first_ms=int(settings.retry_backoff_seconds * 1000),
-                stored=self._filing.stored,
-                home=self._filing.home,
-            ),
+            self._filing.completions(endings, self._speeds.taken, int(settings.retry_backoff_seconds * 1000)),
             settings=SessionSettings(
                 heartbeat_seconds=settings.heartbeat_seconds,
                 persist_seconds=2.8 * settings.heartbeat_seconds,
@@ -183,7 +174,7 @@ class Server:
             graphs=self.comfy.graphs,
         )
         self._sender = self._callbacks.sender(store, views, self._codec, now_ms, self.registry)
-        self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions)
+        self._queue = JobQueue(store.jobs, intake, views, self._dispatcher, self._sessions, None, self._filing.refresh)
         self._dead = DeadLetters(store.jobs, store.replies, views, self._dispatcher)
         self._generation = Generation(
             store.jobs,

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable
 
 from fleet.v1 import types_pb2
+from fleet.v1.node_pb2 import JobComplete
 
 from fleet_server.rpc.outputs import OutputParts
+from fleet_server.services.completion import Completions
 from fleet_server.services.deletions import Deletions
+from fleet_server.services.endings import Endings
 from fleet_server.services.file_reader import FileReader
 from fleet_server.services.gallery import Gallery
 from fleet_server.services.gallery_feed import GalleryFeed
@@ -48,7 +51,8 @@ class Filing:
         )
         self._thumbnails = Thumbnails(folder / "thumbnails")
         self.files = OutputFiles(self.local, s3, store.outputs, home)
-        views = OutputViews(s3)
+        views = self._views = OutputViews(s3)
+        self._store = store
         self._index = GalleryIndex(folder / "gallery.sqlite")
         self._feed = GalleryFeed(store.outputs, self._index, views)
         self._deletions = Deletions(store, self.local, self._thumbnails, s3, home)
@@ -68,7 +72,6 @@ class Filing:
                 else settings.output_sync_eager,
             ),
         )
-        self.stored = self._sweeps.stored
         self.resolver = InputResolver(store.jobs, store.outputs, store.inputs, s3)
         self.references = References(store.outputs, store.inputs, s3)
         inputs = InputUploads(
@@ -86,6 +89,25 @@ class Filing:
 
     def _told(self, progress: types_pb2.OperationProgress) -> None:
         self.tell(progress)
+
+    def completions(
+        self, endings: Endings, taken: Callable[[str, JobComplete], None], backoff_first_ms: int
+    ) -> Completions:
+        """What settles the ends of attempts: their outputs become files of this server."""
+        return Completions(
+            self._store,
+            self.local,
+            endings=endings,
+            taken=taken,
+            backoff_first_ms=backoff_first_ms,
+            stored=self._sweeps.stored,
+            home=self.home,
+        )
+
+    async def refresh(self, job: types_pb2.Job) -> None:
+        """The outputs of the job's result say where they are now. Raises STORE_UNAVAILABLE."""
+        outputs = job.result.outputs
+        self._views.refresh(outputs, await self._store.outputs.get_many([output.filename for output in outputs]))
 
     async def open(self) -> None:
         """Opens the folders. Raises OSError."""

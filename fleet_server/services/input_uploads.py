@@ -134,10 +134,11 @@ async def _chunks(
 
     def taken(request: fleet_pb2.UploadInputRequest) -> bytes:
         nonlocal left
-        left -= len(request.content.data)
+        data: bytes = request.content.data
+        left -= len(data)
         if left < 0:
             raise FleetError("BODY_TOO_LARGE", f"content: at most {limit:,} bytes are taken here")
-        return request.content.data
+        return data
 
     yield taken(first)
     async for request in rest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fleet.v1 import types_pb2
 
 from fleet_server.storage.buckets import OUTPUTS
@@ -35,6 +37,18 @@ class OutputViews:
                 output.s3_url = self._s3.url(OUTPUTS, row.object_key)
         output.starred = row.starred
         return output
+
+    def refresh(self, outputs: Sequence[types_pb2.Output], rows: Sequence[OutputRow | None]) -> None:
+        """Outputs of a job's result say where they are now; of one that was deleted: nowhere."""
+        for output, row in zip(outputs, rows, strict=True):
+            del output.sources[:]
+            output.ClearField("s3_url")
+            if row is not None:
+                now = self.of(row)
+                output.sources.extend(now.sources)
+                output.starred = now.starred
+                if now.HasField("s3_url"):
+                    output.s3_url = now.s3_url
 
     def kept(self, output: types_pb2.Output, row: OutputRow) -> bytes:
         """An output of `of` to be kept, whatever becomes of the address of S3; `restored` gives it back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fleet.v1 import queue_pb2, types_pb2, vision_pb2
@@ -36,7 +36,10 @@ class QueueSettings:
 
 
 class JobQueue:
-    """Accepts jobs and answers for them. A submit that has begun is finished even if its caller leaves."""
+    """Accepts jobs and answers for them. A submit that has begun is finished even if its caller leaves.
+
+    `refresh` makes the outputs of one job's result say where they are now.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class JobQueue:
         dispatcher: Line,
         attempts: Attempts,
         settings: QueueSettings | None = None,
+        refresh: Callable[[types_pb2.Job], Awaitable[None]] | None = None,
     ) -> None:
         self._jobs = jobs
         self._intake = intake
@@ -53,6 +57,7 @@ class JobQueue:
         self._dispatcher = dispatcher
         self._attempts = attempts
         self._settings = settings or QueueSettings()
+        self._refresh = refresh
         self._shield = Shield()
 
     async def aclose(self) -> None:
@@ -158,7 +163,10 @@ class JobQueue:
         record = await self._jobs.get(job_id)
         if record is None:
             raise _not_found(f"there is no job {job_id[:128]!r}: it never was, or ended too long ago")
-        return await self._views.message(record)
+        job = await self._views.message(record)
+        if self._refresh is not None and job.result.outputs:
+            await self._refresh(job)
+        return job
 
     async def cancel(self, job_id: str, *, only: str | None = None) -> types_pb2.Job:
         """Cancels a job, a group with its images; it is cancelled when this returns, its node stops after.

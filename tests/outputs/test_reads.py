@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet.v1 import fleet_pb2, vision_pb2
+from fleet.v1 import fleet_pb2, types_pb2, vision_pb2
 from PIL import Image
 
 from fleet_server.domain.errors import FleetError
@@ -266,3 +266,17 @@ async def test_a_star_is_found_and_kept(world: World) -> None:
         with pytest.raises(FleetError) as caught:
             await world.filing.gallery.star(name, True)
         assert caught.value.reason == "OUTPUT_NOT_FOUND"
+
+
+async def test_a_jobs_result_says_where_its_outputs_are_now(world: World) -> None:
+    rows = [await world.add(picture()) for _ in range(3)]
+    job = types_pb2.Job(result=types_pb2.JobResult(outputs=[types_pb2.Output.FromString(row.record) for row in rows]))
+    await world.filing.gallery.delete(rows[2].filename)
+    await world.filing.gallery.star(rows[1].filename, True)
+    await world.sweeps.sync()
+    await world.filing.local.delete(rows[1].filename)
+    await world.store.syncs.cleaned(rows[1].filename)
+    await world.filing.refresh(job)
+    assert [list(output.sources) for output in job.result.outputs] == [["local", "s3"], ["s3"], []]
+    assert [output.HasField("s3_url") for output in job.result.outputs] == [True, True, False]
+    assert [output.starred for output in job.result.outputs] == [False, True, False]

@@ -304,7 +304,7 @@ async def desk_on(
     )
     endings = Endings()
     hub = EventHub(store.jobs, store.events, views, nodes, ticks, rates, clock=now_ms, settings=events, endings=endings)
-    jobs = JobQueue(store.jobs, intake, views, bell, bell, queue)
+    jobs = JobQueue(store.jobs, intake, views, bell, bell, queue, filing.refresh)
     await filing.open()
     desk = Desk(
         store, nodes, ticks, bell, models, views, rates, hub, pauses,
