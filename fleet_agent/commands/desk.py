@@ -41,11 +41,15 @@ class _Effect:
 
 @dataclass(slots=True)
 class _Serving:
-    """A command that is being answered. `dialling`: its call is still to be let in."""
+    """A command that is being answered. `ended`: the server was told how it ended.
+
+    `again`: it came again meanwhile, which says that the server may have lost the call.
+    """
 
     session: str
     task: asyncio.Task[None] | None = None
-    dialling: bool = True
+    ended: bool = False
+    again: bool = False
 
 
 class CommandDesk:
@@ -76,9 +80,10 @@ class CommandDesk:
         command_id = command.command_id
         known = self._serving.get(command_id)
         if known is not None:
-            if known.session == session and known.dialling:
+            if known.session == session and not known.ended:
+                known.again = True
                 return
-            if known.task is not None:
+            if known.session != session and known.task is not None:
                 known.task.cancel()
         if len(self._tasks) >= self._limit:
             # The server sends it again.
@@ -89,7 +94,7 @@ class CommandDesk:
         serving = self._serving[command_id] = _Serving(session)
         task = serving.task = asyncio.create_task(self._serve(road, serving, kept), name=f"command-{command_id}")
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._served(command_id, serving, done))
+        task.add_done_callback(lambda done: self._served(road, serving, kept, done))
 
     async def aclose(self) -> None:
         """Ends every command; effects that are not over by now stay unknown."""
@@ -100,10 +105,15 @@ class CommandDesk:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._journal.aclose()
 
-    def _served(self, command_id: str, serving: _Serving, done: asyncio.Task[None]) -> None:
+    def _served(
+        self, road: CommandRoad, serving: _Serving, command: command_pb2.Command, done: asyncio.Task[None]
+    ) -> None:
+        command_id = command.command_id
         self._tasks.discard(done)
         if self._serving.get(command_id) is serving:
             del self._serving[command_id]
+            if serving.again and not serving.ended and not done.cancelled():
+                self.take(road, serving.session, command)
         if not done.cancelled() and (error := done.exception()) is not None:
             _log.error("a command could not be served", command_id=command_id, exc_info=error)
 
@@ -113,7 +123,6 @@ class CommandDesk:
             call = await road.begin(serving.session, command.command_id)
         except CallOverError:
             return
-        serving.dialling = False
         try:
             handler = self._handlers.get(kind)
             if handler is None:
@@ -124,6 +133,7 @@ class CommandDesk:
             else:
                 end = await self._attended(call, handler, command, once=kind in ONCE)
             if end is not None:
+                serving.ended = True
                 await call.finish(end, self._finish_seconds)
         except CallOverError:
             pass

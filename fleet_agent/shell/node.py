@@ -105,13 +105,16 @@ class NodeProgram:
         self, readers: list[asyncio.Task[None]], found: asyncio.Queue[tuple[str, bytes] | None]
     ) -> None:
         """Ends the output: with both pipes, or a moment after the program where others hold them and are silent."""
-        both: asyncio.Future[Any] = asyncio.gather(*readers)
-        ended: asyncio.Future[Any] = asyncio.ensure_future(self._process.wait())
-        await asyncio.wait({both, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended = asyncio.ensure_future(self._process.wait())
+        open_pipes = {*readers}
+        while open_pipes and not ended.done():
+            waiting: set[asyncio.Future[Any]] = {*open_pipes, ended}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            open_pipes = {one for one in open_pipes if not one.done()}
         silent = False
-        while not both.done() and not silent:
+        while open_pipes and not silent:
             before = self._moves
-            await asyncio.wait({both}, timeout=_LINGER_SECONDS)
+            _, open_pipes = await asyncio.wait(open_pipes, timeout=_LINGER_SECONDS)
             # What waits for a slow reader is no silence.
             silent = found.empty() and self._moves == before
         ended.cancel()

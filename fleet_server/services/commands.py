@@ -216,9 +216,10 @@ class Commands:
 
     async def _sent(self, exchange: Exchange, stream: Stream) -> ServedCall | None:
         """Sends the command; the call that answers it, None where none came before the stream ended or in time."""
-        exchange.session_id = stream.session_id
-        exchange.sent = True
-        stream.send(node_pb2.ServerMessage(command=exchange.command))
+        if not exchange.answered:
+            exchange.session_id = stream.session_id
+            exchange.sent = True
+            stream.send(node_pb2.ServerMessage(command=exchange.command))
         called = asyncio.ensure_future(exchange.called())
         ended = asyncio.ensure_future(stream.ended.wait())
         try:

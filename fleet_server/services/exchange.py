@@ -53,6 +53,11 @@ class Exchange:
         """Whether it changes something."""
         return self.command.WhichOneof("command") in EFFECTS
 
+    @property
+    def answered(self) -> bool:
+        """Whether a call has come that `called` has not given out yet."""
+        return self._called.is_set()
+
     def begin(self) -> ServedCall:
         """The agent's call has come; it takes the place of an earlier one."""
         if self._call is not None:

@@ -129,7 +129,7 @@ async def test_a_node_that_comes_back_is_read_on(bench: Bench, tmp_path: Path) -
     log.write("a")
     async with node_on(bench, tmp_path, logs=log) as node:
         reader = asyncio.create_task(read(logs))
-        await wait_until(lambda: log.following == 1)
+        await wait_until(lambda: log.following == 1 and log.reads == 3)
         log.write("b")
         await node.hang_up()
         await node.channel.close()

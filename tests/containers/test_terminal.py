@@ -30,7 +30,7 @@ from tests.waiting import wait_until, wait_until_now
 pytestmark = pytest.mark.usefixtures("clean")
 Frame = fleet_pb2.ExecStreamRequest
 FLOOD = 8 << 20
-"""Bytes of the streams in the ordinary suite; FLEET_TEST_FLOOD asks for more."""
+"""Bytes of the streams in the ordinary suite; TEST_FLOOD_BYTES asks for more."""
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ async def test_input_output_and_exit_over_a_websocket(fleet: FleetProcess, box: 
 @pytest.mark.parametrize("road", ["grpc", "websocket"])
 async def test_a_flood_arrives_whole_in_little_memory(fleet: FleetProcess, stub: Any, road: str) -> None:
     """A reader that pauses holds the program back; what comes is what was sent."""
-    size = int(os.environ.get("FLEET_TEST_FLOOD", FLOOD))
+    size = int(os.environ.get("TEST_FLOOD_BYTES", FLOOD))
     command = f"head -c {size} /dev/urandom | tee >(sha256sum >&2)"
     words = f"bash -c '{command}; sleep 0.2'"
     pids = [fleet.pid, *fleet.pids("fleet_agent")]
