@@ -198,6 +198,8 @@ def narrowed(document: Document, kind: str, *, batch: bool) -> Document:
     fields = narrow["components"]["schemas"]["CreateJobRequest"]["properties"]
     fields["job_type"] = {"enum": [kind]}
     fields["payload"] = {"$ref": f"#/components/schemas/{PAYLOADS[kind]}"}
+    # A graph takes the place of a payload.
+    del fields["workflow_json"]
     if batch:
         del fields["request_id"]
     return narrow

@@ -167,7 +167,7 @@ async def test_each_type_has_its_cluster_and_its_payload(
         ({"payload": {"prompt": "x", "init_image": "job:a"}}, "INVALID_FIELD", "payload.init_image"),
         ({"payload": {"prompt": "x", "init_image": "http://a/b.png"}}, "INVALID_FIELD", "payload.init_image"),
         ({"payload": {"prompt": "x", "mask_image": "output:a.png"}}, "INVALID_FIELD", "payload.mask_image"),
-        ({"payload": {"workflow": {"1": {}}}}, "NOT_IMPLEMENTED", "payload.workflow"),
+        ({"payload": {"workflow": [1]}}, "INVALID_FIELD", "payload.workflow"),
         ({"payload": {"prompt": "x", "model": "none"}}, "MODEL_NOT_FOUND", "payload.model"),
         ({"payload": {"prompt": "x", "loras": [{"name": "ink"}]}}, "LORA_NOT_FOUND", "payload.loras[0].name"),
         ({"payload": {"prompt": "x", "loras": [{"name": "a", "weight": 3}]}}, "INVALID_FIELD", LORA_WEIGHT),
