@@ -154,7 +154,9 @@ async def test_where_a_node_has_it_nothing_is_brought(desk: Desk) -> None:
 async def test_lanes_that_want_the_same_file_share_the_download(desk: Desk) -> None:
     desk.consider([ONE, TWO], WANTS)
     await settled()
-    desk.consider([ONE, TWO], replace(WANTS, lane_id="l3"), replace(WANTS, lane_id="l4", loras=("ink",)))
+    # By now another node would be the better one.
+    busy = replace(ONE, slots_free=0, free_at_ms=(NOW + 500_000,))
+    desk.consider([busy, TWO], replace(WANTS, lane_id="l3"), replace(WANTS, lane_id="l4", loras=("ink",)))
     await settled()
     assert desk.nodes.names == [("n1", "far")]
     # One that the first node may not run is brought to another.

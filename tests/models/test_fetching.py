@@ -101,7 +101,8 @@ def test_the_node_that_is_ready_first_brings_it() -> None:
     # It comes while the node is still at work, so a slot that is soon free costs nothing.
     soon = replace(fast, slots_free=0, free_at_ms=(NOW + 1_500,))
     late = replace(fast, slots_free=0, free_at_ms=(NOW + 500_000,))
-    found = best_fetch([slow, soon], WANTS, Shelf(), book, NOW)
+    book.fetched("mid", 333_000_000, 1)
+    found = best_fetch([slow, soon, replace(ABLE, node_id="mid")], WANTS, Shelf(), book, NOW)
     assert found is not None and found[0] is soon
     found = best_fetch([slow, late], WANTS, Shelf(), book, NOW)
     assert found is not None and found[0] is slow
