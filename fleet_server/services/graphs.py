@@ -102,7 +102,7 @@ def graph_of(text: str, *, path: str) -> dict[str, dict[str, Json]]:
         value = orjson.loads(text)
     except ValueError as error:
         raise invalid_field(path, f"must be JSON ({error})") from None
-    if not is_graph(value):
+    if not is_graph(value) or not all(node.get("class_type") for node in value.values()):
         words = 'must be a graph in ComfyUI\'s API format: {"<node>": {"class_type": "...", "inputs": {...}}, ...}'
         raise invalid_field(path, words)
     found: dict[str, dict[str, Json]] = value

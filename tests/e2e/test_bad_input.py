@@ -174,16 +174,25 @@ def test_forbidden_callbacks(quiet: httpx.Client, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "change", "field"),
+    ("payload", "field"),
     [
-        (QUEUE, {"payload": {"workflow": {"1": {}}}}, "payload.workflow"),
+        ({"workflow": {}}, "payload.workflow"),
+        ({"workflow": {"1": {}}}, "payload.workflow"),
+        ({"workflow": {"1": {"class_type": "A", "inputs": 7}}}, "payload.workflow"),
+        ({"workflow": "{}"}, "payload.workflow"),
+        ({"workflow": {"1": {"class_type": "A"}}, "steps": 4}, "payload.steps"),
     ],
 )
-def test_fields_of_later_features_are_refused_by_name(
-    quiet: httpx.Client, path: str, change: dict[str, Any], field: str
-) -> None:
-    body = {"prompt": "a"} if path == VISION else {"job_type": "image_gen", "payload": {"prompt": "a"}}
-    refused(quiet.post(path, json={**body, **change}), 501, "NOT_IMPLEMENTED", field)
+def test_workflows_that_are_none(quiet: httpx.Client, payload: dict[str, Any], field: str) -> None:
+    refused(quiet.post(QUEUE, json={"job_type": "image_gen", "payload": payload}), 400, "INVALID_FIELD", field)
+
+
+def test_a_workflow_is_given_once_and_for_pictures_alone(quiet: httpx.Client) -> None:
+    workflow = {"1": {"class_type": "A", "inputs": {}}}
+    twice = {"job_type": "image_gen", "payload": {"workflow": workflow}, "workflow_json": "{}"}
+    refused(quiet.post(QUEUE, json=twice), 400, "INVALID_FIELD", "workflow_json")
+    other = {"job_type": "training", "payload": {"workflow": workflow}}
+    refused(quiet.post(QUEUE, json=other), 400, "INVALID_FIELD", "payload.workflow")
 
 
 def test_unknown_names(quiet: httpx.Client) -> None:
