@@ -159,16 +159,19 @@ class Commands:
         if only and exchange.node_id != only:
             raise forbidden("head.command_id: the command is another node's")
         call = exchange.begin()
-        await context.send_initial_metadata(((BEGIN_KEY, "yes"),))
-        reader = asyncio.create_task(_read(requests, call), name="command-parts")
+        reader: asyncio.Task[None] | None = None
         try:
+            # An agent that has gone by now is not waited for either.
+            await context.send_initial_metadata(((BEGIN_KEY, "yes"),))
+            reader = asyncio.create_task(_read(requests, call), name="command-parts")
             while (answer := await call.answers.get()) is not None:
                 yield answer
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
             call.parts.end()
             call.answers.close()
+            if reader is not None:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
 
     # The life of a command.
 
