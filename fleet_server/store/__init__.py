@@ -6,6 +6,14 @@ arguments.
 
 from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Pause, PauseKey, Priority, WaitReason
 from fleet_server.store.events import EventStore
+from fleet_server.store.file_records import (
+    InputRow,
+    Leaving,
+    OutputChanges,
+    OutputCounts,
+    OutputFailure,
+    OutputRow,
+)
 from fleet_server.store.inputs import InputStore
 from fleet_server.store.jobs import JobStore
 from fleet_server.store.nodes import NodeStore
@@ -18,15 +26,9 @@ from fleet_server.store.records import (
     Durability,
     Held,
     Idempotency,
-    InputRow,
     LaneView,
-    Leaving,
     NodeRow,
     Outcome,
-    OutputChanges,
-    OutputCounts,
-    OutputFailure,
-    OutputRow,
     PageKey,
     ReapErrors,
     ReapResult,

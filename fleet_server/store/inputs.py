@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fleet_server.store._room import Room
 from fleet_server.store.client import gather
-from fleet_server.store.records import InputRow, pairs
+from fleet_server.store.file_records import InputRow
+from fleet_server.store.records import pairs
 
 
 class InputStore:

@@ -11,6 +11,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import Claim, JobRecord
 from fleet_server.store._room import Room, reason_of, short
 from fleet_server.store.client import Argument, gather
+from fleet_server.store.file_records import OutputRow
 from fleet_server.store.job_reads import JobReader, Lanes
 from fleet_server.store.job_submit import JobSubmitter, key_reused
 from fleet_server.store.memory import MemoryGuard
@@ -20,7 +21,6 @@ from fleet_server.store.records import (
     Held,
     Idempotency,
     Outcome,
-    OutputRow,
     ReapErrors,
     ReapResult,
     Report,

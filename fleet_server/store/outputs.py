@@ -7,7 +7,8 @@ from typing import Any
 
 from fleet_server.store._room import Room
 from fleet_server.store.client import gather
-from fleet_server.store.records import OutputChanges, OutputRow, PageKey, pairs
+from fleet_server.store.file_records import OutputChanges, OutputRow
+from fleet_server.store.records import PageKey, pairs
 
 OutputRows = list[OutputRow]
 MaybeRows = list[OutputRow | None]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from fleet_server.store._room import Room
 from fleet_server.store.client import gather
-from fleet_server.store.records import Leaving, OutputCounts, OutputFailure, PageKey, pairs
+from fleet_server.store.file_records import Leaving, OutputCounts, OutputFailure
+from fleet_server.store.records import PageKey, pairs
 
 FailureList = list[OutputFailure]
 Names = list[str]

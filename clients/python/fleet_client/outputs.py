@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from fleet_client import calls
 from fleet_client.calls import Json, segment
@@ -57,10 +55,7 @@ async def _chunks_later(file: Path | bytes) -> AsyncIterator[bytes]:
 class OutputCalls:
     """Part of the blocking client."""
 
-    session: httpx.Client
-
-    def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Json]
 
     def output_stats(self) -> Json:
         """How many outputs are on the server's disk, in S3, and still to be copied; what keeps failing."""
@@ -105,10 +100,7 @@ class OutputCalls:
 class AsyncOutputCalls:
     """Part of the asyncio client."""
 
-    session: httpx.AsyncClient
-
-    async def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Awaitable[Json]]
 
     async def output_stats(self) -> Json:
         """How many outputs are on the server's disk, in S3, and still to be copied; what keeps failing."""
