@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from fleet_agent.loaded import loaded_files
 from fleet_agent.preparation import Preparation
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
+from fleet_agent.slots import slots_of
 from fleet_agent.spool import BadTokenError, Spool, SpoolEntry
 
 _log = structlog.get_logger("fleet.agent")
@@ -54,10 +56,8 @@ class Runner:
         self._inventory = inventory
         self._spool = spool
         self.deliveries = Deliveries(settings, spool)
-        self._keeper = Keeper(spool, self.deliveries, settings.slots)
-        folders = (settings.models_folder, settings.data_dir)
-        options = settings.engine_options()
-        self._slots = [SlotProcess(index, *folders, options | {"slot": str(index)}) for index in range(settings.slots)]
+        self._keeper = Keeper(spool, self.deliveries, settings.capacity)
+        self._slots = slots_of(settings)
         inputs = settings.data_dir / "inputs"
         self._preparation = Preparation(inputs, lambda: self.downloader)
         self._running: dict[str, Attempt] = {}
@@ -87,7 +87,7 @@ class Runner:
 
     @property
     def slots_free(self) -> int:
-        return len(self._slots) - len(self._running)
+        return sum(slot.seats for slot in self._slots) - len(self._running)
 
     def running(self) -> list[node_pb2.HeldAttempt]:
         """Attempts in slots."""
@@ -198,8 +198,8 @@ class Runner:
     def _plan(self, assign: node_pb2.Assign) -> Attempt:
         if self._draining:
             raise RefusedError("DRAINING", "this agent is being shut down")
-        busy = {id(attempt.slot) for attempt in self._running.values()}
-        free = [slot for slot in self._slots if id(slot) not in busy]
+        taken = Counter(id(attempt.slot) for attempt in self._running.values())
+        free = [slot for slot in self._slots if taken[id(slot)] < slot.seats]
         if not free:
             raise RefusedError("SLOTS_FULL", "every slot of this node is taken")
         try:

@@ -208,7 +208,7 @@ class Session:
         if self._settings.ready_json and not self._said_ready:
             self._said_ready = True
             ready = {"status": "ready", "node_id": self._settings.node_id, "server": self._settings.server}
-            sys.stdout.write(json.dumps({**ready, "slots": self._settings.slots, "pid": os.getpid()}) + "\n")
+            sys.stdout.write(json.dumps({**ready, "slots": self._settings.capacity, "pid": os.getpid()}) + "\n")
             sys.stdout.flush()
 
     async def _hello(self) -> node_pb2.Hello:
@@ -225,7 +225,7 @@ class Session:
             clusters=self._settings.clusters,
             labels=self._settings.labels,
             engines=self._inventory.engines(),
-            slots=self._settings.slots,
+            slots=self._settings.capacity,
             models=self._inventory_sent,
             loaded_models=self._runner.loaded(),
             held=self._runner.running(),
@@ -281,7 +281,7 @@ class Session:
             gpus=readings.gpus,
             metrics_source=readings.source,
             warnings=[*readings.warnings, *self._inventory.warnings],
-            slots=self._settings.slots,
+            slots=self._settings.capacity,
             slots_free=self._runner.slots_free,
             held=[*self._runner.running(), *self._runner.spooled()],
             docker_version=self._facts().version,

@@ -35,6 +35,10 @@ class AgentSettings(BaseSettings):
     data_dir: Path = Path("~/.fleet/agent")
     models_dir: Path | None = None
     slots: Annotated[int, Field(ge=1, le=64)] = 1
+    batch: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tasks that each slot takes at once, for an engine that runs like ones together."""
+    batch_wait_seconds: Annotated[float, Field(ge=0, le=10)] = 0.05
+    """What a slot waits for more tasks like the first."""
     clusters: Names = ()
     labels: Labels = Field(default_factory=dict)
     engines: Names = ()

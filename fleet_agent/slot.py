@@ -26,22 +26,16 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fleet_agent import frames
 from fleet_agent.engine_options import engine_options
 from fleet_agent.engine_pool import EnginePool
 from fleet_agent.engines import registry
-from fleet_agent.engines.base import (
-    Cancelled,
-    EngineError,
-    EngineResult,
-    EngineSettings,
-    InputFile,
-    LoraUse,
-    ModelFile,
-    Task,
-)
+from fleet_agent.engines.base import Cancelled, EngineError, EngineResult, EngineSettings
+from fleet_agent.engines.batch import BatchEngine, Ended
+from fleet_agent.gatherer import Gatherer
+from fleet_agent.slot_tasks import failure, model_of, result_of, task_of
 
 _MAX_PREVIEW_BYTES = 65_536
 
@@ -99,12 +93,13 @@ class PipeReporter:
 
 
 class Child:
-    """One slot: the main thread works, a second one reads."""
+    """One slot: the main thread works, a second one reads. At most `batch` tasks are run together."""
 
-    def __init__(self, settings: EngineSettings, pipe: Pipe) -> None:
+    def __init__(self, settings: EngineSettings, pipe: Pipe, batch: int, wait_seconds: float) -> None:
         self._pipe = pipe
         self._engines = EnginePool(lambda name: registry.create(name, settings))
         self._work: queue.SimpleQueue[frames.Message] = queue.SimpleQueue()
+        self._gatherer = Gatherer(self._work, self._engines.engine, batch, wait_seconds)
         self._lock = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
 
@@ -139,11 +134,13 @@ class Child:
         """Does what comes, in order, for ever."""
         self._pipe.send({"event": "ready"})
         while True:
-            message = self._work.get()
-            if message["do"] == "run":
-                self._run(message)
+            messages = self._gatherer.next()
+            if messages[0]["do"] != "run":
+                self._control(messages[0])
+            elif len(messages) == 1:
+                self._run(messages[0])
             else:
-                self._control(message)
+                self._together(messages)
 
     def _control(self, message: frames.Message) -> None:
         """Loads or unloads a model between two tasks."""
@@ -155,7 +152,7 @@ class Child:
         if message["do"] == "unload":
             self._engines.unload(engine, model["name"])
         else:
-            file = _model(model)
+            file = model_of(model)
             assert file is not None
             self._engines.load(engine, file, pin=message["pin"])
         return {"event": "done"}
@@ -164,7 +161,10 @@ class Child:
         token = message["token"]
         reporter = PipeReporter(self._pipe, token, self._cancelled[token])
         self._pipe.send({"event": "started", "token": token})
-        reply = self._judged(lambda: self._attempt(message, reporter))
+        self._last(token, self._judged(lambda: self._attempt(message, reporter)))
+
+    def _last(self, token: str, reply: frames.Message) -> None:
+        """Says how a task ended."""
         with self._lock:
             self._cancelled.pop(token, None)
             _live_until(None)
@@ -172,9 +172,7 @@ class Child:
         try:
             self._pipe.send({**reply, **last})
         except frames.BadFrameError as error:
-            self._pipe.send(
-                {**_failure("ENGINE_FAILED", f"the engine's result cannot be sent: {error}", False), **last}
-            )
+            self._pipe.send({**failure("ENGINE_FAILED", f"the engine's result cannot be sent: {error}", False), **last})
 
     def _judged(self, work: Callable[[], frames.Message]) -> frames.Message:
         """What the work gives, or how it failed."""
@@ -183,43 +181,59 @@ class Child:
         except Cancelled:
             return {"event": "cancelled"}
         except EngineError as error:
-            result = {} if error.result is None else _result(error.result)
-            return result | _failure(error.reason, error.detail, error.retryable)
+            result = {} if error.result is None else result_of(error.result)
+            return result | failure(error.reason, error.detail, error.retryable)
         except MemoryError:
-            return _failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
+            return failure("OUT_OF_MEMORY", "the engine ran out of memory", True)
         except Exception as error:
             traceback.print_exc()
-            return _failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
+            return failure("ENGINE_FAILED", f"{type(error).__name__}: {error}", True)
 
     def _attempt(self, message: frames.Message, reporter: PipeReporter) -> frames.Message:
-        model = _model(message["model"])
-        engine = self._engines.engine(message["engine"], None if model is None else model.name)
-        loras = tuple(LoraUse(_required(_model(use["file"])), use["weight"]) for use in message["loras"])
+        task = task_of(message)
+        engine = self._engines.engine(message["engine"], None if task.model is None else task.model.name)
         begun = time.monotonic()
-        engine.load(model, loras)
+        engine.load(task.model, task.loras)
         loaded = time.monotonic()
         reporter.check()
-        task = Task(
-            job_id=message["job_id"],
-            job_type=message["job_type"],
-            model=model,
-            loras=loras,
-            fields=message["fields"],
-            seed=int(message["seed"]),
-            output_folder=Path(message["output_folder"]),
-            previews=message["previews"],
-            inputs={
-                reference: tuple(InputFile(Path(file["path"]), file["content_type"]) for file in files)
-                for reference, files in message.get("inputs", {}).items()
-            },
-        )
-        result = engine.run(task, reporter)
-        return {
-            "event": "done",
-            "load_seconds": loaded - begun,
-            "run_seconds": time.monotonic() - loaded,
-            **_result(result),
-        }
+        return _done(engine.run(task, reporter), begun, loaded)
+
+    def _together(self, messages: list[frames.Message]) -> None:
+        """Runs tasks in one go; each is told its own end, whatever becomes of the others."""
+        reporters = {}
+        for message in messages:
+            token = message["token"]
+            reporters[token] = PipeReporter(self._pipe, token, self._cancelled[token])
+            self._pipe.send({"event": "started", "token": token})
+        left = dict(enumerate(messages))
+
+        def work() -> frames.Message:
+            tasks = [task_of(message) for message in messages]
+            model = tasks[0].model
+            engine = self._engines.engine(messages[0]["engine"], None if model is None else model.name)
+            assert isinstance(engine, BatchEngine)
+            begun = time.monotonic()
+            engine.load(model, tasks[0].loras)
+            loaded = time.monotonic()
+            for place, ended in engine.run_batch(tasks, list(reporters.values())):
+                message = left.pop(place)
+                self._last(message["token"], self._judged(lambda ended=ended: _of(ended, begun, loaded)))  # type: ignore[misc]
+            return failure("ENGINE_FAILED", "the engine ended its batch without a word of this task", True)
+
+        reply = self._judged(work)
+        for message in left.values():
+            self._last(message["token"], reply)
+
+
+def _of(ended: Ended, begun: float, loaded: float) -> frames.Message:
+    if isinstance(ended, EngineResult):
+        return _done(ended, begun, loaded)
+    raise ended
+
+
+def _done(result: EngineResult, begun: float, loaded: float) -> frames.Message:
+    seconds = {"load_seconds": loaded - begun, "run_seconds": time.monotonic() - loaded}
+    return {"event": "done", **seconds, **result_of(result)}
 
 
 def _live_until(until: float | None) -> None:
@@ -229,44 +243,6 @@ def _live_until(until: float | None) -> None:
     """
     seconds = 0.0 if until is None else max(1e-3, until - time.monotonic())
     signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def _failure(reason: str, detail: str, retryable: bool) -> frames.Message:
-    # A lone surrogate, as in a path that is no UTF-8, has no place in JSON.
-    detail = detail[:2000].encode(errors="replace").decode()
-    return {"event": "failed", "reason": str(reason), "detail": detail, "retryable": retryable}
-
-
-def _model(fields: dict[str, Any] | None) -> ModelFile | None:
-    if fields is None:
-        return None
-    path = fields["path"]
-    return ModelFile(
-        **{
-            **fields,
-            "path": None if path is None else Path(path),
-            "trigger_words": tuple(fields["trigger_words"]),
-        }
-    )
-
-
-def _required(model: ModelFile | None) -> ModelFile:
-    if model is None:
-        raise EngineError("LORA_NOT_FOUND", "a LoRA without a file")
-    return model
-
-
-def _result(result: EngineResult) -> frames.Message:
-    outputs = [{**asdict(output), "path": str(output.path)} for output in result.outputs]
-    return {
-        "outputs": outputs,
-        "text": result.text,
-        "usage": None if result.usage is None else dict(result.usage),
-        "exit_code": result.exit_code,
-        "finish_reason": result.finish_reason,
-        "segments": [asdict(segment) for segment in result.segments],
-        "record_json": result.record_json,
-    }
 
 
 def describe(settings: EngineSettings, wanted: list[str] | None) -> frames.Message:
@@ -284,6 +260,8 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch-wait", type=float, default=0.0)
     parser.add_argument("--describe", action="store_true")
     parser.add_argument("--engine", action="append")
     options = parser.parse_args()
@@ -300,7 +278,7 @@ def main() -> None:
     if options.describe:
         pipe.send(describe(settings, options.engine))
         return
-    child = Child(settings, pipe)
+    child = Child(settings, pipe, options.batch, options.batch_wait)
     threading.Thread(target=child.listen, args=(os.fdopen(private_in, "rb"),), daemon=True).start()
     try:
         child.work()

@@ -17,6 +17,7 @@ import structlog
 
 from fleet_agent import frames
 from fleet_agent.engine_options import NO_OPTIONS, as_environment
+from fleet_agent.inbox import Inbox
 
 _log = structlog.get_logger("fleet.agent.slot")
 _BACKOFF_SECONDS = (0.1, 0.5, 2, 5, 15)
@@ -70,22 +71,37 @@ def kill_group(process: asyncio.subprocess.Process) -> None:
 
 
 class SlotProcess:
-    """Runs one task at a time in its child; what else is asked of it waits its turn.
+    """Gives its child at most `seats` tasks at a time; what else is asked of it waits its turn.
 
-    Its methods may be called from any task of the loop.
+    With several seats the child runs those together that its engine can batch, and one that has to be killed takes the
+    others with it. Its methods may be called from any task of the loop.
     """
 
-    def __init__(self, index: int, models: Path, data: Path, options: Mapping[str, str] = NO_OPTIONS) -> None:
+    def __init__(
+        self,
+        index: int,
+        models: Path,
+        data: Path,
+        options: Mapping[str, str] = NO_OPTIONS,
+        *,
+        seats: int = 1,
+        batch_wait_seconds: float = 0.0,
+    ) -> None:
         self._index = index
+        self.seats = seats
+        self._batch_wait = batch_wait_seconds
         self._folders = (models, data)
         self._options = options
         self._process: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
         self._crashes = 0
-        self._killed = False
+        self._accounted = False
+        """The child's end is no crash, or has been counted as one."""
+        self._reader: asyncio.Task[None] | None = None
+        self._inboxes: dict[str, Inbox] = {}
         self._loaded: tuple[Loaded, ...] = ()
-        self._token: str | None = None
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Semaphore(seats)
+        self._at_work = 0
         self._cancelled: dict[str, asyncio.Event] = {}
 
     @property
@@ -97,7 +113,7 @@ class SlotProcess:
     @property
     def busy(self) -> bool:
         """Whether the child is at work, or about to be."""
-        return self._turn.locked()
+        return self._at_work > 0
 
     @property
     def loaded(self) -> tuple[Loaded, ...]:
@@ -114,10 +130,11 @@ class SlotProcess:
                 return
             if self._crashes:
                 await asyncio.sleep(_BACKOFF_SECONDS[min(self._crashes, len(_BACKOFF_SECONDS)) - 1])
-            self._loaded, self._killed = (), False
+            self._loaded, self._accounted = (), False
             try:
+                batch = ("--batch", str(self.seats), "--batch-wait", str(self._batch_wait))
                 process = self._process = await spawn_child(
-                    *self._folders, stdin=asyncio.subprocess.PIPE, options=self._options
+                    *self._folders, *batch, stdin=asyncio.subprocess.PIPE, options=self._options
                 )
             except OSError as error:
                 self._crashes += 1
@@ -138,6 +155,24 @@ class SlotProcess:
             self._crashes += 1
             kill_group(process)
             raise SlotCrashedError(f"the engine's process could not be started: {await self._ending(process)}")
+        self._reader = asyncio.create_task(self._hand_out(process), name=f"slot-{self._index}")
+
+    async def _hand_out(self, process: asyncio.subprocess.Process) -> None:
+        """Reads the child's frames as long as it lives, and hands each to the task that it is about."""
+        assert process.stdout is not None
+        why: Exception | None = None
+        try:
+            while (frame := await frames.receive(process.stdout)) is not None:
+                inbox = self._inboxes.get(frame[0].get("token", ""))
+                if inbox is not None:
+                    await inbox.put(frame)
+                # Frames that are already here come without a wait: an engine that talks without end must not keep the
+                # loop from its heartbeats.
+                await asyncio.sleep(0)
+        except Exception as error:
+            why = error
+        for inbox in self._inboxes.values():
+            inbox.end(why)
 
     async def run(self, message: frames.Message) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
         """Sends a task and yields its frames up to the last one: done, failed or cancelled.
@@ -151,13 +186,13 @@ class SlotProcess:
             if not await self._my_turn(cancelled):
                 yield {"event": "cancelled", "token": token}, b""
                 return
-            self._token = token
+            self._at_work += 1
             try:
                 async with contextlib.aclosing(self._run(message, cancelled)) as events:
                     async for frame in events:
                         yield frame
             finally:
-                self._token = None
+                self._at_work -= 1
                 self._turn.release()
         finally:
             self._cancelled.pop(token, None)
@@ -169,16 +204,18 @@ class SlotProcess:
         does not speak frames. Not to be cancelled: the child would go on.
         """
         async with self._turn:
-            await self.start()
-            begun()
-            async with contextlib.aclosing(self._converse(message)) as events:
-                async for event, _ in events:
-                    return event
-            process = self._process
-            assert process is not None
-            if not self._killed:
-                self._crashes += 1
-            raise SlotCrashedError(await self._ending(process))
+            self._at_work += 1
+            try:
+                await self.start()
+                begun()
+                async with contextlib.aclosing(self._converse(message)) as events:
+                    async for event, _ in events:
+                        return event
+                process = self._process
+                assert process is not None
+                raise SlotCrashedError(await self._crashed(process))
+            finally:
+                self._at_work -= 1
 
     async def _my_turn(self, cancelled: asyncio.Event) -> bool:
         """Takes the turn; false where the task was cancelled before it came."""
@@ -213,9 +250,7 @@ class SlotProcess:
                         return
             process = self._process
             assert process is not None
-            how = await self._ending(process)
-            if not self._killed:
-                self._crashes += 1
+            how = await self._crashed(process)
             if taken or last_try or cancelled.is_set():
                 raise SlotCrashedError(how)
 
@@ -246,18 +281,20 @@ class SlotProcess:
     async def _converse(self, message: frames.Message) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
         """The frames of one task, as long as the child lives."""
         process, token = self._process, message["token"]
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(frames.encode({"do": "run", **message}))
-        while (frame := await frames.receive(process.stdout)) is not None:
-            event = frame[0]
-            if event.get("token") == token:
-                if "loaded" in event:
+        assert process is not None and process.stdin is not None and self._reader is not None
+        if self._reader.done():
+            return
+        inbox = self._inboxes[token] = Inbox()
+        try:
+            process.stdin.write(frames.encode({"do": "run", **message}))
+            async for frame in inbox:
+                if "loaded" in frame[0]:
                     self._crashes = 0
-                    self._note(event["loaded"], message)
+                    self._note(frame[0]["loaded"], message)
                 yield frame
-            # Frames that are already here come without a wait: an engine that talks without end must not keep the
-            # loop from its heartbeats.
-            await asyncio.sleep(0)
+        finally:
+            self._inboxes.pop(token, None)
+            inbox.end()
 
     def _note(self, loaded: list[dict[str, Any]], message: frames.Message) -> None:
         """Keeps what the child has in memory, and since when."""
@@ -288,20 +325,22 @@ class SlotProcess:
         if cancelled is None:
             return
         cancelled.set()
-        process = self._process
-        if token == self._token and self.pid is not None and process is not None and process.stdin is not None:
-            process.stdin.write(frames.encode({"do": "cancel", "token": token}))
+        self._tell(token, {"do": "cancel", "token": token})
 
     def extend(self, token: str, until: float) -> None:
         """The lease of exclusive work lasts until then (monotonic): its child may live so long."""
+        self._tell(token, {"do": "lease", "token": token, "until": until})
+
+    def _tell(self, token: str, message: frames.Message) -> None:
+        """Says it to the child, if it has been given that task."""
         process = self._process
-        if token == self._token and self.pid is not None and process is not None and process.stdin is not None:
-            process.stdin.write(frames.encode({"do": "lease", "token": token, "until": until}))
+        if token in self._inboxes and self.pid is not None and process is not None and process.stdin is not None:
+            process.stdin.write(frames.encode(message))
 
     def kill(self) -> None:
         """Ends the child, and what it started, at once; no crash of its own."""
         if self._process is not None:
-            self._killed = True
+            self._accounted = True
             kill_group(self._process)
 
     async def close(self) -> None:
@@ -309,6 +348,16 @@ class SlotProcess:
         self.kill()
         if self._process is not None:
             await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+
+    async def _crashed(self, process: asyncio.subprocess.Process) -> str:
+        """How a child ended that had work to do; counted once, however many tasks it had."""
+        how = await self._ending(process)
+        if not self._accounted and process is self._process:
+            self._crashes += 1
+            self._accounted = True
+        return how
 
     async def _ending(self, process: asyncio.subprocess.Process) -> str:
         code = await process.wait()

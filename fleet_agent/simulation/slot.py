@@ -55,6 +55,8 @@ class ModelledSlot(SlotProcess):
         self._rng = rng
         self._worked = worked
         self._memory: dict[str, Loaded] = {}
+        self._token: str | None = None
+        self._stopped = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -74,17 +76,17 @@ class ModelledSlot(SlotProcess):
     def kill(self) -> None:
         """Stops the task at once; models in memory are gone, as with a process."""
         self._memory.clear()
-        self._cancelled.set()
+        self._stopped.set()
 
     def cancel(self, token: str) -> None:
         """Stops the task at its next step."""
         if token == self._token:
-            self._cancelled.set()
+            self._stopped.set()
 
     async def run(self, message: frames.Message) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
         """Yields the frames of one task. Raises SlotCrashedError where the faults say so."""
         token = self._token = message["token"]
-        self._cancelled.clear()
+        self._stopped.clear()
         try:
             yield {"event": "started", "token": token}, b""
             fate = self._fate(message)
@@ -95,16 +97,16 @@ class ModelledSlot(SlotProcess):
                 seconds *= self._rng.random()
             steps = int(message["fields"].get("steps", 1))
             done = 0.0
-            while loading is not None and done < seconds and not self._cancelled.is_set():
+            while loading is not None and done < seconds and not self._stopped.is_set():
                 # A tick each half second, and not more than there are steps.
                 part = min(max(TICK_SECONDS * self._pace.speed, seconds / steps), seconds - done)
                 await self._wait(part)
                 done += part
                 step = int(steps * done / seconds)
                 yield {"event": "progress", "token": token, "step": step, "steps": steps, "message": None}, b""
-            succeeded = fate is None and not self._cancelled.is_set()
+            succeeded = fate is None and not self._stopped.is_set()
             self._worked(token, done, loading or 0.0, succeeded)
-            if self._cancelled.is_set():
+            if self._stopped.is_set():
                 last: frames.Message = {"event": "cancelled"}
             elif fate == "engine":
                 self._memory.clear()
@@ -151,7 +153,7 @@ class ModelledSlot(SlotProcess):
         if before is None:
             self._make_room(model)
         await self._wait(seconds)
-        if self._cancelled.is_set():
+        if self._stopped.is_set():
             return None
         now = loop.time()
         size = int(MODELS[model].memory_gib * GIB) if model in MODELS else 0
@@ -214,7 +216,7 @@ class ModelledSlot(SlotProcess):
             return
         try:
             async with asyncio.timeout(seconds / self._pace.speed):
-                await self._cancelled.wait()
+                await self._stopped.wait()
         except TimeoutError:
             return
 

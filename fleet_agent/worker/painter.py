@@ -19,6 +19,7 @@ from fleet_agent.attempt import RefusedError, plan
 from fleet_agent.inventory import Inventory
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
+from fleet_agent.slots import slots_of
 from fleet_agent.worker.requests import RequestError
 
 _log = structlog.get_logger("fleet.worker")
@@ -48,9 +49,7 @@ class Painter:
         self._inventory = Inventory(settings)
         self._waiting_limit = waiting
         self._seconds = seconds
-        options = settings.engine_options()
-        folders = (settings.models_folder, settings.data_dir)
-        self._slots = [SlotProcess(index, *folders, options | {"slot": str(index)}) for index in range(settings.slots)]
+        self._slots = slots_of(settings)
         self._free: asyncio.Queue[SlotProcess] = asyncio.Queue()
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()

@@ -382,11 +382,11 @@ async def test_a_plug_in_that_kills_its_process_is_reported_and_the_others_stay(
 ) -> None:
     # As for an agent that was started with them: it reads their names, and no more.
     monkeypatch.syspath_prepend(PLUGINS)
-    for wanted in ((), ("deadly", "probe", "sketch")):
+    for wanted, others in (((), {"choir": "ready"}), (("deadly", "probe", "sketch"), {})):
         found = await describe_engines(tmp_path, tmp_path, wanted, 60)
         statuses = {status["name"]: status["status"] for status in found["statuses"]}
-        assert statuses == {"deadly": "failed", "probe": "ready", "sketch": "ready"}
-        assert sorted(found["infos"]) == ["probe", "sketch"]
+        assert statuses == {"deadly": "failed", "probe": "ready", "sketch": "ready"} | others
+        assert sorted(found["infos"]) == sorted(["probe", "sketch", *others])
         (detail,) = [status["detail"] for status in found["statuses"] if status["name"] == "deadly"]
         assert "exit code 9" in detail
 

@@ -1,0 +1,187 @@
+"""Tasks that a slot runs together: which ones, and what becomes of each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_agent import frames
+from fleet_agent.gatherer import Gatherer
+from fleet_agent.inbox import Inbox
+from fleet_agent.slot_process import SlotCrashedError, SlotProcess
+from tests.agent.plugins.fleet_choir import ChoirEngine
+from tests.agent.test_slot_process import Events, run, task_of, words
+from tests.waiting import wait_until
+
+WAIT_SECONDS = 1.0
+"""Long enough that a busy machine makes no other batches; a full one does not wait."""
+
+
+@pytest.fixture
+async def slot(tmp_path: Path) -> AsyncIterator[SlotProcess]:
+    slot = SlotProcess(0, tmp_path / "models", tmp_path, seats=4, batch_wait_seconds=WAIT_SECONDS)
+    try:
+        yield slot
+    finally:
+        await slot.close()
+
+
+def song(folder: Path, number: int, prompt: str = "sing", **fields: Any) -> Any:
+    task = task_of(folder, prompt, token=f"t{number}", engine="choir", **fields)
+    return {**task, "seed": str(number)}
+
+
+async def together(slot: SlotProcess, *tasks: Any) -> list[Events | BaseException]:
+    return await asyncio.gather(*(run(slot, task) for task in tasks), return_exceptions=True)
+
+
+def batches(folder: Path) -> list[set[str]]:
+    return [set(json.loads(line)) for line in (folder / "batches").read_text().splitlines()]
+
+
+def last(events: Events | BaseException) -> frames.Message:
+    assert isinstance(events, list)
+    return events[-1][0]
+
+
+async def test_like_tasks_run_together_and_each_has_its_own_end(slot: SlotProcess, tmp_path: Path) -> None:
+    ends = await together(slot, *(song(tmp_path, number) for number in (1, 2, 3)))
+    assert batches(tmp_path) == [{"job-t1", "job-t2", "job-t3"}]
+    for number, events in enumerate(ends, 1):
+        assert isinstance(events, list)
+        assert words(events) == ["started", "progress", "done"]
+        (output,) = last(events)["outputs"]
+        assert (output["seed"], (tmp_path / f"out-t{number}" / "song.png").read_text()) == (number, str(number))
+    assert [(model.engine, model.name) for model in slot.loaded] == [("choir", "choir")]
+    assert not slot.busy
+
+
+async def test_others_come_after_them(slot: SlotProcess, tmp_path: Path) -> None:
+    """A fourth is beyond the engine's limit, or of another key: it waits for the next batch and is not lost."""
+    tasks = [
+        song(tmp_path, 1, steps=1),
+        song(tmp_path, 2, steps=2),
+        song(tmp_path, 3, steps=1),
+        song(tmp_path, 4, steps=1),
+    ]
+    ends = await together(slot, *tasks)
+    assert [last(events)["event"] for events in ends] == ["done"] * 4
+    assert batches(tmp_path) == [{"job-t1", "job-t3", "job-t4"}, {"job-t2"}]
+
+
+async def test_one_is_cancelled_and_the_others_end_as_they_would(slot: SlotProcess, tmp_path: Path) -> None:
+    events: Events = []
+    waiting = asyncio.create_task(run(slot, song(tmp_path, 1, "wait"), events))
+    others = asyncio.create_task(together(slot, song(tmp_path, 2), song(tmp_path, 3, "fail")))
+    ends = await others
+    assert [last(one)["event"] for one in ends] == ["done", "failed"]
+    assert last(ends[1])["detail"] == "prompt: cannot be sung"
+    assert not waiting.done()
+    slot.cancel("t1")
+    assert words(await waiting)[-1] == "cancelled"
+    assert slot.pid is not None
+
+
+async def test_an_engine_that_forgets_one_fails_that_one_alone(slot: SlotProcess, tmp_path: Path) -> None:
+    ends = await together(slot, song(tmp_path, 1), song(tmp_path, 2, "forgotten"), song(tmp_path, 3))
+    assert [last(one)["event"] for one in ends] == ["done", "failed", "done"]
+    assert (last(ends[1])["reason"], last(ends[1])["retryable"]) == ("ENGINE_FAILED", True)
+
+
+async def test_a_bug_fails_those_that_had_no_end_yet(slot: SlotProcess, tmp_path: Path) -> None:
+    ends = await together(slot, song(tmp_path, 1, "die"), song(tmp_path, 2), song(tmp_path, 3))
+    assert "failed" in [last(one)["event"] for one in ends]
+    assert all(last(one)["event"] == "done" or "falls silent" in last(one)["detail"] for one in ends)
+    assert words(await run(slot, {**song(tmp_path, 9), "lease_until": time.monotonic() + 60}))[-1] == "done"
+
+
+async def test_a_task_that_makes_no_sense_runs_alone_and_says_so(slot: SlotProcess, tmp_path: Path) -> None:
+    ends = await together(slot, song(tmp_path, 1, "unclear"), *(song(tmp_path, number) for number in (2, 3, 4)))
+    assert last(ends[0])["detail"] == "prompt: cannot be sung"
+    assert {"job-t1"} in batches(tmp_path)
+    assert [last(one)["event"] for one in ends[1:]] == ["done"] * 3
+
+
+async def test_exclusive_work_runs_alone(slot: SlotProcess, tmp_path: Path) -> None:
+    """Its process ends with its lease: nobody else may be in it."""
+    exclusive = {**song(tmp_path, 1), "lease_until": time.monotonic() + 60}
+    ends = await together(slot, exclusive, *(song(tmp_path, number) for number in (2, 3, 4)))
+    assert [last(one)["event"] for one in ends] == ["done"] * 4
+    assert {"job-t1"} in batches(tmp_path)
+    assert {"job-t2", "job-t3", "job-t4"} in batches(tmp_path)
+
+
+async def test_a_child_that_dies_takes_its_whole_batch_and_counts_as_one_crash(
+    slot: SlotProcess, tmp_path: Path
+) -> None:
+    work = [asyncio.create_task(run(slot, song(tmp_path, number, "wait"))) for number in (1, 2, 3)]
+    await wait_until((tmp_path / "batches").exists)
+    slot.kill()
+    for one in await asyncio.gather(*work, return_exceptions=True):
+        assert isinstance(one, SlotCrashedError)
+    ends = await together(slot, *(song(tmp_path, number) for number in (4, 5, 6)))
+    assert [last(one)["event"] for one in ends] == ["done"] * 3
+
+
+async def test_a_fifth_waits_for_a_seat(slot: SlotProcess, tmp_path: Path) -> None:
+    waiting = [asyncio.create_task(run(slot, song(tmp_path, number, "wait", steps=1))) for number in (1, 2, 3)]
+    await wait_until((tmp_path / "batches").exists)
+    fourth = asyncio.create_task(run(slot, song(tmp_path, 4, "wait", steps=1)))
+    fifth = asyncio.create_task(run(slot, song(tmp_path, 5, steps=2)))
+    # Both have begun to wait, one in the child and one for a seat there.
+    await wait_until(lambda: {"t4", "t5"} <= set(slot._cancelled))
+    slot.cancel("t5")
+    assert words(await fifth) == ["cancelled"]
+    for number in (1, 2, 3, 4):
+        slot.cancel(f"t{number}")
+    for one in (*waiting, fourth):
+        assert words(await one)[-1] == "cancelled"
+
+
+def gatherer(folder: Path, work: queue.SimpleQueue[frames.Message]) -> Gatherer:
+    from fleet_agent.engines.base import EngineSettings
+
+    engine = ChoirEngine(EngineSettings(folder, folder))
+    return Gatherer(work, lambda name, model: engine, 3, 0.0)
+
+
+def test_what_loads_a_model_keeps_its_place(tmp_path: Path) -> None:
+    """A task behind it does not overtake it, and none is lost."""
+    work: queue.SimpleQueue[frames.Message] = queue.SimpleQueue()
+    control = {"do": "load", "token": "c"}
+    for message in (
+        {"do": "run", **song(tmp_path, 1, steps=1)},
+        {"do": "run", **song(tmp_path, 2, steps=2)},
+        control,
+        {"do": "run", **song(tmp_path, 3, steps=1)},
+        {"do": "run", **song(tmp_path, 4, steps=2)},
+    ):
+        work.put(message)
+    gathered = gatherer(tmp_path, work)
+    order = [[message["token"] for message in gathered.next()] for _ in range(4)]
+    assert order == [["t1"], ["t2"], ["c"], ["t3"]]
+    assert [message["token"] for message in gathered.next()] == ["t4"]
+
+
+async def test_an_inbox_is_bounded_and_ends() -> None:
+    inbox = Inbox(limit=2)
+    await inbox.put(({"event": "1"}, b""))
+    await inbox.put(({"event": "2"}, b""))
+    third = asyncio.create_task(inbox.put(({"event": "3"}, b"")))
+    await asyncio.sleep(0)
+    assert not third.done()
+    taken = aiter(inbox)
+    assert (await anext(taken))[0]["event"] == "1"
+    await third
+    inbox.end(ValueError("nonsense"))
+    await inbox.put(({"event": "4"}, b""))
+    assert [(await anext(taken))[0]["event"] for _ in range(2)] == ["2", "3"]
+    with pytest.raises(ValueError, match="nonsense"):
+        await anext(taken)
