@@ -252,7 +252,7 @@ def _report(node_id: str, complete: JobComplete, raw_spec: bytes, at_ms: int, ho
         for uploaded in complete.outputs:
             output = _output(uploaded, complete, spec, node_id, at_ms)
             record = output.SerializeToString()
-            key = object_key(output.filename, output.metadata.engine)
+            key = object_key(output.filename, output.metadata)
             rows.append(
                 OutputRow(output.filename, complete.job_id, at_ms, output.size_bytes, record, key, making, home)
             )

@@ -11,12 +11,14 @@ from fleet_server.storage.s3 import S3Store
 from fleet_server.storage.s3_types import ObjectStat
 from fleet_server.store import OutputRow
 
-_FOLDERS = ("comfyui", "animatediff")
+_COMFYUI, _CLIPS = "comfyui", "animatediff"
 
 
-def object_key(filename: str, engine: str) -> str:
-    """The name of an output in the bucket: some engines have a folder of their own."""
-    return f"{engine}/{filename}" if engine in _FOLDERS else filename
+def object_key(filename: str, making: types_pb2.OutputMetadata) -> str:
+    """The name of an output in the bucket: what ComfyUI makes has folders of its own."""
+    if making.engine != _COMFYUI:
+        return filename
+    return f"{_CLIPS if making.job_type == types_pb2.JOB_TYPE_VIDEO_GEN else _COMFYUI}/{filename}"
 
 
 class OutputViews:

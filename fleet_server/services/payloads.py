@@ -146,6 +146,19 @@ def references_of(payload: types_pb2.Payload, *, path: str) -> Iterator[tuple[st
     elif kind == "workflow":
         for one in payload.workflow.inputs:
             yield join(path, "workflow"), one.reference
+    elif kind == "custom" and _for_container(payload.custom):
+        # What is no text there, the node refuses.
+        for index, value in enumerate(payload.custom.fields["inputs"].list_value.values):
+            if value.HasField("string_value"):
+                yield join(path, f"inputs[{index}]"), value.string_value
+
+
+def _for_container(custom: Struct) -> bool:
+    """Whether a free payload has the fields of training: it names the engine `container`, or none but an image."""
+    if "inputs" not in custom.fields:
+        return False
+    named = custom.fields["engine"].string_value if "engine" in custom.fields else ""
+    return named == "container" or (not named and "image" in custom.fields)
 
 
 def payload_json(codec: JsonCodec, payload: types_pb2.Payload) -> Struct:

@@ -110,7 +110,7 @@ def row_of(
         metadata=types_pb2.OutputMetadata(prompt=prompt, engine=engine, model=model, resolved_model=model),
     )
     record.create_time.FromMilliseconds(at_ms)
-    key = object_key(filename, engine)
+    key = object_key(filename, types_pb2.OutputMetadata(engine=engine))
     return OutputRow(filename, job_id, at_ms, size, record.SerializeToString(), key=key, making=making, home=home)
 
 

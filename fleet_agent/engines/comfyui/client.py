@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+from urllib.parse import urlencode
 
 import httpx
 
-from fleet_agent.engines.base import EngineError
+from fleet_agent.engines.base import EngineError, Reporter
+from fleet_agent.engines.exchange import Ask, Exchange
 
 _MISSING_FILE, _MISSING_NODE = "value_not_in_list", ("missing_node_type", "invalid_prompt")
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class ComfyClient:
 
     def __init__(self, url: str, *, timeout_seconds: float = 30) -> None:
         self.url = url.rstrip("/")
+        self._timeout = timeout_seconds
         # Not by a proxy: it is this node's own.
         self._http = httpx.Client(base_url=self.url, timeout=timeout_seconds, trust_env=False)
 
@@ -105,17 +107,15 @@ class ComfyClient:
         return "/".join(part for part in (said.get("subfolder", ""), said["name"]) if part)
 
     @contextmanager
-    def view(self, filename: str, subfolder: str, kind: str) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """The content type and the bytes of a file."""
-        query = {"filename": filename, "subfolder": subfolder, "type": kind}
-        try:
-            with self._http.stream("GET", "/view", params=query) as reply:
-                if reply.status_code != 200:
-                    raise EngineError("ENGINE_FAILED", f"ComfyUI has no {kind} file {filename}", retryable=True)
-                content_type = reply.headers.get("content-type", "").partition(";")[0]
-                yield content_type or "application/octet-stream", reply.iter_bytes(_CHUNK)
-        except httpx.HTTPError as error:
-            raise _away(self.url, error) from error
+    def view(self, filename: str, subfolder: str, kind: str, report: Reporter) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """The content type and the bytes of a file. `Cancelled` passes."""
+        query = urlencode({"filename": filename, "subfolder": subfolder, "type": kind})
+        exchange = Exchange(Ask("ComfyUI", "GET", f"{self.url}/view?{query}", silence_seconds=self._timeout), report)
+        with exchange as head:
+            if head.status != 200:
+                raise EngineError("ENGINE_FAILED", f"ComfyUI has no {kind} file {filename}", retryable=True)
+            content_type = head.headers.get("content-type", "").partition(";")[0]
+            yield content_type or "application/octet-stream", exchange.chunks()
 
     def free(self) -> None:
         """Has ComfyUI forget its models and its cached results, as soon as it is idle."""

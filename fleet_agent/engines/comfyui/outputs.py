@@ -47,9 +47,9 @@ def bring(
     for index, file in enumerate(files):
         ending = _ENDING.search(file.filename)
         path = folder / f"{index}{ending.group() if ending else ''}"
-        with client.view(file.filename, file.subfolder, file.type) as (content_type, chunks), path.open("wb") as out:
+        view = client.view(file.filename, file.subfolder, file.type, report)
+        with view as (content_type, chunks), path.open("wb") as out:
             for chunk in chunks:
-                report.check()
                 out.write(chunk)
         if content_type == "application/octet-stream":
             content_type = mimetypes.guess_type(file.filename)[0] or content_type
