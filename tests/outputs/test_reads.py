@@ -58,6 +58,7 @@ async def lost(world: World, row: OutputRow) -> None:
 async def test_every_read_works_without_the_local_file(world: World, how: Any) -> None:
     data = picture()
     row = await world.add(data, engine="comfyui", age_ms=60_000)
+    assert (await world.filing.gallery.list(asked(vision_pb2.ListGalleryRequest)))[0][0].sources == ["local"]
     await how(world, row)
     assert not world.on_disk(row)
     status, found, headers = await read(world, row)
