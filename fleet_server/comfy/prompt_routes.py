@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet_server.comfy.parts import ComfyParts
-from fleet_server.comfy.replies import body_of, empty, json_of, json_reply, who_of
+from fleet_server.comfy.replies import empty, json_of, json_reply, who_of
 from fleet_server.domain.job import JobState
-from fleet_server.services.comfy_prompts import Who, loads
+from fleet_server.services.comfy_prompts import Who
 from fleet_server.services.comfy_views import JOB_STATUSES, Prompt, history_entry, job_detail, job_row
 
 Json = Any
@@ -30,7 +30,7 @@ class PromptRoutes:
         self._limits = parts.settings
 
     async def post_prompt(self, request: Request) -> Response:
-        body = loads(await body_of(request, self._limits.prompt_bytes))
+        body = await json_of(request, self._limits.prompt_bytes)
         who = who_of(request)
         return json_reply(await self._prompts.submit(body, who))
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from fleet_server.bridge.errors import status_of
 from fleet_server.domain.comfy_check import refusal
 from fleet_server.domain.errors import FleetError
+from fleet_server.protojson import dumps_exact, loads_exact
 from fleet_server.services.comfy_prompts import RefusedPromptError, Who
 
 Json = Any
@@ -24,7 +24,7 @@ _BROKEN = "500 Internal Server Error\n\nServer got itself in trouble"
 
 def json_reply(value: Json, status: int = 200) -> Response:
     """A value as JSON."""
-    return json_bytes(orjson.dumps(value), status)
+    return json_bytes(dumps_exact(value).encode(), status)
 
 
 def json_bytes(body: bytes, status: int = 200) -> Response:
@@ -60,7 +60,7 @@ async def body_of(request: Request, limit: int) -> bytes:
 async def json_of(request: Request, limit: int) -> Json:
     """The JSON of the body, {} where it is empty. Raises ValueError for what is no JSON, BODY_TOO_LARGE."""
     body = await body_of(request, limit)
-    return orjson.loads(body) if body.strip() else {}
+    return loads_exact(body) if body.strip() else {}
 
 
 def handled(handler: Handler) -> Handler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from fleet.transcode.v1 import options_pb2
 from google.protobuf.descriptor import Descriptor
 
 from fleet_server.protojson.errors import JsonError
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 def texts_of(message: Descriptor) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -42,6 +45,24 @@ def text_of(value: dict[str, Any], path: tuple[str, ...], name: str) -> dict[str
     for holder, part in zip(reversed(holders[:-1]), reversed(path[:-1]), strict=True):
         rest = {**holder, part: rest}
     return {**rest, name: dumps_exact(found)}
+
+
+def loads_exact(text: bytes | str) -> Any:
+    """The value of a JSON text as lenient readers take it (of duplicate keys the last counts), integers of any size as
+    they are. Raises ValueError for what is no JSON, NaN and Infinity, and what is nested too deep.
+    """
+    body = text.encode() if isinstance(text, str) else text
+    if _LONG_NUMBER.search(body) is None:
+        return orjson.loads(body)
+    # orjson makes floats of integers with more than 64 bits.
+    try:
+        return json.loads(body, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def dumps_exact(value: object) -> str:

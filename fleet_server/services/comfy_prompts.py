@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.comfy_check import Error, refusal
@@ -282,8 +281,3 @@ def _own_id(given: Json) -> str:
 def _used(prompt_id: str) -> RefusedPromptError:
     details = f"prompt_id {prompt_id} was used before: choose a new one, or leave it out"
     return RefusedPromptError(refusal("invalid_prompt_id", "The prompt_id is used", details))
-
-
-def loads(body: bytes) -> Json:
-    """The JSON of a request; {} where there is no body. Raises ValueError."""
-    return orjson.loads(body) if body.strip() else {}

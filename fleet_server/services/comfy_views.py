@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.job import JobRecord, JobState
+from fleet_server.protojson import loads_exact
 
 Json = Any
 _SECRETS = ("auth_token_comfy_org", "api_key_comfy_org")
@@ -43,7 +43,7 @@ class Prompt:
 
     @property
     def graph(self) -> Json:
-        return orjson.loads(self.workflow.workflow_json)
+        return loads_exact(self.workflow.workflow_json)
 
     @property
     def number(self) -> int | float:
@@ -54,7 +54,7 @@ class Prompt:
     def extra_data(self, *, secrets: bool = False) -> dict[str, Json]:
         """ComfyUI's extra_data; without what only the node may know."""
         text = self.workflow.extra_data_json
-        extra: dict[str, Json] = orjson.loads(text) if text else {}
+        extra: dict[str, Json] = loads_exact(text) if text else {}
         if not secrets:
             extra = {name: value for name, value in extra.items() if name not in _SECRETS}
         if self.said.client_id:
@@ -85,7 +85,7 @@ def history_entry(prompt: Prompt, note: bytes | None = None) -> dict[str, Json]:
     made: dict[str, Json] = {}
     if text:
         try:
-            made = orjson.loads(text)
+            made = loads_exact(text)
         except ValueError:
             made = {}
     status = made.get("status")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import orjson
 from fleet.v1 import types_pb2
 
 from fleet_server.domain.comfy import Catalogue, FileName, Graph, Need, ancestors, literal, needs_of
 from fleet_server.domain.comfy_check import Verdict, check, refusal
 from fleet_server.domain.errors import invalid_field
+from fleet_server.protojson import dumps_exact, loads_exact
 
 Json = Any
 
@@ -99,7 +99,7 @@ class Graphs:
 def graph_of(text: str, *, path: str) -> dict[str, dict[str, Json]]:
     """The graph in a JSON text. Raises INVALID_FIELD naming `path`."""
     try:
-        value = orjson.loads(text)
+        value = loads_exact(text)
     except ValueError as error:
         raise invalid_field(path, f"must be JSON ({error})") from None
     if not is_graph(value) or not all(node.get("class_type") for node in value.values()):
@@ -128,7 +128,7 @@ def fill(payload: types_pb2.WorkflowPayload, needs: Iterable[Need], inputs: Iter
     payload.ClearField("needs")
     payload.ClearField("inputs")
     for need in needs:
-        value = orjson.dumps(need.value).decode() if need.input else ""
+        value = dumps_exact(need.value) if need.input else ""
         payload.needs.add(class_type=need.class_type, input=need.input, value_json=value)
     payload.inputs.extend(inputs)
 
