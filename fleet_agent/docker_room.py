@@ -31,13 +31,13 @@ Say = Callable[[node_pb2.AgentMessage], bool]
 class DockerRoom:
     """`open`, then `run` beside the session, `close` in the end. Without a Docker engine its commands say so."""
 
-    def __init__(self, settings: AgentSettings, desk: CommandDesk) -> None:
+    def __init__(self, settings: AgentSettings, desk: CommandDesk, policy: MountPolicy | None = None) -> None:
         self.engine = DockerEngine(settings.docker_host, threads=settings.docker_threads)
         self._say: Say = lambda _: False
         swarm = SwarmManager(self.engine)
         SwarmCommands(swarm, ServiceLogs(self.engine, swarm, poll_seconds=settings.docker_seconds)).register(desk)
         # Who has the agent's folder has its keys; who has the engine's socket has the machine.
-        policy = MountPolicy(settings.mount_roots, [settings.data_dir, *_sockets(self.engine.url)])
+        policy = policy or MountPolicy(settings.mount_roots, [settings.data_dir, *_sockets(self.engine.url)])
         limits = ContainerLimits(pids=settings.container_pids)
         self._containers = Containers(settings.node_id, self.engine, policy, limits)
         logs = ContainerLogs(self.engine, self._containers)

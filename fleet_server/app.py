@@ -89,7 +89,7 @@ class Server:
 
     def __init__(self, settings: Settings, store: Store, readiness: Readiness, s3: S3Store) -> None:
         self._settings = settings
-        self._store = store
+        self.store = self._store = store
         self.s3 = s3
         self._readiness = readiness
         self.registry = CollectorRegistry()
@@ -126,6 +126,7 @@ class Server:
         self._keeping = Keeping(
             store, self.fleet, self._sessions, self.commands, self._filing.resolver, self.enrolment.joins
         )
+        self.machines = self._keeping.parts.machines
         self._modelling = Modelling(settings, store, self.s3, self.fleet, self._sessions, self.commands, self._speeds)
         catalog, shelf = self._modelling.catalog, self._modelling.shelf
         self._decisions = None if settings.decisions_file is None else DecisionLog(settings.decisions_file)

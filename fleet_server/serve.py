@@ -18,8 +18,10 @@ from pydantic import SecretStr
 from fleet_server.app import Server
 from fleet_server.domain.errors import FleetError
 from fleet_server.embedded.agent import EmbeddedAgent
+from fleet_server.embedded.identity import server_name
 from fleet_server.embedded.lock import FolderInUseError, FolderLock
 from fleet_server.embedded.own_key import OwnKeyError, own_key
+from fleet_server.embedded.stewards import Stewards
 from fleet_server.http import HttpServer, PortTakenError, bind, settle_memory
 from fleet_server.objects import opened_s3
 from fleet_server.readiness import Readiness, StartError
@@ -160,7 +162,10 @@ async def _run(
     try:
         async with asyncio.TaskGroup() as tasks:
             grpc_port, loops = await server.start(tasks)
-            agent = _agent(settings, server.agent_key, server.enrolment.own_agent(grpc_port), lock)
+            door = server.enrolment.own_agent(grpc_port)
+            agent = _agent(settings, server.agent_key, door, lock)
+            stewards = _stewards(settings, server, door, lock)
+            stewarding = tasks.create_task(stewards.run(), name="stewards")
             keeper = tasks.create_task(agent.run(), name="agent") if agent is not None else None
             # The agent's process starts while we are busy with the documents of the API.
             await asyncio.sleep(0)
@@ -177,6 +182,8 @@ async def _run(
             await stopping.wait()
             _log.info("stopping")
             readiness.stopping = True
+            stewarding.cancel()
+            await asyncio.wait([stewarding])
             if keeper is not None:
                 # The agent gives its work back while the server can still take it.
                 keeper.cancel()
@@ -193,6 +200,22 @@ async def _run(
         raise
     finally:
         await server.close_files()
+
+
+def _stewards(settings: Settings, server: Server, door: dict[str, str], lock: FolderLock) -> Stewards:
+    """Those who reach nodes without an agent."""
+    more = {"FLEET_AGENT_LOG_LEVEL": settings.log_level, "FLEET_AGENT_RECONNECT_SECONDS": "0.5", **door}
+    if server.agent_key is not None:
+        more["FLEET_API_KEY"] = server.agent_key
+    made = Stewards(
+        server.store,
+        settings.data_dir / "ssh",
+        server_name(settings.data_dir),
+        environment=lambda: more,
+        lock_fd=lock.fileno(),
+    )
+    server.machines.ssh = made
+    return made
 
 
 def _agent(settings: Settings, key: str | None, door: dict[str, str], lock: FolderLock) -> EmbeddedAgent | None:

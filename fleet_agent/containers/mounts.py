@@ -46,13 +46,13 @@ class MountPolicy:
         if not any(_within(Path(source), root) for root in self._roots):
             raise self._refusal(field)
         try:
-            real = Path(os.path.realpath(source, strict=True))
-            kind = real.stat().st_mode
+            name, kind = self._real(source)
+            real = Path(name)
         except (FileNotFoundError, NotADirectoryError):
             raise CommandFault("INVALID_FIELD", f"{field}: {source} does not exist on the node") from None
         except OSError:
             raise self._refusal(field) from None
-        roots = [Path(os.path.realpath(root)) for root in self._roots]
+        roots = [self._real_root(root) for root in self._roots]
         if not any(_within(real, root) for root in roots):
             raise self._refusal(field)
         if any(_within(real, tree) or _within(tree, real) for tree in self._forbidden):
@@ -60,6 +60,18 @@ class MountPolicy:
         if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
             raise self._refusal(field)
         return BindMount(str(real), target, read_only)
+
+    def _real(self, path: str) -> tuple[str, int]:
+        """The path after every symbolic link, and its mode. Raises OSError."""
+        real = os.path.realpath(path, strict=True)
+        return real, Path(real).stat().st_mode
+
+    def _real_root(self, root: Path) -> Path:
+        """What a root stands for; itself where it is not there."""
+        try:
+            return Path(self._real(str(root))[0])
+        except OSError:
+            return root
 
     def _refusal(self, field: str) -> CommandFault:
         listed = ", ".join(map(str, self._roots)) or "none"

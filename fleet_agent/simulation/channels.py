@@ -36,11 +36,14 @@ class Channels:
         agents: int,
         upload_seconds: float,
         per_channel: int = STREAMS_PER_CHANNEL,
+        detour: str = "",
     ) -> None:
+        """`detour` is another way to the server, that of the first channel: one agent in `len(self)` goes there."""
         self.metadata = metadata
         count = max(1, -(-agents // per_channel))
-        self._streams = [self._open(server) for _ in range(count)]
-        self._uploads = [self._open(server) for _ in range(min(UPLOAD_CHANNELS, count))]
+        ways = [detour or server, *[server] * (count - 1)]
+        self._streams = [self._open(way) for way in ways]
+        self._uploads = [self._open(way) for way in ways[:UPLOAD_CHANNELS]]
         self._uploaders = [Uploader(channel, metadata, upload_seconds, limit=16) for channel in self._uploads]
         self.calls = self._open(server)
 

@@ -41,6 +41,8 @@ class Plan:
     reconnect_seconds: float = 10.0
     """A lost stream is dialled again within that time, at random."""
     api_key: str | None = None
+    detour: str = ""
+    """Another address of the server, for the agents of the first channel: what lies there may be cut off."""
 
 
 class Simulation:
@@ -107,6 +109,7 @@ class Simulation:
             len(self.nodes),
             settings.upload_timeout_seconds,
             self.plan.streams_per_channel,
+            self.plan.detour,
         )
         self.started_at = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="fleet-simulation-") as folder:

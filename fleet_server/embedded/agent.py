@@ -18,10 +18,13 @@ _STABLE_SECONDS = 30.0
 class EmbeddedAgent:
     """`run` keeps the agent alive until cancelled, then stops it. Start it from the main thread's loop."""
 
-    def __init__(self, environment: Mapping[str, str], *, lock_fd: int, stop_seconds: float) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], *, lock_fd: int, stop_seconds: float, module: str = "fleet_agent"
+    ) -> None:
         # Keys of S3 are the server's alone: what an agent needs of it comes through the server.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_S3_")}
         self._environment = {**kept, **environment, "FLEET_AGENT_PARENT": str(os.getpid())}
+        self._module = module
         self._lock_fd = lock_fd
         self._stop_seconds = stop_seconds
         self._process: asyncio.subprocess.Process | None = None
@@ -42,7 +45,7 @@ class EmbeddedAgent:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
-                    "fleet_agent",
+                    self._module,
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(self._lock_fd,),
                     env=self._environment,

@@ -58,6 +58,18 @@ class MachineCalls:
             token = token_for(request, (beats[-1].heartbeat_time.ToMilliseconds(),))
         return pb.ListNodeHeartbeatsResponse(heartbeats=beats, next_page_token=token)
 
+    async def CreateNode(self, request: pb.CreateNodeRequest, context: Context) -> pb.CreateNodeResponse:
+        node = await self._parts.machines.add_ssh(
+            request.node_id,
+            address=request.address,
+            port=request.port,
+            user=request.user,
+            host_key=request.host_key,
+            clusters=request.clusters,
+            labels=request.labels,
+        )
+        return pb.CreateNodeResponse(node=node)
+
     async def CordonNode(self, request: pb.CordonNodeRequest, context: Context) -> pb.CordonNodeResponse:
         return pb.CordonNodeResponse(node=await self._parts.machines.cordon(request.node_id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from bisect import insort
 from collections.abc import Callable
@@ -95,7 +96,9 @@ class FleetView:
         info.slots_free = node.view.slots_free
         info.ClearField("running_job_ids")
         info.running_job_ids.extend(node.running)
-        if node.address:
+        if node.row.ssh:
+            info.address = json.loads(node.row.ssh)["address"]
+        elif node.address:
             info.address = node.address
         if node.skew_seconds is not None:
             info.clock_skew_seconds = node.skew_seconds
@@ -137,6 +140,11 @@ class FleetView:
         """The jobs that fill slots of the node."""
         node = self._nodes.get(node_id)
         return () if node is None else node.running
+
+    def replica(self, node_id: str) -> str:
+        """The server that holds, or held, the node's stream; "" where none is known."""
+        node = self._nodes.get(node_id)
+        return "" if node is None else node.row.replica
 
     def has_others(self, replica: str) -> bool:
         """Whether some node's row was written by another replica than this."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-from fleet.v1.types_pb2 import NodeInfo
+from fleet.v1.node_pb2 import Hello
+from fleet.v1.types_pb2 import Heartbeat, NodeInfo
 
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.services.fleet import FleetView
@@ -18,6 +20,27 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}\Z")
 _MOST_TEXT = 255
 
 
+class SshRoom(Protocol):
+    """Reaches nodes that have no agent."""
+
+    @property
+    def public_key(self) -> str:
+        """With which it logs in."""
+        ...
+
+    def described(self, *, address: str, port: int, user: str, host_key: str) -> str:
+        """How such a node is reached, as the store keeps it. Raises INVALID_FIELD for a bad host key."""
+        ...
+
+    def wake(self) -> None:
+        """A node was added."""
+        ...
+
+    async def release(self, node_id: str) -> None:
+        """The node is about to be deleted: returns when it is left alone."""
+        ...
+
+
 class Machines:
     """Each call answers when the store has it: from then on no replica gives the node what it should not have.
 
@@ -25,6 +48,8 @@ class Machines:
     """
 
     def __init__(self, nodes: NodeStore, fleet: FleetView, wake: Callable[[], None] = lambda: None) -> None:
+        self.ssh: SshRoom | None = None
+        """Who reaches nodes by SSH; set before the first call."""
         self._nodes = nodes
         self._fleet = fleet
         self._wake = wake
@@ -32,6 +57,37 @@ class Machines:
     async def cordon(self, node_id: str) -> NodeInfo:
         """It gets no new work; what it runs goes on."""
         return self._told(node_id, await self._nodes.set_cordoned(node_id, True))
+
+    async def add_ssh(
+        self,
+        node_id: str,
+        *,
+        address: str,
+        port: int,
+        user: str,
+        host_key: str,
+        clusters: Sequence[str],
+        labels: Mapping[str, str],
+    ) -> NodeInfo:
+        """Adds a node that is reached by SSH; it comes online by itself. Raises NAME_IN_USE, INVALID_FIELD."""
+        check_name(node_id)
+        if self.ssh is None:
+            raise FleetError("NOT_IMPLEMENTED", "this server has no way to reach nodes by SSH")
+        for field, text in (("address", address), ("user", user)):
+            if text.startswith("-") or any(letter.isspace() or not letter.isprintable() for letter in text):
+                raise invalid_field(field, "must be one word, and must not begin with '-'")
+        found, checked = _clusters(clusters), _labels(labels)
+        ssh = self.ssh.described(address=address, port=port, user=user, host_key=host_key)
+        told = Heartbeat(node_id=node_id, warnings=[f"let this server in on the host: {self.ssh.public_key}"])
+        hello = Hello(node_id=node_id, clusters=found, labels=checked)
+        row = await self._nodes.create_ssh(
+            node_id, ssh=ssh, info=hello.SerializeToString(), heartbeat=told.SerializeToString(), replica=""
+        )
+        if found or checked:
+            row = await self._nodes.describe(node_id, clusters=found, labels=checked) or row
+        self._fleet.told(row)
+        self.ssh.wake()
+        return self._told(node_id, row)
 
     async def uncordon(self, node_id: str) -> NodeInfo:
         """It gets work again; a drain is over."""
@@ -59,6 +115,10 @@ class Machines:
     async def delete(self, node_id: str) -> NodeInfo:
         """Forgets it, its certificate too; the node as it was. Raises NODE_ONLINE."""
         info = self._fleet.info(node_id)
+        known = self._fleet.row(node_id)
+        if known is not None and known.ssh and self.ssh is not None:
+            # Its agent is ours: it goes first.
+            await self.ssh.release(node_id)
         row = await self._nodes.delete(node_id)
         if row is None or info is None:
             self._fleet.forget(node_id)

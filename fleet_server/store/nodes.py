@@ -45,6 +45,13 @@ class NodeStore:
             raise FleetError("NODE_ONLINE", f"node_id: {node_id} has just been taken by another session; connect again")
         return None if flat is None else decode_node(pairs(flat))
 
+    async def create_ssh(self, node_id: str, *, ssh: str, info: bytes, heartbeat: bytes, replica: str) -> NodeRow:
+        """A node that is reached by SSH as `ssh` (JSON) says. Raises NAME_IN_USE."""
+        flat = await self._run("node_create", node_id, ssh, info, heartbeat, replica)
+        if flat is None:
+            raise FleetError("NAME_IN_USE", f"node_id: there is a node {node_id!r} already: give this one another name")
+        return decode_node(pairs(flat))
+
     async def heartbeat(self, node_id: str, session: str, heartbeat: bytes) -> bool:
         """Keeps the last heartbeat; online again if it was not. False if the session is not the node's."""
         return await self._update(node_id, "heartbeat", session, heartbeat) is not None
