@@ -269,7 +269,7 @@ class Runner:
             if attempt.lease is not None and attempt.lease.lost:
                 self._lease_ended(attempt)
                 return _End(None)
-            return _End(failure(attempt, "ENGINE_FAILED", str(crash), True))
+            return _End(failure(attempt, crash.reason, str(crash), True))
         except Exception as error:
             _log.exception("an engine's process does not keep to the protocol", job_id=attempt.assign.job_id)
             attempt.slot.kill()

@@ -180,6 +180,7 @@ class AgentSettings(BaseSettings):
             "sdxl_trt_path": self.sdxl_trt_path,
             "slots": str(self.slots),
             "node_id": self.node_id,
+            "memory_bytes": str(self.engine_memory_bytes or ""),
             "docker": self._docker(),
             "docker_host": self.docker_host or "",
             "mount_roots": ",".join(map(str, self.mount_roots)),

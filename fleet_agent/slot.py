@@ -35,6 +35,7 @@ from fleet_agent.engines import registry
 from fleet_agent.engines.base import Cancelled, EngineError, EngineResult, EngineSettings
 from fleet_agent.engines.batch import BatchEngine, Ended
 from fleet_agent.gatherer import Gatherer
+from fleet_agent.memory_limit import go_first, limit_memory
 from fleet_agent.slot_tasks import failure, model_of, result_of, task_of
 
 _MAX_PREVIEW_BYTES = 65_536
@@ -275,6 +276,9 @@ def main() -> None:
     sys.stdout = sys.stderr
     pipe = Pipe(os.fdopen(private_out, "wb"))
     settings = EngineSettings(options.models, options.data, engine_options())
+    go_first()
+    if "memory_bytes" in settings.options:
+        limit_memory(int(settings.options["memory_bytes"]))
     if options.describe:
         pipe.send(describe(settings, options.engine))
         return

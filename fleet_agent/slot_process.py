@@ -18,17 +18,23 @@ import structlog
 from fleet_agent import frames
 from fleet_agent.engine_options import NO_OPTIONS, as_environment
 from fleet_agent.inbox import Inbox
+from fleet_agent.memory_limit import EXIT_CODE
 
 _log = structlog.get_logger("fleet.agent.slot")
 _BACKOFF_SECONDS = (0.1, 0.5, 2, 5, 15)
 _START_SECONDS = 60.0
+_TOO_MUCH = "it needed more memory than FLEET_AGENT_ENGINE_MEMORY_BYTES lets it have"
 _LAST = frozenset({"done", "failed", "cancelled"})
 # The child has no call to make: what it does not know, no plug-in gives away.
 _SECRETS = frozenset({"FLEET_API_KEY"})
 
 
 class SlotCrashedError(RuntimeError):
-    """The child ended, or could not be started; `str` says how."""
+    """The child ended, or could not be started; `str` says how, `reason` is that of the attempt's end."""
+
+    @property
+    def reason(self) -> str:
+        return "OUT_OF_MEMORY" if _TOO_MUCH in str(self) else "ENGINE_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,5 +373,7 @@ class SlotProcess:
         if process.stdin is not None:
             process.stdin.close()
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if code == EXIT_CODE:
+            how = f"was ended: {_TOO_MUCH}"
         _log.warning("the engine's process has ended", slot=self._index, how=how)
         return f"the engine's process {how}"

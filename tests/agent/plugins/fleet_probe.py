@@ -22,6 +22,7 @@ from fleet_agent.engines.base import (
     LoraUse,
     ModelFile,
     Reporter,
+    Segment,
     Task,
 )
 
@@ -151,6 +152,29 @@ class ProbeEngine:
 
     def _vram(self, task: Task, report: Reporter) -> EngineResult:
         raise EngineError("OUT_OF_MEMORY", "8 GB are not enough", retryable=True)
+
+    def _hog(self, task: Task, report: Reporter, size: str) -> EngineResult:
+        """Takes memory and keeps it, and says that it has."""
+        taken = bytearray(int(size))
+        taken[::4096] = b"x" * len(taken[::4096])
+        return self._wait(task, report)
+
+    def _tell(self, task: Task, report: Reporter) -> EngineResult:
+        """Says frames and text of its own, then how it ended."""
+        for number in range(3):
+            report.frame(f'{{"type": "executed", "data": {number}}}')
+            report.text("wo")
+        report.frame(b"\0\0\0\4")
+        report.text("rd\ud800")
+        segment = Segment(0.0, 1.5, "word")
+        usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+        return EngineResult(
+            text="word", usage=usage, finish_reason="stop", segments=(segment,), record_json='{"outputs": {}}'
+        )
+
+    def _fail(self, task: Task, report: Reporter) -> EngineResult:
+        """Fails, and gives what there is."""
+        raise EngineError("EXIT_NONZERO", "exit code 3", result=EngineResult(exit_code=3, record_json="{}"))
 
     def _bug(self, task: Task, report: Reporter) -> EngineResult:
         raise ValueError("a lone surrogate: \udc80 " + "x" * 5000)
