@@ -21,6 +21,7 @@ from fleet_server.services.comfy_prompts import ComfyPrompts
 from fleet_server.services.comfy_tracker import ComfyTracker
 from fleet_server.services.events import EventHub
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.frame_relay import FrameRelay, Relay
 from fleet_server.services.frames import FrameHub
 from fleet_server.services.graphs import Graphs
 from fleet_server.services.intake import Intake
@@ -47,6 +48,7 @@ class Comfying:
         commands: Asks,
         filing: Filing,
         clock: Callable[[], int],
+        relay: Relay,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -57,6 +59,7 @@ class Comfying:
         self._files = ComfyFiles(store, filing.calls.inputs, filing.reader)
         self.graphs = Graphs(self._nodes, self._files)
         self._sockets = Sockets(store.comfy.told)
+        self._relay = FrameRelay(relay, self._frames, self._elsewhere)
         self._listeners: list[socket.socket] = []
         self._http: HttpServer | None = None
 
@@ -96,18 +99,23 @@ class Comfying:
 
     async def run(self) -> None:
         """Until cancelled, or `stop` and the last request."""
-        loops = [self._nodes.run(), self._tracker.run()]
+        loops = [self._nodes.run(), self._tracker.run(), self._relay.run()]
         tasks = [asyncio.create_task(loop, name="comfy") for loop in loops]
         try:
             if self._http is not None:
                 await self._http.run()
-            await asyncio.gather(*tasks)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             for listener in self._listeners:
                 listener.close()
+
+    def _elsewhere(self, job_id: str) -> bool:
+        """Whether the prompt's client is not here, and may be at another replica."""
+        live = self._tracker.live(job_id)
+        return live is not None and bool(live.client_id) and not self._sockets.has(live.owner, live.client_id)
 
     def stop(self) -> None:
         """No more requests are taken; clients are told that we go."""

@@ -193,6 +193,10 @@ class Sockets:
         socket = self._by_client.get((owner, client_id))
         return "" if socket is None else socket.who.address
 
+    def has(self, owner: str, client_id: str) -> bool:
+        """Whether the client's socket is here."""
+        return (owner, client_id) in self._by_client
+
     def open(self, websocket: WebSocket, who: Who, client_id: str, features: bytes) -> Socket:
         """A new socket; one that the client had before is closed."""
         socket = Socket(websocket, who, client_id, self._told, features, self._settings)

@@ -16,6 +16,8 @@ class Frame:
     node_id: str
     text: str | None
     binary: bytes = b""
+    relayed: bool = False
+    """It comes from another replica."""
 
 
 class FrameHub:

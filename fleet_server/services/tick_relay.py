@@ -58,6 +58,17 @@ class TickRelay:
         self._wanted: dict[bytes, tuple[frozenset[str] | None, float]] = {}
         self._others = False
         self._changed = asyncio.Event()
+        self.heard: dict[bytes, Callable[[bytes], None]] = {}
+        """Who takes messages of other kinds, each a letter."""
+
+    @property
+    def others(self) -> bool:
+        """Whether another replica listens."""
+        return self._others
+
+    async def say(self, kind: bytes, message: bytes) -> None:
+        """Says something of another kind to the other replicas. Raises STORE_UNAVAILABLE."""
+        await self._channel.publish(self._name + kind + message)
 
     async def run(self) -> None:
         """Relays until cancelled."""
@@ -76,6 +87,8 @@ class TickRelay:
                 self._hub.publish(JobProgress.FromString(rest), relayed=True)
             except DecodeError:
                 _log.warning("a tick of another replica makes no sense", size=len(rest))
+        elif kind in self.heard:
+            self.heard[kind](rest)
         elif kind == _WANT:
             jobs = None if rest == _EVERY_JOB else frozenset(rest.decode(errors="replace").split("\0"))
             until = asyncio.get_running_loop().time() + self._settings.keep_seconds
