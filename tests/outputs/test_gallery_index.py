@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,19 @@ async def test_a_page_costs_as_many_commands_at_10_000_outputs_as_at_100(
                 costs[-1].append(commands(client) - before)
     client.close()
     assert costs[0] == costs[1] and max(costs[0]) <= 6, costs
+
+
+async def test_two_of_one_moment_and_one_checksum_are_both_there(store: Store, tmp_path: Path) -> None:
+    """Ids are made of time and a short checksum of the name: names that share it step aside."""
+    seen: dict[int, str] = {}
+    for number in range(1 << 16):
+        name = f"{number:032x}.png"
+        twin = seen.setdefault(zlib.crc32(name.encode()) & 0xFFFFF, name)
+        if twin != name:
+            break
+    else:
+        raise AssertionError("no two names share a checksum")
+    async with world_on(store, tmp_path, None) as world:
+        await put_rows(store, [row_of(one, 5, "00", at_ms=77) for one in (name, twin)])
+        assert set(await shown(world)) == {name, twin}
+        assert set(await shown(world, limit=1)) == {name, twin}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import shutil
 from pathlib import Path
@@ -172,6 +173,19 @@ async def test_lists_of_the_bucket_need_s3(world: World, s3_server: EmbeddedProc
         await world.filing.calls.lists.page(asked(fleet_pb2.ListOutputsRequest))
     assert caught.value.reason == "S3_UNAVAILABLE"
     assert await world.filing.calls.lists.page(asked(fleet_pb2.ListOutputsRequest, source="local")) == ([], "")
+
+
+async def test_a_link_is_no_file_even_where_the_index_has_its_name(world: World, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (world.folder / "outputs" / "link.png").symlink_to(tmp_path / "secret")
+    row = row_of("link.png", 6, hashlib.sha256(b"secret").hexdigest(), at_ms=1)
+    await world.store.outputs.put(row)
+    with pytest.raises(FleetError) as caught:
+        await read(world, row)
+    assert caught.value.reason == "OUTPUT_NOT_FOUND"
+    assert (await world.sweeps.sync()).failed == 1 and await world.object(row) is None
+    await world.filing.gallery.delete("link.png")
+    assert (tmp_path / "secret").read_bytes() == b"secret" and not world.on_disk(row)
 
 
 async def test_a_deletion_reaches_all_places(world: World) -> None:

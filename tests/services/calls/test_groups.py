@@ -9,7 +9,6 @@ import pytest
 from fleet.v1 import queue_pb2, types_pb2, vision_pb2
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.services.inputs import InputResolver
 from tests.services.calls.desk import Desk, asked
 from tests.waiting import wait_until
 
@@ -206,7 +205,7 @@ async def test_a_groups_outputs_are_inputs_in_order(desk: Desk) -> None:
     await desk.run_next()
     await desk.run_next()
     outputs = [output.filename for output in (await desk.queue.get(group.job_id)).result.outputs]
-    resolver = InputResolver(desk.store.jobs, desk.store.outputs)
+    resolver = desk.filing.resolver
     for job_id, expected in ((training, outputs), (upscale, outputs[:1])):
         spec = types_pb2.JobSpec.FromString((await desk.record(job_id)).spec)
         assert [one.filename for one in await resolver.resolve(spec.payload)] == expected
