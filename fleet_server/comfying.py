@@ -98,17 +98,14 @@ class Comfying:
         self._http = HttpServer(guard, self._listeners, settings.stop_grace_seconds)
 
     async def run(self) -> None:
-        """Until cancelled, or `stop` and the last request."""
-        loops = [self._nodes.run(), self._tracker.run(), self._relay.run()]
-        tasks = [asyncio.create_task(loop, name="comfy") for loop in loops]
+        """Until cancelled; `stop` lets the requests under way come to their end."""
         try:
-            if self._http is not None:
-                await self._http.run()
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            async with asyncio.TaskGroup() as tasks:
+                for loop in (self._nodes.run(), self._tracker.run(), self._relay.run()):
+                    tasks.create_task(loop, name="comfy")
+                if self._http is not None:
+                    tasks.create_task(self._http.run(), name="comfy-http")
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for listener in self._listeners:
                 listener.close()
 
