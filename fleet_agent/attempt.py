@@ -204,7 +204,7 @@ def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
         for name in ("width", "height", "duration_seconds", "seed"):
             if output[name] is not None:
                 setattr(uploaded, name, output[name])
-        if output["engine_file"] is not None:
+        if output.get("engine_file") is not None:
             uploaded.engine_file.CopyFrom(types_pb2.EngineFile(**output["engine_file"]))
     _say_result(complete, event)
     complete.load_seconds = event["load_seconds"]
