@@ -92,7 +92,7 @@ class SwarmFleet:
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.05)
+            time.sleep(0.2)
         return value
 
     def clear(self) -> None:
