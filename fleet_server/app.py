@@ -235,8 +235,8 @@ class Server:
         )
         self._swarming = Swarming(settings, store, self.fleet, self._sessions, self.commands, catalog)
         servicers[0].swarm_parts = self._swarming.parts
-        tell = Operations(self._hub, clock=now_ms).tell
-        self._commanding = Commanding(store, self.fleet, self._sessions, self.commands, tell)
+        self._commanding = Commanding(store, self.fleet, self._sessions, self.commands, self._filing.tell)
+        self._commanding.relay_by(self._filing.home, self.enrolment, lambda: self.agent_key)
         servicers[0].container_parts = self._commanding.parts
         methods: list[Method] = []
         for service, servicer in zip(SERVICES, servicers, strict=True):
@@ -333,6 +333,7 @@ class Server:
         await self._sessions.loaded()
         try:
             port = await self.enrolment.open(self._grpc)
+            self._commanding.door.set_result(self.enrolment.door(port))
         except OSError as error:
             raise StartError(str(error)) from error
         self._callbacks.own_port(port)

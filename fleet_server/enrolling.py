@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
+import grpc
 import psutil
 import structlog
 
@@ -15,6 +16,7 @@ from fleet_server.rpc.scopes import Scope
 from fleet_server.rpc.server import GrpcServer, Tls
 from fleet_server.services.authority import Authority, Pair
 from fleet_server.services.joins import Joins
+from fleet_server.services.relay import CHANNEL_OPTIONS
 from fleet_server.settings import Settings
 from fleet_server.store import Store
 
@@ -57,6 +59,17 @@ class Enrolment:
             _log.info("agents join over TLS", doors=self.joins.doors, agents_port=self.agents_port)
         await server.start()
         return port
+
+    def door(self, port: int) -> str:
+        """Where other servers of the fleet dial this one."""
+        return _doors(self._settings, port)[0]
+
+    def dial(self, door: str) -> grpc.aio.Channel:
+        """A channel to another server of the fleet, which shares our authority where there is one."""
+        if self._tls is None:
+            return grpc.aio.insecure_channel(door, options=list(CHANNEL_OPTIONS))
+        trust = grpc.ssl_channel_credentials(root_certificates=self._tls.authority)
+        return grpc.aio.secure_channel(door, trust, options=list(CHANNEL_OPTIONS))
 
     def own_agent(self, port: int) -> dict[str, str]:
         """Where the agent beside this server finds it, as variables of its environment."""

@@ -21,6 +21,7 @@ from fleet_server.services.file_reader import FileReader
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.nodes import status_number
 from fleet_server.services.pages import page_by_name
+from fleet_server.services.relay_door import RelayDoor
 from fleet_server.services.sessions import Sessions
 from fleet_server.services.uploads import Uploads
 from fleet_server.services.words import type_word
@@ -91,6 +92,13 @@ class NodeServicer(MachineCalls, FileCalls):
         ) as answers:
             async for answer in answers:
                 yield answer
+
+    async def RelayCommand(
+        self, request_iterator: AsyncIterator[command_pb2.RelayCommandRequest], context: Context
+    ) -> AsyncGenerator[command_pb2.RelayCommandResponse, None]:
+        async with aclosing(RelayDoor(self._commands).serve(request_iterator)) as parts:
+            async for part in parts:
+                yield part
 
     def _matching(
         self, request: pb.NodeListNodesRequest | pb.ListHeartbeatsRequest, statuses: Iterable[int] = ()

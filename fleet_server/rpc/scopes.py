@@ -41,7 +41,8 @@ _METHODS: Mapping[Scope, str] = {
     Scope.EXEC: "Fleet.Exec Fleet.ExecStream",
     Scope.ADMIN: "Queue.PauseQueue Queue.ResumeQueue Node.CreateNode Node.UpdateNode Node.DeleteNode Node.CordonNode "
     "Node.UncordonNode Node.DrainNode Node.CreateJoinToken Node.Connect Node.UploadOutput Node.ServeCommand "
-    "Node.ReadFile Node.Join Node.RenewCertificate Vision.LoadModel Vision.UnloadModel Vision.DownloadModel",
+    "Node.RelayCommand Node.ReadFile Node.Join Node.RenewCertificate "
+    "Vision.LoadModel Vision.UnloadModel Vision.DownloadModel",
     # A POST for the sake of its body: it changes nothing.
     Scope.READ: "Fleet.Connect",
 }

@@ -18,10 +18,13 @@ from fleet_server.domain.errors import Code, FleetError, invalid_field
 from fleet_server.services.exchange import Exchange, ServedCall, error_of, offline
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.refusals import forbidden
+from fleet_server.services.relay import Relay
 
 _log = structlog.get_logger("fleet.commands")
 Progress = Callable[[types_pb2.OperationProgress], None]
 Context = grpc.aio.ServicerContext[Any, Any]
+
+RELAY_TRIES = 2
 
 BEGIN_KEY = "fleet-begin"
 """Initial metadata of a ServeCommand whose command somebody waits for."""
@@ -37,6 +40,8 @@ class CommandSettings:
     """A command that no call answers is sent again so often; the agent knows it by its id."""
     return_seconds: float = 45.0
     """How long the outcome of a command waits for a node that was lost."""
+    moved_seconds: float = 1.0
+    """Between the word of another server that it does not hold a stream, and the next look at who does."""
     pause_seconds: float = 0.2
     """Between the loss of a call and the next try in the same session."""
 
@@ -77,7 +82,7 @@ class CommandStream:
                 yield part
                 return
             yield part
-        raise self._exchange.lost()
+        raise self._call.error or self._exchange.lost()
 
     async def send(self, part: command_pb2.ServeCommandResponse) -> bool:
         """Input for the command; waits while the agent takes none. False once the command is over."""
@@ -87,13 +92,24 @@ class CommandStream:
 class Commands:
     """Gives commands to nodes. An effect is sent again after a loss under the same id: the agent never repeats it."""
 
-    def __init__(self, streams: Streams, fleet: FleetView, settings: CommandSettings | None = None) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        fleet: FleetView,
+        settings: CommandSettings | None = None,
+    ) -> None:
+        self._relay: Relay | None = None
+        self._replica = ""
         self._streams = streams
         self._fleet = fleet
         self._settings = settings or CommandSettings()
         self._exchanges: dict[str, Exchange] = {}
         self._changed = asyncio.Event()
         fleet.subscribe_changes(self._on_change)
+
+    def relay_by(self, relay: Relay, replica: str) -> None:
+        """Commands for nodes of other servers go there by `relay`; `replica` is this one's name."""
+        self._relay, self._replica = relay, replica
 
     async def run(
         self,
@@ -102,17 +118,19 @@ class Commands:
         *,
         timeout: float,  # noqa: ASYNC109 - it travels with the command
         progress: Progress | None = None,
+        relayed: bool = False,
     ) -> command_pb2.CommandEnd:
         """The command's end, which has no error.
 
         A command without an id gets one. Raises NODE_NOT_FOUND, NODE_OFFLINE, TIMEOUT (an effect goes on),
         OUTCOME_UNKNOWN (a crash or a loss hid it: it is not repeated), or the agent's error. Cancelling it ends the
-        waiting; an effect goes on.
+        waiting; an effect goes on. One that was `relayed` by another server goes no further.
         """
         exchange: Exchange | None = None
         try:
             async with asyncio.timeout(timeout):
                 exchange = await self._enter(node_id, command, timeout)
+                exchange.relayed = relayed
                 end = await self._conduct(exchange, progress)
         except TimeoutError:
             if exchange is not None and exchange.sent and self._streams.live(node_id) is None:
@@ -127,7 +145,9 @@ class Commands:
         return end
 
     @asynccontextmanager
-    async def open(self, node_id: str, command: command_pb2.Command) -> AsyncGenerator[CommandStream, None]:
+    async def open(
+        self, node_id: str, command: command_pb2.Command, *, relayed: bool = False
+    ) -> AsyncGenerator[CommandStream, None]:
         """The command as a stream of parts, once the agent has begun it; `timeout_seconds` is for the agent to judge.
 
         Raises NODE_NOT_FOUND and NODE_OFFLINE.
@@ -135,6 +155,12 @@ class Commands:
         exchange = await self._enter(node_id, command, command.timeout_seconds)
         try:
             stream = self._streams.live(node_id)
+            owner = None if relayed else self._owner(node_id)
+            if stream is None and owner is not None and self._relay is not None:
+                async with self._relay.call(owner, node_id, exchange.command, attended=True) as far:
+                    exchange.begun = True
+                    yield CommandStream(exchange, far)
+                return
             if stream is None:
                 raise self._unreachable(node_id)
             call = await self._sent(exchange, stream)
@@ -191,7 +217,16 @@ class Commands:
         self._exchanges.pop(exchange.command.command_id, None)
 
     async def _conduct(self, exchange: Exchange, progress: Progress | None) -> command_pb2.CommandEnd:
+        tries = 0
         while True:
+            owner = None if exchange.relayed else self._owner(exchange.node_id)
+            if owner is not None and self._relay is not None:
+                tries += 1
+                end = await self._relayed(exchange, owner, progress, last=tries == RELAY_TRIES)
+                if end is not None:
+                    return end
+                await asyncio.sleep(self._settings.moved_seconds)
+                continue
             call = await self._sent(exchange, await self._stream(exchange))
             if call is None:
                 continue
@@ -200,6 +235,40 @@ class Commands:
                 return end
             # The call was lost, not the session: the agent is asked again, and knows the command.
             await asyncio.sleep(self._settings.pause_seconds)
+
+    async def _relayed(
+        self, exchange: Exchange, owner: str, progress: Progress | None, *, last: bool
+    ) -> command_pb2.CommandEnd | None:
+        """What the server that holds the stream says; None where it does not any more, or was lost: look again."""
+        assert self._relay is not None
+        begun = False
+        try:
+            async with self._relay.call(owner, exchange.node_id, exchange.command, attended=False) as far:
+                while (part := await far.parts.get()) is not None:
+                    begun = exchange.begun = exchange.sent = True
+                    match part.WhichOneof("part"):
+                        case "end":
+                            return part.end
+                        case "progress" if progress is not None:
+                            progress(part.progress)
+                        case _:
+                            pass
+            error = far.error or exchange.lost()
+        except FleetError as refused:
+            error = refused
+        # The same id is safe to send again: the node knows it.
+        if error.reason != "NODE_OFFLINE":
+            raise error
+        if last:
+            raise exchange.lost() if begun else error
+        return None
+
+    def _owner(self, node_id: str) -> str | None:
+        """Another server that holds the node's stream."""
+        if self._relay is None or self._streams.live(node_id) is not None:
+            return None
+        view, owner = self._fleet.node(node_id), self._fleet.replica(node_id)
+        return owner if view is not None and view.online and owner not in ("", self._replica) else None
 
     async def _stream(self, exchange: Exchange) -> Stream:
         """The node's stream; a node that was lost with the command is waited for."""

@@ -27,6 +27,8 @@ class ServedCall:
     def __init__(self) -> None:
         self.parts: Pipe[command_pb2.ServeCommandRequest] = Pipe(PARTS)
         self.answers: Pipe[command_pb2.ServeCommandResponse] = Pipe(PARTS)
+        self.error: FleetError | None = None
+        """Why the parts ended without an end, where that is known."""
 
     def leave(self) -> None:
         """Who gave the command wants no more of it: the agent's call ends."""
@@ -43,6 +45,8 @@ class Exchange:
         self.session_id = ""
         self.over = asyncio.Event()
         self.sent = False
+        self.relayed = False
+        """Another server sent it here: it goes no further."""
         self.begun = False
         """The agent was let to begin: it asks before it does anything."""
         self._call: ServedCall | None = None

@@ -5,6 +5,7 @@ arguments.
 """
 
 from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, NewJob, Pause, PauseKey, Priority, WaitReason
+from fleet_server.store.doors import DoorStore
 from fleet_server.store.events import EventStore
 from fleet_server.store.file_records import (
     InputRow,
@@ -49,6 +50,7 @@ __all__ = [
     "Claim",
     "ClaimRequest",
     "Completion",
+    "DoorStore",
     "Durability",
     "EventStore",
     "Held",

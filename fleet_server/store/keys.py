@@ -58,6 +58,7 @@
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
 | identities    | identities                | hash   | -      | join       | node -> what its certificates name |
 | join          | jt:<hash>                 | hash   | 15 min | join       | a join token, and the key that used it |
+| doors         | doors                     | hash   | -      | replicas   | server -> where other servers dial it |
 | speeds        | speeds                    | hash   | -      | speeds     | node -> measured speeds and loads (JSON) |
 | service_rules | svc:rules                 | hash   | -      | swarm      | swarm service -> fleet.v1.Autoscale |
 | service_seen  | sv:<service>              | string | 7 d    | swarm      | version and hash of what was told of it |
@@ -143,6 +144,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "nodes": "nodes",
         "identities": "identities",
         "join": "jt:",
+        "doors": "doors",
         "speeds": "speeds",
         "service_rules": "svc:rules",
         "service_seen": "sv:",
@@ -213,6 +215,7 @@ class Keys:
         self.output_leaving = self.prefix + NAMES["output_leaving"]
         self.nodes = self.prefix + NAMES["nodes"]
         self.identities = self.prefix + NAMES["identities"]
+        self.doors = self.prefix + NAMES["doors"]
         self.speeds = self.prefix + NAMES["speeds"]
         self.comfy_number = self.prefix + NAMES["comfy_number"]
         self.comfy_open = self.prefix + NAMES["comfy_open"]

@@ -10,6 +10,7 @@ from fleet_server.store._room import Clock, Room, encode_attempt
 from fleet_server.store.broadcast import Broadcast
 from fleet_server.store.client import Client
 from fleet_server.store.comfy import ComfyStore
+from fleet_server.store.doors import DoorStore
 from fleet_server.store.events import EventStore
 from fleet_server.store.inputs import InputStore
 from fleet_server.store.jobs import JobStore
@@ -52,6 +53,7 @@ class Store:
         self.comfy = ComfyStore(room)
         self.nodes = NodeStore(room)
         self.joins = JoinStore(room)
+        self.doors = DoorStore(room)
         self.events = EventStore(room, url)
         self.broadcast = Broadcast(room, url)
         self.outputs = OutputStore(room)

@@ -615,3 +615,91 @@ class ReadFileResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadFileResponse: _TypeAlias = ReadFileResponse  # noqa: Y015
+
+@_typing.final
+class RelayCommandRequest(_message.Message):
+    """From the server that a caller asked to the one that holds the node's stream: `head` first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def head(self) -> Global___RelayHead:
+        """The command."""
+
+    @_builtins.property
+    def answer(self) -> Global___ServeCommandResponse:
+        """Input for it."""
+
+    def __init__(
+        self,
+        *,
+        head: Global___RelayHead | None = ...,
+        answer: Global___ServeCommandResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "head", b"head", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "head", b"head", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["head", "answer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___RelayCommandRequest: _TypeAlias = RelayCommandRequest  # noqa: Y015
+
+@_typing.final
+class RelayHead(_message.Message):
+    """A command on its way between servers. It makes one such step only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ATTENDED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    attended: _builtins.bool
+    """Its answer comes in parts, and it ends with this call."""
+    @_builtins.property
+    def command(self) -> Global___Command:
+        """The command, with its identity."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        command: Global___Command | None = ...,
+        attended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attended", b"attended", "command", b"command", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayHead: _TypeAlias = RelayHead  # noqa: Y015
+
+@_typing.final
+class RelayCommandResponse(_message.Message):
+    """What the agent says of the command."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def part(self) -> Global___ServeCommandRequest:
+        """A part after the head; the last is the end."""
+
+    def __init__(
+        self,
+        *,
+        part: Global___ServeCommandRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayCommandResponse: _TypeAlias = RelayCommandResponse  # noqa: Y015

@@ -116,6 +116,11 @@ class NodeStub:
                 request_serializer=fleet_dot_v1_dot_command__pb2.ServeCommandRequest.SerializeToString,
                 response_deserializer=fleet_dot_v1_dot_command__pb2.ServeCommandResponse.FromString,
                 _registered_method=True)
+        self.RelayCommand = channel.stream_stream(
+                '/fleet.v1.Node/RelayCommand',
+                request_serializer=fleet_dot_v1_dot_command__pb2.RelayCommandRequest.SerializeToString,
+                response_deserializer=fleet_dot_v1_dot_command__pb2.RelayCommandResponse.FromString,
+                _registered_method=True)
         self.ReadFile = channel.unary_stream(
                 '/fleet.v1.Node/ReadFile',
                 request_serializer=fleet_dot_v1_dot_command__pb2.ReadFileRequest.SerializeToString,
@@ -243,6 +248,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RelayCommand(self, request_iterator, context):
+        """A command for a node whose stream this server holds, from another server of the fleet. gRPC only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadFile(self, request, context):
         """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents.
         """
@@ -332,6 +344,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.ServeCommand,
                     request_deserializer=fleet_dot_v1_dot_command__pb2.ServeCommandRequest.FromString,
                     response_serializer=fleet_dot_v1_dot_command__pb2.ServeCommandResponse.SerializeToString,
+            ),
+            'RelayCommand': grpc.stream_stream_rpc_method_handler(
+                    servicer.RelayCommand,
+                    request_deserializer=fleet_dot_v1_dot_command__pb2.RelayCommandRequest.FromString,
+                    response_serializer=fleet_dot_v1_dot_command__pb2.RelayCommandResponse.SerializeToString,
             ),
             'ReadFile': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadFile,
@@ -772,6 +789,33 @@ class Node:
             '/fleet.v1.Node/ServeCommand',
             fleet_dot_v1_dot_command__pb2.ServeCommandRequest.SerializeToString,
             fleet_dot_v1_dot_command__pb2.ServeCommandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RelayCommand(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fleet.v1.Node/RelayCommand',
+            fleet_dot_v1_dot_command__pb2.RelayCommandRequest.SerializeToString,
+            fleet_dot_v1_dot_command__pb2.RelayCommandResponse.FromString,
             options,
             channel_credentials,
             insecure,

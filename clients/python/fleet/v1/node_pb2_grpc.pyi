@@ -72,6 +72,8 @@ class NodeStub:
     """Gives a node a fresh certificate in place of one that is still good. gRPC only, by the node itself."""
     ServeCommand: _grpc.StreamStreamMultiCallable[_command_pb2.ServeCommandRequest, _command_pb2.ServeCommandResponse]
     """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
+    RelayCommand: _grpc.StreamStreamMultiCallable[_command_pb2.RelayCommandRequest, _command_pb2.RelayCommandResponse]
+    """A command for a node whose stream this server holds, from another server of the fleet. gRPC only."""
     ReadFile: _grpc.UnaryStreamMultiCallable[_command_pb2.ReadFileRequest, _command_pb2.ReadFileResponse]
     """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents."""
 
@@ -118,6 +120,8 @@ class NodeAsyncStub(NodeStub):
     """Gives a node a fresh certificate in place of one that is still good. gRPC only, by the node itself."""
     ServeCommand: _aio.StreamStreamMultiCallable[_command_pb2.ServeCommandRequest, _command_pb2.ServeCommandResponse]  # type: ignore[assignment]
     """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
+    RelayCommand: _aio.StreamStreamMultiCallable[_command_pb2.RelayCommandRequest, _command_pb2.RelayCommandResponse]  # type: ignore[assignment]
+    """A command for a node whose stream this server holds, from another server of the fleet. gRPC only."""
     ReadFile: _aio.UnaryStreamMultiCallable[_command_pb2.ReadFileRequest, _command_pb2.ReadFileResponse]  # type: ignore[assignment]
     """A file that a job or a node needs: an input, an output, a model in S3. gRPC only, for agents."""
 
@@ -257,6 +261,14 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_command_pb2.ServeCommandResponse], _abc.AsyncIterator[_command_pb2.ServeCommandResponse]]:
         """The answer to one Command; the agent calls it for each that it is given. gRPC only."""
+
+    @_abc_1.abstractmethod
+    def RelayCommand(
+        self,
+        request_iterator: _MaybeAsyncIterator[_command_pb2.RelayCommandRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_command_pb2.RelayCommandResponse], _abc.AsyncIterator[_command_pb2.RelayCommandResponse]]:
+        """A command for a node whose stream this server holds, from another server of the fleet. gRPC only."""
 
     @_abc_1.abstractmethod
     def ReadFile(
