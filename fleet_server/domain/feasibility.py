@@ -72,6 +72,8 @@ def _labels(node: NodeView, lane: Lane) -> Refusal | None:
 def _capability(node: NodeView, lane: Lane) -> Refusal | None:
     if lane.job_type not in node.job_types:
         return Refusal(Refused.CAPABILITY_MISSING, f"no ready engine of it runs {lane.job_type}")
+    if lane.engine and lane.engine not in node.engines:
+        return Refusal(Refused.CAPABILITY_MISSING, f"it has no ready engine {lane.engine}")
     if lane.cluster not in node.clusters:
         return Refusal(Refused.CAPABILITY_MISSING, f"it does not serve the cluster {lane.cluster}")
     return None

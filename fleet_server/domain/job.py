@@ -67,6 +67,8 @@ class Lane:
     vram_class: int = 0
     needs: tuple[Need, ...] = ()
     """What a graph needs of the node's ComfyUI; () for all other work."""
+    engine: str = ""
+    """The one engine that a free payload names; "" where any will do that runs the type."""
 
 
 @dataclass(frozen=True, slots=True)

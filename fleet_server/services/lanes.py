@@ -26,7 +26,8 @@ def lane_of(spec: types_pb2.JobSpec) -> Lane:
     loras = tuple(sorted({lora.name for lora in loras_of(spec.payload)}))
     labels = tuple(sorted(spec.target_labels.items()))
     needs = tuple(Need(one.class_type, one.input, _value(one.value_json)) for one in spec.payload.workflow.needs)
-    return _lane(spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels, needs)
+    engine = spec.payload.custom.fields["engine"].string_value if "engine" in spec.payload.custom.fields else ""
+    return _lane(spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels, needs, engine)
 
 
 @lru_cache(maxsize=1_024)
@@ -38,9 +39,12 @@ def _lane(
     node_id: str,
     labels: tuple[tuple[str, str], ...],
     needs: tuple[Need, ...],
+    engine: str,
 ) -> Lane:
     definition: tuple[object, ...] = (cluster, job_type, model, loras, node_id, labels)
-    digest = hashlib.sha256(orjson.dumps((*definition, needs) if needs else definition)).hexdigest()
+    definition += (needs,) if needs else ()
+    definition += (engine,) if engine else ()
+    digest = hashlib.sha256(orjson.dumps(definition)).hexdigest()
     return Lane(
         lane_id=digest[:_ID_DIGITS],
         cluster=cluster,
@@ -50,6 +54,7 @@ def _lane(
         node_id=node_id,
         labels=labels,
         needs=needs,
+        engine=engine,
     )
 
 

@@ -37,6 +37,7 @@ def decode_lane(lane_id: str, definition: bytes) -> Lane:
         labels=tuple((name, value) for name, value in known.get("labels", ())),
         vram_class=known.get("vram_class", 0),
         needs=tuple(Need(**need) for need in known.get("needs", ())),
+        engine=known.get("engine", ""),
     )
 
 

@@ -1,0 +1,1 @@
+"""The example engine, installed as a package of its own and used through a whole fleet."""
