@@ -11,6 +11,7 @@ import grpc
 from fleet.v1 import fleet_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
+from fleet_server.services.audit import Actor, audited
 from fleet_server.services.autoscaler import Autoscaler
 from fleet_server.services.registry import Registry
 from fleet_server.services.swarm import Swarm
@@ -44,28 +45,27 @@ class SwarmCalls:
     async def ScaleService(
         self, request: fleet_pb2.ScaleServiceRequest, context: Context
     ) -> fleet_pb2.ScaleServiceResponse:
-        key, owner = idempotency_key(context, request), caller_of(context).owner
-        service = await self.swarm_parts.swarm.scale(request, owner=owner, key=key)
+        service = await self.swarm_parts.swarm.scale(request, _actor(context, request))
         return fleet_pb2.ScaleServiceResponse(service=service)
 
     async def UpdateService(
         self, request: fleet_pb2.UpdateServiceRequest, context: Context
     ) -> fleet_pb2.UpdateServiceResponse:
-        key, owner = idempotency_key(context, request), caller_of(context).owner
-        service = await self.swarm_parts.swarm.update(request, owner=owner, key=key)
+        service = await self.swarm_parts.swarm.update(request, _actor(context, request))
         return fleet_pb2.UpdateServiceResponse(service=service)
 
     async def RollbackService(
         self, request: fleet_pb2.RollbackServiceRequest, context: Context
     ) -> fleet_pb2.RollbackServiceResponse:
-        key, owner = idempotency_key(context, request), caller_of(context).owner
-        service = await self.swarm_parts.swarm.rollback(request, owner=owner, key=key)
+        service = await self.swarm_parts.swarm.rollback(request, _actor(context, request))
         return fleet_pb2.RollbackServiceResponse(service=service)
 
     async def AutoscaleService(
         self, request: fleet_pb2.AutoscaleServiceRequest, context: Context
     ) -> fleet_pb2.AutoscaleServiceResponse:
-        return fleet_pb2.AutoscaleServiceResponse(service=await self.swarm_parts.autoscaler.set_rule(request))
+        caller = caller_of(context)
+        with audited(Actor(caller.owner, caller.request_id), "autoscale_service", "", service=request.service_id):
+            return fleet_pb2.AutoscaleServiceResponse(service=await self.swarm_parts.autoscaler.set_rule(request))
 
     async def GetServiceLogs(
         self, request: fleet_pb2.GetServiceLogsRequest, context: Context
@@ -83,3 +83,9 @@ class SwarmCalls:
     async def ListImages(self, request: fleet_pb2.ListImagesRequest, context: Context) -> fleet_pb2.ListImagesResponse:
         images, token = await self.swarm_parts.registry.images(request)
         return fleet_pb2.ListImagesResponse(images=images, next_page_token=token)
+
+
+def _actor(context: Context, request: Any) -> Actor:
+    """Who changes something. Raises INVALID_FIELD for a bad idempotency key."""
+    caller = caller_of(context)
+    return Actor(caller.owner, caller.request_id, idempotency_key(context, request))

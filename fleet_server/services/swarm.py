@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from fleet.v1 import command_pb2, fleet_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
+from fleet_server.services.audit import Actor, audited
 from fleet_server.services.commands import Commands
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.intake import idempotency
@@ -21,6 +22,7 @@ from fleet_server.store import ReplyStore, SwarmStore
 MANAGER = "manager"
 _NEXT = frozenset({"NODE_OFFLINE", "NODE_NOT_FOUND", "NOT_SWARM_MANAGER", "DOCKER_UNAVAILABLE"})
 """Nothing was done, and another node that manages the swarm may do it."""
+NOBODY = Actor()
 Effect = fleet_pb2.ScaleServiceRequest | fleet_pb2.UpdateServiceRequest | fleet_pb2.RollbackServiceRequest
 
 
@@ -77,37 +79,25 @@ class Swarm:
         asked = fleet_pb2.GetServiceRequest(service_id=service_id)
         return await self._named(command_pb2.Command(get_service=asked))
 
-    async def scale(
-        self, request: fleet_pb2.ScaleServiceRequest, *, owner: str, key: str | None
-    ) -> types_pb2.SwarmService:
+    async def scale(self, request: fleet_pb2.ScaleServiceRequest, actor: Actor = NOBODY) -> types_pb2.SwarmService:
         """Changes the number of replicas; tasks that run are kept. SERVICE_NOT_REPLICATED, IDEMPOTENCY_KEY_REUSED."""
-        return await self._once(
-            "ScaleService", request, lambda one: command_pb2.Command(command_id=one, scale_service=request), owner, key
-        )
+        with audited(actor, "scale_service", "", service=request.service_id, replicas=request.replicas):
+            command = command_pb2.Command(scale_service=request)
+            return await self._once("ScaleService", request, command, actor)
 
-    async def update(
-        self, request: fleet_pb2.UpdateServiceRequest, *, owner: str, key: str | None
-    ) -> types_pb2.SwarmService:
+    async def update(self, request: fleet_pb2.UpdateServiceRequest, actor: Actor = NOBODY) -> types_pb2.SwarmService:
         """Changes the image. IMAGE_NOT_FOUND, REGISTRY_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED."""
-        return await self._once(
-            "UpdateService",
-            request,
-            lambda one: command_pb2.Command(command_id=one, update_service=request),
-            owner,
-            key,
-        )
+        with audited(actor, "update_service", "", service=request.service_id, image=request.image):
+            command = command_pb2.Command(update_service=request)
+            return await self._once("UpdateService", request, command, actor)
 
     async def rollback(
-        self, request: fleet_pb2.RollbackServiceRequest, *, owner: str, key: str | None
+        self, request: fleet_pb2.RollbackServiceRequest, actor: Actor = NOBODY
     ) -> types_pb2.SwarmService:
         """Goes back to the spec before. NO_PREVIOUS_SPEC, IDEMPOTENCY_KEY_REUSED."""
-        return await self._once(
-            "RollbackService",
-            request,
-            lambda one: command_pb2.Command(command_id=one, rollback_service=request),
-            owner,
-            key,
-        )
+        with audited(actor, "rollback_service", "", service=request.service_id):
+            command = command_pb2.Command(rollback_service=request)
+            return await self._once("RollbackService", request, command, actor)
 
     async def set_replicas(self, service_id: str, replicas: int) -> None:
         """What autoscale does."""
@@ -180,21 +170,17 @@ class Swarm:
         return found | {one.swarm_node_id: one.node_id for one in hellos if one.swarm_node_id}
 
     async def _once(
-        self,
-        method: str,
-        request: Effect,
-        command: Callable[[str], command_pb2.Command],
-        owner: str,
-        key: str | None,
+        self, method: str, request: Effect, command: command_pb2.Command, actor: Actor
     ) -> types_pb2.SwarmService:
         """A change under its idempotency key, which is the command's identity on the node too; a caller who leaves does
         not stop it."""
-        once = idempotency(request, method=f"Fleet/{method}", owner=owner, key=key)
+        once = idempotency(request, method=f"Fleet/{method}", owner=actor.owner, key=actor.key)
         if once is None:
-            return await self._shield.run(self._named(command("")))
+            return await self._shield.run(self._named(command))
 
         async def work(operation: str) -> bytes:
-            return (await self._named(command(operation))).SerializeToString()
+            command.command_id = operation
+            return (await self._named(command)).SerializeToString()
 
         reply = await self._shield.run(self._replies.once(once, work))
         return types_pb2.SwarmService.FromString(reply)

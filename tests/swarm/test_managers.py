@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from fleet.v1 import command_pb2, fleet_pb2, types_pb2
 from fleet.v1.node_pb2 import AgentHeartbeat, AgentMessage, Hello
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import Lane
 from fleet_server.domain.node import NodeStatus
+from fleet_server.services.audit import Actor
 from fleet_server.services.autoscaler import Autoscaler, AutoscaleSettings
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.swarm import Swarm, SwarmSettings
@@ -112,7 +114,7 @@ def scale(replicas: int = 2) -> fleet_pb2.ScaleServiceRequest:
 async def test_no_node_manages_a_swarm(swarm: Swarm, nodes: Nodes) -> None:
     nodes.join("away", "manager")
     nodes.fleet.set_status("away", NodeStatus.DISCONNECTED)
-    for call in (swarm.services(), swarm.service("sdxl"), swarm.scale(scale(), owner="", key=None)):
+    for call in (swarm.services(), swarm.service("sdxl"), swarm.scale(scale())):
         with pytest.raises(FleetError) as caught:
             await call
         assert caught.value.reason == "NOT_SWARM_MANAGER"
@@ -126,7 +128,7 @@ async def test_another_manager_is_asked_where_nothing_was_done(swarm: Swarm, nod
     nodes.join("a", "manager")
     nodes.join("b", "manager")
     nodes.refusals["a"] = reason
-    assert (await swarm.scale(scale(3), owner="", key=None)).replicas == 3
+    assert (await swarm.scale(scale(3))).replicas == 3
     assert len(await swarm.log(fleet_pb2.GetServiceLogsRequest(service_id="sdxl"))) > 100
     assert nodes.names == ["a", "b", "a", "b"]
 
@@ -137,7 +139,7 @@ async def test_no_other_is_asked_where_something_may_have_been(swarm: Swarm, nod
     nodes.join("b", "manager")
     nodes.refusals["a"] = reason
     with pytest.raises(FleetError) as caught:
-        await swarm.rollback(fleet_pb2.RollbackServiceRequest(service_id="sdxl"), owner="", key=None)
+        await swarm.rollback(fleet_pb2.RollbackServiceRequest(service_id="sdxl"))
     assert caught.value.reason == reason
     assert nodes.names == ["a"]
 
@@ -162,19 +164,19 @@ async def test_a_long_log_is_its_newest_part(swarm: Swarm, nodes: Nodes) -> None
 
 async def test_a_repeated_request_is_one_command(swarm: Swarm, nodes: Nodes) -> None:
     nodes.join("a", "manager")
-    first = await swarm.scale(scale(2), owner="me", key="k")
-    assert await swarm.scale(scale(2), owner="me", key="k") == first
-    await swarm.scale(scale(2), owner="you", key="k")
+    first = await swarm.scale(scale(2), Actor("me", key="k"))
+    assert await swarm.scale(scale(2), Actor("me", key="k")) == first
+    await swarm.scale(scale(2), Actor("you", key="k"))
     [mine, yours] = [command.command_id for _, command in nodes.asked]
     assert mine and yours and mine != yours
     with pytest.raises(FleetError) as caught:
-        await swarm.scale(scale(3), owner="me", key="k")
+        await swarm.scale(scale(3), Actor("me", key="k"))
     assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
     # What failed is not remembered, and is tried again under another identity.
     nodes.refusals["a"] = "SERVICE_NOT_FOUND"
     for _ in range(2):
         with pytest.raises(FleetError):
-            await swarm.scale(scale(2), owner="me", key="other")
+            await swarm.scale(scale(2), Actor("me", key="other"))
     assert len({command.command_id for _, command in nodes.asked}) == 4
 
 
@@ -280,3 +282,20 @@ async def test_the_rule_of_a_service_that_is_gone_goes(swarm: Swarm, nodes: Node
     nodes.join("a", "manager")
     await scalers.look()
     assert set(await store.swarm.rules()) == {"x3ti"}
+
+
+async def test_changes_are_in_the_audit_log(swarm: Swarm, nodes: Nodes) -> None:
+    nodes.join("a", "manager")
+    auth = fleet_pb2.RegistryAuth(username="u", password="hidden")
+    with structlog.testing.capture_logs() as logs:
+        await swarm.scale(scale(3), Actor("me", "r1"))
+        nodes.refusals["a"] = "IMAGE_NOT_FOUND"
+        with pytest.raises(FleetError):
+            asked = fleet_pb2.UpdateServiceRequest(service_id="sdxl", image="x:1", registry_auth=auth)
+            await swarm.update(asked, Actor("you", "r2"))
+    found = [(one["verb"], one["owner"], one["request_id"], one["service"], one["decision"]) for one in logs]
+    assert found == [
+        ("scale_service", "me", "r1", "sdxl", "done"),
+        ("update_service", "you", "r2", "sdxl", "IMAGE_NOT_FOUND"),
+    ]
+    assert "hidden" not in str(logs)
