@@ -1,0 +1,144 @@
+"""Which folders of a node containers may see: each way around the list is refused, and its honest twin allowed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from fleet_agent.commands import CommandFault
+from fleet_agent.containers.mounts import BindMount, MountPolicy
+from fleet_agent.settings import AgentSettings
+from tests.containers.conftest import NODE
+from tests.docker_daemon import IMAGE
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root" / "inner").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    return tmp_path / "root"
+
+
+def reason(policy: MountPolicy, *mounts: str) -> str:
+    with pytest.raises(CommandFault) as caught:
+        policy.judge(mounts)
+    return caught.value.reason
+
+
+def test_what_lies_below_a_root_is_allowed(root: Path) -> None:
+    policy = MountPolicy([root])
+    (root / "file").write_text("x")
+    (root / "link").symlink_to(root / "inner")
+    assert policy.judge([f"{root}:/a", f"{root}/inner:/b:ro", f"{root}/file:/c"]) == [
+        BindMount(str(root), "/a", False),
+        BindMount(str(root / "inner"), "/b", True),
+        BindMount(str(root / "file"), "/c", False),
+    ]
+    # A link that stays below is what it stands for.
+    assert policy.judge([f"{root}/link:/d"])[0].source == str(root / "inner")
+    assert policy.judge([f"{root}/inner/../inner:/e"])[0].source == str(root / "inner")
+
+
+def test_a_root_may_itself_be_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "named").symlink_to(root)
+    assert MountPolicy([tmp_path / "named"]).judge([f"{tmp_path}/named/inner:/a"])[0].source == str(root / "inner")
+
+
+def test_every_way_out_is_refused(root: Path, tmp_path: Path) -> None:
+    policy = MountPolicy([root])
+    (root / "up").symlink_to("..")
+    (root / "etc").symlink_to("/etc")
+    (root / "all").symlink_to("/")
+    (root / "loop").symlink_to(root / "loop")
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(root / "s"))
+    for source in (
+        *("/", "/etc", "/proc", "/sys", "/root", "/var/run/docker.sock", "/run", str(tmp_path), f"{tmp_path}/outside"),
+        *(f"{root}/..", f"{root}/../outside", f"{root}x", f"{root}/up", f"{root}/up/outside"),
+        *(f"{root}/etc", f"{root}/etc/shadow", f"{root}/all", f"{root}/all/etc", f"{root}/loop"),
+        *(f"{root}/pipe", f"{root}/s"),
+    ):
+        assert reason(policy, f"{source}:/x") == "MOUNT_FORBIDDEN", source
+    # Of what lies outside nobody learns whether it exists.
+    assert reason(policy, "/etc/nosuch:/x") == reason(policy, "/etc/passwd:/x") == "MOUNT_FORBIDDEN"
+    assert reason(policy, f"{root}/nosuch:/x") == "INVALID_FIELD"
+    assert reason(MountPolicy([]), f"{root}:/x") == "MOUNT_FORBIDDEN"
+
+
+def test_what_guards_the_node_is_forbidden_whatever_the_list_says(root: Path) -> None:
+    policy = MountPolicy([root], forbidden=[root / "inner" / "keys"])
+    (root / "inner" / "keys").mkdir()
+    (root / "fine").mkdir()
+    for source in (root, root / "inner", root / "inner" / "keys"):
+        assert reason(policy, f"{source}:/x") == "MOUNT_FORBIDDEN"
+    assert policy.judge([f"{root}/fine:/x"])
+    assert reason(MountPolicy([Path("/")]), "/etc:/x") == "MOUNT_FORBIDDEN"
+    assert reason(MountPolicy([Path("/")]), "/:/x") == "MOUNT_FORBIDDEN"
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        *("", "/a", "a:/b", "/a:b", "/a:/b:rw", "/a:/b:ro:z", "/a:/b:ro,exec", ":/b", "/a:"),
+        *(
+            "{root}:/",
+            "{root}:/proc",
+            "{root}:/proc/x",
+            "{root}:/sys/y",
+            "{root}:/dev",
+            "{root}:/x/../..",
+            "{root}:/\n",
+        ),
+    ],
+)
+def test_what_is_no_mount_is_said(root: Path, mount: str) -> None:
+    assert reason(MountPolicy([root]), mount.format(root=root)) == "INVALID_FIELD"
+
+
+def test_no_place_is_mounted_on_twice(root: Path) -> None:
+    assert reason(MountPolicy([root]), f"{root}:/a", f"{root}/inner:/a/") == "INVALID_FIELD"
+
+
+@pytest.mark.parametrize(
+    "roots", ["/", "/etc", "/etc/x", "/var", "/var/lib/docker/volumes", "/proc", "relative", "/run"]
+)
+def test_an_unsafe_root_stops_the_agent(roots: str) -> None:
+    with pytest.raises(ValidationError):
+        AgentSettings(mount_roots=roots)  # type: ignore[arg-type]
+
+
+def test_settings_of_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AgentSettings().mount_roots == (Path("/mnt/s3-models"), Path("/srv/fleet"))
+    monkeypatch.setenv("FLEET_AGENT_MOUNT_ROOTS", "/srv/a:/srv/b")
+    assert AgentSettings().mount_roots == (Path("/srv/a"), Path("/srv/b"))
+    monkeypatch.setenv("FLEET_AGENT_MOUNT_ROOTS", "")
+    assert AgentSettings().mount_roots == ()
+    with pytest.raises(ValidationError):
+        AgentSettings(docker_host="tcp://127.0.0.1:2375")
+
+
+@pytest.mark.usefixtures("clean")
+def test_attacks_through_the_api(door: httpx.Client, roots: Path) -> None:
+    """A container with an honest mount plants a link, and a second deploy asks for what it points to."""
+
+    def deploy(name: str, **fields: object) -> httpx.Response:
+        return door.post("/api/fleet/deploy", json={"node_id": NODE, "image": IMAGE, "name": name, **fields})
+
+    assert deploy("honest", mounts=[f"{roots}:/models"]).status_code == 200
+    planted = {"command": "sh -c 'busybox ln -s / /models/way-out'", "container_name": "honest"}
+    assert door.post(f"/api/fleet/exec/{NODE}", json=planted).json()["exit_code"] == 0
+    for source in ("/", "/etc", "/var/run/docker.sock", f"{roots}/way-out", f"{roots}/way-out/etc", f"{roots}/../data"):
+        reply = deploy("attack", mounts=[f"{source}:/host"])
+        said = reply.json()
+        assert (reply.status_code, said["reason"]) == (403, "MOUNT_FORBIDDEN"), (source, said)
+        assert said["detail"].startswith("mounts[0]")
+    for field in ("privileged", "network_mode", "pid", "cap_add", "devices", "runtime", "user"):
+        assert deploy("attack", **{field: True}).json()["reason"] == "UNKNOWN_FIELD"
+    listed = door.get("/api/fleet/deploy").json()["containers"]
+    assert [one["name"] for one in listed] == ["honest"]
