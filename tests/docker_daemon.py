@@ -105,6 +105,8 @@ class DockerDaemon:
         ]
         # A daemon that is the first of a process namespace takes containerd, shims and containers along when it ends.
         command = [
+            # Nothing is left of it either when the tests themselves are killed.
+            *("setpriv", "--pdeathsig", "KILL"),
             *("nsenter", f"--net=/run/netns/{self.namespace}"),
             *("unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"),
             *("bash", "-c", " && ".join(steps)),
