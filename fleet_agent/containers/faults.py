@@ -28,7 +28,11 @@ _RULES: tuple[tuple[str, str, str], ...] = (
 )
 _PULL_RULES: tuple[tuple[str, str, str], ...] = (
     (r"invalid reference format", _FIELD, "image"),
-    (r"incorrect username or password|unauthorized: authentication required", _FIELD, "registry_auth"),
+    (
+        r"no basic auth credentials|incorrect username or password|unauthorized: authentication required",
+        _FIELD,
+        "registry_auth",
+    ),
     (
         r"not found|manifest unknown|does not exist|access denied|no matching manifest|unauthorized",
         "IMAGE_NOT_FOUND",
