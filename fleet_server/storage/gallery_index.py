@@ -21,6 +21,7 @@ T = TypeVar("T")
 _WORD = re.compile(r"\w+")
 _VERSION = 1
 _TIE_BITS = 20
+_LAST_ID = 1 << 62
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rows (id INTEGER PRIMARY KEY, filename TEXT NOT NULL UNIQUE, content BLOB NOT NULL);
@@ -196,11 +197,12 @@ def _free_id(db: sqlite3.Connection, created_ms: int, filename: str) -> int:
 
 
 def _page(db: sqlite3.Connection, span: Span, words: Sequence[str], limit: int) -> list[Found]:
-    low = -1 if span.after_ms is None else span.after_ms << _TIE_BITS
-    high = (1 << 62) if span.before_ms is None else span.before_ms << _TIE_BITS
+    # A time of the year 9999 is fine, and beyond what SQLite's integers hold.
+    low = -1 if span.after_ms is None else min(span.after_ms << _TIE_BITS, _LAST_ID)
+    high = _LAST_ID if span.before_ms is None else min(span.before_ms << _TIE_BITS, _LAST_ID)
     if span.before_ms is not None and span.before_name:
         known = db.execute("SELECT id FROM rows WHERE filename = ?", (span.before_name,)).fetchone()
-        high = known[0] if known is not None else _id(span.before_ms, span.before_name)
+        high = known[0] if known is not None else min(_id(span.before_ms, span.before_name), _LAST_ID)
     if words:
         query = " AND ".join('"' + word + '"' for word in words)
         # The index of words yields ids newest first by itself; only the rows of the page are read.

@@ -13,7 +13,8 @@ import pytest
 import redis
 from fleet.v1 import types_pb2, vision_pb2
 
-from fleet_server.store import OutputRow, Store
+from fleet_server.services.pages import token_of
+from fleet_server.store import OutputRow, PageKey, Store
 from fleet_server.store.keys import NAMES
 from tests.outputs.world import World, put_rows, row_of, world_on
 from tests.services.calls.desk import asked
@@ -138,7 +139,7 @@ async def test_an_index_that_is_of_no_use_is_made_again(
     elif harm == "another store":
         client.hset(totals, "epoch", "another")
         with sqlite3.connect(path) as db:
-            db.execute("UPDATE rows SET filename = 'ghost' || id")
+            db.executescript("DELETE FROM words; DELETE FROM rows")
     elif harm == "of another version":
         with sqlite3.connect(path) as db:
             db.execute("PRAGMA user_version = 99")
@@ -151,7 +152,7 @@ async def test_an_index_that_is_of_no_use_is_made_again(
         )
         client.hset(totals, "changes", len(rows) + 9)
         with sqlite3.connect(path) as db:
-            db.execute("UPDATE rows SET filename = 'ghost' || id")
+            db.executescript("DELETE FROM words; DELETE FROM rows")
     client.close()
     async with world_on(store, tmp_path, None) as world:
         assert set(await shown(world)) == {row.filename for row in rows}
@@ -203,6 +204,16 @@ async def test_a_page_costs_as_many_commands_at_10_000_outputs_as_at_100(
                 costs[-1].append(commands(client) - before)
     client.close()
     assert costs[0] == costs[1] and max(costs[0]) <= 6, costs
+
+
+async def test_times_and_places_beyond_all_outputs_are_no_trouble(store: Store, tmp_path: Path) -> None:
+    async with world_on(store, tmp_path, None) as world:
+        await put_rows(store, [row_of("a.png", 5, "00", at_ms=77)])
+        assert await shown(world, created_before="9999-12-31T23:59:59Z") == ["a.png"]
+        assert await shown(world, created_after="9999-12-31T23:59:59Z") == []
+        request = asked(vision_pb2.ListGalleryRequest)
+        request.page_token = token_of(request, PageKey((1 << 53) - 1, "b.png"))
+        assert len((await world.filing.gallery.list(request))[0]) == 1
 
 
 async def test_two_of_one_moment_and_one_checksum_are_both_there(store: Store, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ async def read(world: World, row: OutputRow, width: int | None = None, **headers
 
 async def cleaned_up(world: World, row: OutputRow) -> None:
     await world.sweeps.sync()
+    images, _ = await world.filing.gallery.list(asked(vision_pb2.ListGalleryRequest))
+    assert images[0].sources == ["local", "s3"]
     await world.sweeps.cleanup(0.0001, dry_run=False)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet.v1 import fleet_pb2
+from fleet.v1 import fleet_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.sweep_calls import SweepCalls
@@ -28,7 +28,8 @@ class Crash(Exception):  # noqa: N818 - no error of ours
 
 
 async def test_a_sync_copies_what_is_not_there_and_says_so(world: World) -> None:
-    rows = [await world.add(engine=engine) for engine in ("sketch", "comfyui", "animatediff")]
+    rows = [await world.add(engine=engine) for engine in ("sketch", "comfyui")]
+    rows.append(await world.add(engine="comfyui", job_type=types_pb2.JOB_TYPE_VIDEO_GEN))
     sweep = await world.sweeps.sync()
     assert (sweep.operation, sweep.scanned, sweep.uploaded, sweep.skipped, sweep.failed) == ("sync", 3, 3, 0, 0)
     assert sweep.uploaded_bytes == sum(row.size_bytes for row in rows)

@@ -96,6 +96,7 @@ def row_of(
     content_type: str = "image/png",
     making: bytes = b"",
     home: str = HERE,
+    job_type: types_pb2.JobType.ValueType = types_pb2.JOB_TYPE_IMAGE_GEN,
 ) -> OutputRow:
     """A row as the end of a job makes it."""
     record = types_pb2.Output(
@@ -107,7 +108,9 @@ def row_of(
         sha256=sha256,
         node_id=node_id,
         job_id=job_id,
-        metadata=types_pb2.OutputMetadata(prompt=prompt, engine=engine, model=model, resolved_model=model),
+        metadata=types_pb2.OutputMetadata(
+            prompt=prompt, engine=engine, model=model, resolved_model=model, job_type=job_type
+        ),
     )
     record.create_time.FromMilliseconds(at_ms)
     key = object_key(filename, types_pb2.OutputMetadata(engine=engine))
