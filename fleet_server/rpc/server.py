@@ -20,13 +20,25 @@ from fleet_server.rpc.methods import Method
 from fleet_server.rpc.status import DETAILS_KEY, grpc_code, rich_status
 from fleet_server.services.authority import Pair
 
+PING_MS = 10_000
+
+
+def keepalive(ping_ms: int) -> tuple[tuple[str, int], ...]:
+    """Options under which both ends ping each `ping_ms`, with and without calls, and a peer that does so is let be."""
+    return (
+        ("grpc.keepalive_time_ms", ping_ms),
+        ("grpc.keepalive_timeout_ms", ping_ms // 2),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # What C calls GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS; another name is not heard, and five
+        # minutes hold.
+        ("grpc.http2.min_ping_interval_without_data_ms", ping_ms // 2),
+        ("grpc.http2.max_ping_strikes", 2),
+    )
+
+
 OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 2),
+    *keepalive(PING_MS),
     # Each follower of events or logs is a stream, many may share a connection, and ended calls count until they are
     # swept up: with 100, sixty busy callers on one connection were refused now and then.
     ("grpc.max_concurrent_streams", 2_000),
@@ -34,7 +46,7 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", 17_825_792),
     ("grpc.so_reuseport", 0),
 )
-"""Both ends ping every 10 s; the defaults of a server would answer such a client with GOAWAY after 40 s."""
+"""The defaults of a server would answer a client that pings every 10 s with GOAWAY after 40 s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""Connections without calls: both ends ping, and neither takes it amiss."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from fleet_server.rpc.auth import KeyRing
+from fleet_server.rpc.invoke import Invoker
+from fleet_server.rpc.metrics import RpcMetrics
+from fleet_server.rpc.server import OPTIONS, PING_MS, GrpcServer, keepalive
+
+FAST_MS = 400
+
+
+def server(ping_ms: int) -> GrpcServer:
+    fast = dict(keepalive(ping_ms))
+    keys = KeyRing([], clock=lambda: 0.0)
+    invoker = Invoker([], keys=keys, metrics=RpcMetrics(CollectorRegistry(), []))
+    return GrpcServer(invoker, options=[(name, fast.get(name, value)) for name, value in OPTIONS])
+
+
+async def stays(channel: grpc.aio.Channel, seconds: float) -> bool:
+    """Whether a connection is still the same after so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+    except TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("pings", ["as often as agreed", "far too often"])
+async def test_an_idle_connection_stays_unless_it_pings_too_often(pings: str) -> None:
+    """An agent's channel of uploads is idle for hours. With a name of the option that gRPC does not know it was closed
+    after three pings.
+    """
+    agreed = pings == "as often as agreed"
+    serving = server(FAST_MS if agreed else PING_MS)
+    port = await serving.start("127.0.0.1:0")
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=keepalive(FAST_MS))
+    try:
+        async with asyncio.timeout(20):
+            await channel.channel_ready()
+        assert await stays(channel, FAST_MS * 15 / 1000 if agreed else 20) is agreed
+    finally:
+        await channel.close()
+        await serving.stop(0)
