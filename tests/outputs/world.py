@@ -113,7 +113,7 @@ def row_of(
         ),
     )
     record.create_time.FromMilliseconds(at_ms)
-    key = object_key(filename, types_pb2.OutputMetadata(engine=engine))
+    key = object_key(filename, record.metadata)
     return OutputRow(filename, job_id, at_ms, size, record.SerializeToString(), key=key, making=making, home=home)
 
 
