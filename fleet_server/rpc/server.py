@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -70,7 +70,11 @@ def _credentials(tls: Tls, certificates: bool) -> grpc.ServerCredentials:
             [(pair.key, pair.chain)], root_certificates=tls.authority if certificates else None
         )
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, certificates)
+    first = configuration()
+    assert first is not None
+    # None from the fetcher is "as before", which the stubs do not say.
+    fetcher = cast("Callable[[], grpc.ServerCertificateConfiguration]", configuration)
+    return grpc.dynamic_ssl_server_credentials(first, fetcher, certificates)
 
 
 class GrpcServer:
