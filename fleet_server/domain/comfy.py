@@ -70,17 +70,20 @@ class Catalogue:
 
     digest: str
     classes: Mapping[str, NodeClass]
-    _choices: Mapping[tuple[str, str], frozenset[Json]] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, frozenset[Json]]] = field(default_factory=dict)
+    """What the lists of each class take, by input."""
 
     @classmethod
     def of(cls, object_info: Mapping[str, Json], digest: str) -> Catalogue:
         """Of a reply of /object_info; what in it is not of that form is left out."""
         classes = {name: _class(name, found) for name, found in object_info.items() if isinstance(found, dict)}
         choices = {
-            (name, spec.name): frozenset(choice for choice in spec.choices if _scalar(choice))
+            name: {
+                spec.name: frozenset(choice for choice in spec.choices if _scalar(choice))
+                for spec in one.inputs
+                if spec.choices is not None
+            }
             for name, one in classes.items()
-            for spec in one.inputs
-            if spec.choices is not None
         }
         return cls(digest, classes, choices)
 
@@ -90,13 +93,26 @@ class Catalogue:
             if need.class_type not in self.classes:
                 yield need
             elif need.input:
-                choices = self._choices.get((need.class_type, need.input))
+                choices = self.choices.get(need.class_type, {}).get(need.input)
                 if choices is not None and need.value not in choices:
                     yield need
 
     def lists(self, class_type: str, name: str) -> bool:
         """Whether an input takes one of a list."""
-        return (class_type, name) in self._choices
+        return name in self.choices.get(class_type, {})
+
+    def only(self, needs: Iterable[Need]) -> Catalogue:
+        """As much of it as tells which of these needs it lacks."""
+        classes: dict[str, NodeClass] = {}
+        choices: dict[str, dict[str, frozenset[Json]]] = {}
+        for need in needs:
+            if need.class_type in self.classes:
+                classes[need.class_type] = NodeClass(need.class_type, (), (), False)
+            known = self.choices.get(need.class_type, {}).get(need.input)
+            if known is not None:
+                kept = choices.setdefault(need.class_type, {})
+                kept[need.input] = kept.get(need.input, frozenset()) | ({need.value} & known)
+        return Catalogue(self.digest, classes, choices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import orjson
 import structlog
 from pydantic import TypeAdapter
 
+from fleet_server.domain.comfy import Catalogue, Need
 from fleet_server.domain.node import NodeView
 from fleet_server.domain.placement import Plan, Situation, place
 from fleet_server.domain.recorded import RecordedTiming
@@ -38,6 +39,8 @@ class DecisionLog:
         self._path = path
         self._lines: asyncio.Queue[bytes] = asyncio.Queue(_WAITING)
         self._known: dict[str, NodeView] = {}
+        self._needs: frozenset[Need] = frozenset()
+        self._excerpts: dict[str, Catalogue] = {}
         self.left_out = 0
 
     def open(self) -> None:
@@ -61,6 +64,23 @@ class DecisionLog:
         finally:
             self._write(self._rest())
 
+    def _seen(self, situation: Situation) -> list[NodeView]:
+        """The nodes, of what their ComfyUIs have only what some lane needs: a catalogue has megabytes."""
+        needs = self._needs.union(*(_wanted(one).lane.needs for one in situation.demands))
+        if needs != self._needs:
+            self._needs = needs
+            self._excerpts.clear()
+        return [
+            node if node.offers is None else replace(node, offers=self._excerpt(node.offers))
+            for node in situation.nodes
+        ]
+
+    def _excerpt(self, catalogue: Catalogue) -> Catalogue:
+        found = self._excerpts.get(catalogue.digest)
+        if found is None:
+            found = self._excerpts[catalogue.digest] = catalogue.only(self._needs)
+        return found
+
     def _rest(self) -> bytes:
         lines = []
         while not self._lines.empty():
@@ -77,7 +97,7 @@ class DecisionLog:
     def _line(self, decision: Decision) -> bytes:
         situation = decision.situation
         fresh = not self._known
-        now = {node.node_id: node for node in situation.nodes}
+        now = {node.node_id: node for node in self._seen(situation)}
         changed = [node for node_id, node in now.items() if self._known.get(node_id) != node]
         gone = [node_id for node_id in self._known if node_id not in now]
         self._known = now

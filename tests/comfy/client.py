@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +19,17 @@ Frame = Any
 class Listener:
     """Hears all frames on a thread of its own."""
 
-    def __init__(self, url: str, client_id: str = "", *, metadata: bool = False, **headers: str) -> None:
+    def __init__(
+        self, url: str, client_id: str = "", *, metadata: bool = False, headers: Mapping[str, str] | None = None
+    ) -> None:
         query = f"?clientId={client_id}" if client_id else ""
         self._connecting = connect(
-            url + query, additional_headers=headers, max_size=None, close_timeout=2, proxy=None, compression=None
+            url + query,
+            additional_headers=dict(headers or {}),
+            max_size=None,
+            close_timeout=2,
+            proxy=None,
+            compression=None,
         )
         self._socket = self._connecting.__enter__()
         self.frames: list[Frame] = []

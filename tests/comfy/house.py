@@ -103,10 +103,12 @@ class House:
 
 
 @contextmanager
-def house_in(folder: Path, *, ports: Sequence[int] = (0, 0, 0), **environment: str) -> Iterator[House]:
+def house_in(
+    folder: Path, environment: Mapping[str, str] | None = None, *, ports: Sequence[int] = (0, 0, 0)
+) -> Iterator[House]:
     """A house with its server started (`ports`: HTTP, gRPC, ComfyUI); all of it is stopped at the end."""
     with ExitStack() as stack:
-        house = House(folder, stack, environment, ports)
+        house = House(folder, stack, environment or {}, ports)
         house.start()
         stack.callback(house.server.stop)
         yield house

@@ -30,7 +30,7 @@ def script(*, checkpoints: tuple[str, ...], enhances: bool) -> Script:
 @pytest.fixture(scope="module")
 def three() -> Iterator[House]:
     """red: base alone; green: base and photo, and the custom node; blue: photo, and the custom node."""
-    with tempfile.TemporaryDirectory(prefix="fleet-") as folder, house_in(Path(folder), **LEASE) as house:
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder, house_in(Path(folder), LEASE) as house:
         house.join("red", script(checkpoints=("base.safetensors",), enhances=False), **LEASE)
         house.join("green", script(checkpoints=("base.safetensors", "photo.safetensors"), enhances=True), **LEASE)
         house.join("blue", script(checkpoints=("photo.safetensors",), enhances=True), **LEASE)

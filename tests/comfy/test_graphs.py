@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,6 +11,13 @@ import pytest
 
 from fleet_server.domain.comfy import Catalogue, FileName, Need, ancestors, merged, needs_of
 from fleet_server.domain.comfy_check import check
+from fleet_server.domain.feasibility import feasible
+from fleet_server.domain.job import Lane, Priority
+from fleet_server.domain.node import NodeStatus, NodeView
+from fleet_server.domain.placement import Situation, place
+from fleet_server.domain.recorded import RecordedTiming
+from fleet_server.services.decisions import DecisionLog, read_decisions, replay
+from fleet_server.services.dispatch import Decision, Wanted
 from tests.comfy_node import STANDARD, combo, node_class, sample
 
 Graph = dict[str, dict[str, Any]]
@@ -20,7 +28,7 @@ def catalogue(*, without: tuple[str, ...] = (), **lists: list[str]) -> Catalogue
     classes = {name: copy.deepcopy(one) for name, one in STANDARD.items() if name not in without}
     if "CheckpointLoaderSimple" in classes:
         classes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = lists.get("checkpoints", [])
-    return Catalogue.of(classes, "x")
+    return Catalogue.of(classes, f"{hash(str((without, lists))):x}")
 
 
 CHAIN: Graph = sample("chain_post_prompt")["request"]["json"]["prompt"]
@@ -155,3 +163,35 @@ def test_lists_of_several_nodes_are_united_class_by_class() -> None:
 )
 def test_file_names_are_read_as_graphs_write_them(text: str, name: FileName) -> None:
     assert FileName.of(text) == name
+
+
+def test_a_recorded_decision_of_graphs_is_made_again(tmp_path: Path) -> None:
+    """What a node's ComfyUI has is written down only as far as some lane needs it."""
+    lanes = [
+        Lane(name, "vision", "image_gen", needs=needs_of(CHECKPOINT, [catalogue(checkpoints=[file])]))
+        for name, file in (("one", "a.safetensors"),)
+    ]
+    offers = {"has": ["a.safetensors", "b.safetensors"], "lacks": ["b.safetensors"]}
+    nodes = [
+        NodeView(
+            node_id,
+            NodeStatus.ONLINE,
+            clusters=frozenset({"vision"}),
+            job_types=frozenset({"image_gen"}),
+            engines=frozenset({"comfyui"}),
+            slots=1,
+            slots_free=1,
+            offers=catalogue(checkpoints=files),
+        )
+        for node_id, files in offers.items()
+    ]
+    situation = Situation(nodes, [Wanted(lane, 1, 0, Priority.NORMAL, 0, lane.lane_id) for lane in lanes], 1_000)
+    timing = RecordedTiming(None)
+    plan = place(situation, timing=timing)
+    assert [(one.node_id, one.lane_id) for one in plan.placed] == [("has", "one")]
+    log = DecisionLog(tmp_path / "decisions")
+    line = log._line(Decision(situation, timing, plan))
+    assert len(line) < 4_000 and b"b.safetensors" not in line
+    assert replay([line]).differences == []
+    (again,) = read_decisions([line])
+    assert feasible(again.situation.nodes[1], lanes[0]) == feasible(nodes[1], lanes[0]) is not None

@@ -31,7 +31,7 @@ def house() -> Iterator[House]:
         lines = [f"{name}:{key}{':admin' if name == 'boss' else ''}" for name, key in KEYS.items()]
         file.write_text("\n".join([*lines, "agent:agent-key-0123456789abcdef:admin"]) + "\n")
         file.chmod(0o600)
-        with house_in(Path(folder), FLEET_API_KEYS_FILE=str(file)) as found:
+        with house_in(Path(folder), {"FLEET_API_KEYS_FILE": str(file)}) as found:
             found.http.headers.update(headers("boss"))
             found.join("n1", Script(), FLEET_API_KEY="agent-key-0123456789abcdef")
             found.settled()
@@ -47,7 +47,7 @@ def test_a_key_is_asked_for_and_taken_in_three_ways(house: House) -> None:
         basic = base64.b64encode(f"anybody:{KEYS['ann']}".encode()).decode()
         for given in (headers("ann"), {"Authorization": f"Bearer {KEYS['ann']}"}, {"Authorization": f"Basic {basic}"}):
             assert client.get("/queue", headers=given).status_code == 200
-            with Listener(house.socket_url, "ann", **given) as socket:
+            with Listener(house.socket_url, "ann", headers=given) as socket:
                 socket.wait(kind="status")
         for wrong in ({"X-API-Key": "no"}, {"Authorization": "Basic !!!"}, {"Authorization": "Basic bm8="}):
             assert client.get("/queue", headers=wrong).status_code == 401
@@ -62,8 +62,8 @@ def test_an_owner_sees_its_own_and_an_admin_all(house: House) -> None:
     with (
         httpx.Client(base_url=house.url, headers=headers("ann")) as ann,
         httpx.Client(base_url=house.url, headers=headers("bob")) as bob,
-        Listener(house.socket_url, "same", **headers("bob")) as spy,
-        Listener(house.socket_url, "same", **headers("ann")) as own,
+        Listener(house.socket_url, "same", headers=headers("bob")) as spy,
+        Listener(house.socket_url, "same", headers=headers("ann")) as own,
     ):
         ids = [
             ann.post("/prompt", json={"prompt": progress(seed=seed), "client_id": "same"}).json()["prompt_id"]
@@ -120,7 +120,7 @@ def test_what_is_everybodys_is_for_admins(house: House) -> None:
 
 def test_a_key_that_is_withdrawn_ends_its_sockets(house: House) -> None:
     file = house.folder / "keys"
-    with Listener(house.socket_url, "ann", **headers("ann")) as socket:
+    with Listener(house.socket_url, "ann", headers=headers("ann")) as socket:
         socket.wait(kind="status")
         text = file.read_text()
         file.write_text("".join(line for line in text.splitlines(True) if not line.startswith("ann:")))

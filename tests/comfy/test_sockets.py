@@ -117,7 +117,7 @@ def test_the_nodes_own_socket_may_break_and_the_client_sees_the_end(house: House
 def test_a_page_of_another_site_gets_no_socket(house: House) -> None:
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}):
         with pytest.raises(InvalidStatus) as refused:
-            Listener(house.socket_url, "x", **headers)
+            Listener(house.socket_url, "x", headers=headers)
         assert refused.value.response.status_code == 403
     reply = house.http.get("/queue", headers={"Host": "evil.example"})
     assert reply.status_code == 403
