@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -41,8 +41,7 @@ class ContainerCalls:
 
     session: httpx.Client
 
-    def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Json]
 
     def deploy_container(self, node_id: str, image: str, name: str, **fields: Any) -> Json:
         """Run a container on a node; it is returned once it runs. Fields: port, host_port, gpus, mounts, env, labels,
@@ -89,8 +88,7 @@ class AsyncContainerCalls:
 
     session: httpx.AsyncClient
 
-    async def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Awaitable[Json]]
 
     async def deploy_container(self, node_id: str, image: str, name: str, **fields: Any) -> Json:
         """Run a container on a node; it is returned once it runs. Fields: port, host_port, gpus, mounts, env, labels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fleet_client import calls
@@ -12,8 +12,7 @@ from fleet_client.calls import Json, segment
 class MachineCalls:
     """Part of the blocking client."""
 
-    def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Json]
 
     def node_heartbeats(self, node_id: str, step_seconds: int | None = None) -> Json:
         """The last hour of one node, oldest first, one reading a step: `heartbeats`."""
@@ -60,8 +59,7 @@ class MachineCalls:
 class AsyncMachineCalls:
     """Part of the asynchronous client."""
 
-    async def _json(self, method: str, path: str, **options: Any) -> Json:
-        raise NotImplementedError
+    _json: Callable[..., Awaitable[Json]]
 
     async def node_heartbeats(self, node_id: str, step_seconds: int | None = None) -> Json:
         """The last hour of one node, oldest first, one reading a step: `heartbeats`."""
