@@ -15,7 +15,7 @@ import pytest
 
 from tests.parts import need_packages
 
-_START_SECONDS = 50
+_START_SECONDS = 120
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.e2e.fleet_process import FleetProcess
 from tests.openai.micro import LANGUAGE, SPEECH
 from tests.waiting import wait_until_now
+
+# The server has a deadline of its own: it is made once, with the first test.
+pytestmark = pytest.mark.timeout(60, func_only=True)
 
 
 def test_tokens_are_streamed_and_counted(model_server: str, tmp_path: Path) -> None:

@@ -414,3 +414,19 @@ def test_what_a_fallen_process_left_running_is_ended_by_the_next(node: ComfyNode
     _engine(node, tmp_path).run(_task(tmp_path), Recorder())
     assert [call.body for call in node.called("POST", "/interrupt")] == [{"prompt_id": "left-behind"}]
     assert list(node.app.executor.history) == ["left-behind", JOB]
+
+
+def test_frames_of_other_prompts_are_nobodys_here(node: ComfyNode, tmp_path: Path) -> None:
+    """A prompt without a client tells everybody of its progress."""
+    node.script.hold_at = 2
+    httpx.post(f"{node.url}/prompt", json={"prompt": _progress_graph(step_ms=0), "prompt_id": "another's"})
+    assert node.script.held.wait(20)
+    recorder = Recorder()
+    engine = _engine(node, tmp_path)
+    thread, ended = _in_thread(lambda: engine.run(_workflow(tmp_path, _progress_graph(step_ms=0, seed=9)), recorder))
+    recorder.wait_for(lambda: len(node.app.executor.pending) == 1)
+    node.script.release()
+    thread.join(20)
+    assert isinstance(ended[0], EngineResult)
+    assert all(JOB in frame for frame in recorder.frames if isinstance(frame, str))
+    assert recorder.steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
