@@ -48,6 +48,7 @@ def run(*command: str, home: Path) -> bytes:
 def test_comfy_api_simplified(house: House, workflow: Path, tmp_path: Path) -> None:
     # It takes every picture that comes over its socket for a result; ComfyUI sends no previews unless it is told to.
     house.nodes["n1"].script.previews = False
+    house.post("/history", {"clear": True})
     made = run(sys.executable, "-c", SIMPLIFIED, house.url, str(workflow), home=tmp_path)
     assert made.startswith(b"\x89PNG")
     (entry,) = house.get("/history").values()
