@@ -12,7 +12,6 @@ from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
 from fleet_server.rpc.containers import ContainerCalls
-from fleet_server.rpc.later import others_later
 from fleet_server.rpc.outputs import OutputCalls, OutputParts
 from fleet_server.rpc.swarm import SwarmCalls
 from fleet_server.services.events import EventHub
@@ -27,7 +26,6 @@ INLINE_BYTES = 3 << 20
 """A picture up to this size rides in a gRPC reply, whose size clients limit to 4 MiB by default."""
 
 
-@others_later(fleet_pb2.DESCRIPTOR.services_by_name["Fleet"])
 class FleetServicer(ContainerCalls, OutputCalls, SwarmCalls):
     """The fleet as a whole. Every method raises FleetError.
 

@@ -13,7 +13,6 @@ from fleet.v1 import node_pb2 as pb
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.node import NodeView
 from fleet_server.rpc.caller import caller_of
-from fleet_server.rpc.later import others_later
 from fleet_server.rpc.machines import MachineCalls, MachineParts
 from fleet_server.rpc.outputs import FileCalls
 from fleet_server.services.commands import Commands
@@ -29,7 +28,6 @@ from fleet_server.services.words import type_word
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@others_later(pb.DESCRIPTOR.services_by_name["Node"])
 class NodeServicer(MachineCalls, FileCalls):
     """The machines. Every method raises FleetError."""
 

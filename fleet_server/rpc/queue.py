@@ -10,7 +10,6 @@ import grpc
 from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
-from fleet_server.rpc.later import others_later
 from fleet_server.rpc.scopes import check_job_type, only_own
 from fleet_server.services.dead import DeadLetters
 from fleet_server.services.events import EventHub
@@ -23,7 +22,6 @@ from fleet_server.services.webhooks import Webhooks
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@others_later(queue_pb2.DESCRIPTOR.services_by_name["Queue"])
 class QueueServicer:
     """The job queue. Every method raises FleetError."""
 

@@ -11,7 +11,6 @@ from fleet.v1 import types_pb2, vision_pb2
 from google.api import httpbody_pb2
 
 from fleet_server.rpc.caller import caller_of, idempotency_key
-from fleet_server.rpc.later import others_later
 from fleet_server.rpc.models import ModelCalls
 from fleet_server.rpc.outputs import OneOutputCalls
 from fleet_server.services.gallery import Gallery
@@ -26,7 +25,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _CLUSTER = "vision"
 
 
-@others_later(vision_pb2.DESCRIPTOR.services_by_name["Vision"])
 class VisionServicer(OneOutputCalls, ModelCalls):
     """Pictures and models. Every method raises FleetError."""
 

@@ -82,7 +82,7 @@ class Intake:
         """A queued job. Defaults are filled in and the proto's rules held already, as every call's are.
 
         Raises INVALID_FIELD, UNKNOWN_FIELD, CALLBACK_FORBIDDEN, NODE_NOT_FOUND, MODEL_NOT_FOUND, LORA_NOT_FOUND,
-        INPUT_NOT_FOUND, JOB_NOT_FOUND (an id in `after` that can be none), NOT_IMPLEMENTED; each names the field below
+        INPUT_NOT_FOUND, JOB_NOT_FOUND (an id in `after` that can be none); each names the field below
         `path`. Whether the jobs of `after` are there the store says at the submit.
         """
         self._check_open()

@@ -47,7 +47,7 @@ class PayloadReader:
     ) -> types_pb2.Payload:
         """The payload of a queued job; `workflow` is the JSON text of a ComfyUI graph, where one was given.
 
-        Raises INVALID_FIELD, UNKNOWN_FIELD, or NOT_IMPLEMENTED where a feature is not there; each names the field.
+        Raises INVALID_FIELD or UNKNOWN_FIELD; each names the field.
         """
         word = type_word(job_type)
         value = self._value(payload, path)

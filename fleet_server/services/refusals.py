@@ -5,12 +5,6 @@ from __future__ import annotations
 from fleet_server.domain.errors import Code, FleetError, Violation
 
 
-def later(field: str, what: str) -> FleetError:
-    """A field of the contract whose feature this version does not have: refused, since ignoring it would surprise."""
-    words = f"{what} not available in this version: leave it out"
-    return FleetError("NOT_IMPLEMENTED", f"{field}: {words}", violations=[Violation(field, words)])
-
-
 def refused(reason: str, field: str, words: str) -> FleetError:
     """A refusal with a reason of its own that names one field."""
     return FleetError(reason, f"{field}: {words}", violations=[Violation(field, words)])

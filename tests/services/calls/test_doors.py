@@ -29,7 +29,6 @@ from fleet_server.http import HttpServer, bind
 from fleet_server.rpc.auth import KeyRing
 from fleet_server.rpc.fleet import FleetServicer
 from fleet_server.rpc.invoke import Invoker
-from fleet_server.rpc.later import others_later
 from fleet_server.rpc.methods import Method, methods_of
 from fleet_server.rpc.metrics import RpcMetrics
 from fleet_server.rpc.queue import QueueServicer
@@ -314,21 +313,6 @@ async def test_events_over_http_go_on_from_the_last_id(doors: Doors) -> None:
     await wait_until(lambda: not doors.desk.hub.listeners)
     missing = await doors.web.get("/api/queue/jobs/nobody/events")
     assert (missing.status_code, missing.json()["reason"]) == (404, "JOB_NOT_FOUND")
-
-
-async def test_what_comes_later_is_501_and_says_so() -> None:
-    @others_later(fleet_pb2.DESCRIPTOR.services_by_name["Fleet"])
-    class Bare:
-        async def GetHealth(self, request: Any, context: Any) -> str:
-            return "well"
-
-    servicer: Any = Bare()
-    assert await servicer.GetHealth(None, None) == "well"
-    with pytest.raises(FleetError) as caught:
-        await servicer.GetOutputStats(None, None)
-    assert (caught.value.reason, "not available in this version" in caught.value.detail) == ("NOT_IMPLEMENTED", True)
-    with pytest.raises(FleetError):
-        await anext(servicer.WatchEvents(None, None))
 
 
 async def test_a_job_is_explained_and_a_dry_run_takes_the_body_of_a_submit(doors: Doors) -> None:
