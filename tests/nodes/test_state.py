@@ -128,20 +128,20 @@ async def test_at_the_deadline_jobs_go_elsewhere_uncounted_and_done_waits_for_th
     assert await other.complete(again) == pb.COMPLETE_OUTCOME_OK
 
 
-async def test_a_drain_is_over_the_connection_and_never_done_without_the_agents_word(bench: Bench) -> None:
-    agent = bench.agent()
+async def test_a_drain_outlasts_the_connection_and_is_never_done_without_the_agents_word(bench: Bench) -> None:
+    agent, watcher = bench.agent(), bench.agent("agx1")
     await agent.dial()
     await bench.submit()
-    assign = await agent.start()
-    await agent.hang_up()
-    await machines(bench).drain("agx0", 3600, containers=True)
-    watcher = bench.agent("agx1")
-    await bench.store.jobs.release(assign.job_id, assign.token)
-    await asyncio.sleep(0)
-    assert not (await node(watcher)).drain.done, "nobody knows what still runs there"
+    await agent.start()
+    await agent.send(goodbye=pb.AgentGoodbye())
+    await agent.finish()
+    await wait_until(lambda: bench.status_is("down"), "the goodbye is written down")
+    await machines(bench).drain("agx0", 3600, containers=False)
+    for _ in range(20):
+        # Looks come with changes; each of these gives one the time to be written down.
+        bench.fleet.touch("agx0")
+        assert not (await node(watcher)).drain.done, "nobody knows what still runs there"
     await agent.dial(instance_id="boot-2")
-    await agent.beat()
-    await agent.beat()
 
     async def done() -> bool:
         return (await node(watcher)).drain.done
