@@ -208,7 +208,7 @@ GUARDS = [
     Guard("lib/attempts", "if not j.cn then", "if false then", losses_are_judged),
     Guard("lib/attempts", "and (several or single) or", "or", losses_are_judged),
     Guard("lib/attempts", "if set.lo >= POISON_LOSSES", "if false", losses_are_judged),
-    Guard("claim", "or current and current ~= session", "", old_sessions_claim_nothing),
+    Guard("claim", " or known[1] and known[1] ~= session", "", old_sessions_claim_nothing),
     Guard("lose_session", "(j.se == session or j.se ~= current)", "true", old_sessions_claim_nothing),
     Guard("node_update", "n.session ~= session", "false", old_sessions_claim_nothing),
     Guard("claim", "local forced = high and not urgent", "local forced = high", the_line_is_fair),
