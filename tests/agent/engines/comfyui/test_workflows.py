@@ -1,0 +1,92 @@
+"""Graphs of callers: their frames, progress and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+
+from fleet_agent.engines.base import (
+    EngineResult,
+    InputFile,
+)
+from tests.agent.engines.comfyui.making import (
+    JOB,
+    frame_kinds,
+    in_thread,
+    make_engine,
+    progress_graph,
+    workflow_task,
+)
+from tests.agent.engines.helpers import Recorder
+from tests.comfy_node import ComfyNode, sample
+
+
+def test_a_workflow_passes_its_frames_on_in_their_order(node: ComfyNode, tmp_path: Path) -> None:
+    recorder = Recorder()
+    extra = json.dumps({"extra_pnginfo": {"workflow": {"note": "x"}}})
+    task = workflow_task(tmp_path, progress_graph(step_ms=0), fields={"extra_data_json": extra})
+    result = make_engine(node, tmp_path).run(task, recorder)
+    recorded = [frame.get("type", b"\0\0\0\4") for frame in sample("progress_meta_preview_ws")]
+    assert frame_kinds(recorder) == [kind for kind in recorded if kind not in ("status", "feature_flags")]
+    assert recorder.steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert result.record_json is not None
+    record = json.loads(result.record_json)
+    assert record["status"]["status_str"] == "success"
+    [file] = record["outputs"]["2"]["images"]
+    assert result.outputs[0].engine_file is not None
+    assert result.outputs[0].engine_file.filename == file["filename"]
+    [call] = node.called("POST", "/prompt")
+    assert call.body["extra_data"] == {"extra_pnginfo": {"workflow": {"note": "x"}}}
+
+
+def test_a_comfyui_that_takes_no_ids_is_heard_under_ours(node: ComfyNode, tmp_path: Path) -> None:
+    node.script.prompt_ids = "ignored"
+    recorder = Recorder()
+    result = make_engine(node, tmp_path).run(workflow_task(tmp_path, progress_graph(step_ms=0)), recorder)
+    assert result.outputs
+    for frame in recorder.frames:
+        text = frame if isinstance(frame, str) else frame[8:200].decode(errors="replace")
+        assert JOB in text
+    assert JOB in (result.record_json or "")
+
+
+def test_a_graph_of_many_nodes_is_told_in_percent(node: ComfyNode, tmp_path: Path) -> None:
+    graph = sample("chain_post_prompt")["request"]["json"]["prompt"]
+    recorder = Recorder()
+    make_engine(node, tmp_path).run(workflow_task(tmp_path, graph, watched=False), recorder)
+    assert [step for step, _ in recorder.steps] == [0, 20, 40, 60, 80, 100]
+
+
+def test_files_of_a_workflow_get_the_names_that_comfyui_gives(node: ComfyNode, tmp_path: Path) -> None:
+    node.app.files.data["input", "sub", "in.png"] = b"another's"
+    (tmp_path / "mine").write_bytes(b"mine")
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "sub/in.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "sub/in.png"}},
+    }
+    wanted = [{"reference": "input:1", "filename": "in.png", "subfolder": "sub", "type": "input"}]
+    inputs = {"input:1": (InputFile(tmp_path / "mine", "image/png"),)}
+    make_engine(node, tmp_path).run(
+        workflow_task(tmp_path, graph, fields={"inputs": wanted}, inputs=inputs), Recorder()
+    )
+    [call] = node.called("POST", "/prompt")
+    assert call.body["prompt"]["1"]["inputs"]["image"] == "sub/in (1).png"
+    assert node.app.files.data["input", "sub", "in (1).png"] == b"mine"
+
+
+def test_frames_of_other_prompts_are_nobodys_here(node: ComfyNode, tmp_path: Path) -> None:
+    """A prompt without a client tells everybody of its progress."""
+    node.script.hold_at = 2
+    httpx.post(f"{node.url}/prompt", json={"prompt": progress_graph(step_ms=0), "prompt_id": "another's"})
+    assert node.script.held.wait(20)
+    recorder = Recorder()
+    engine = make_engine(node, tmp_path)
+    thread, ended = in_thread(lambda: engine.run(workflow_task(tmp_path, progress_graph(step_ms=0, seed=9)), recorder))
+    recorder.wait_for(lambda: len(node.app.executor.pending) == 1)
+    node.script.release()
+    thread.join(20)
+    assert isinstance(ended[0], EngineResult)
+    assert all(JOB in frame for frame in recorder.frames if isinstance(frame, str))
+    assert recorder.steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
