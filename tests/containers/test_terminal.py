@@ -79,11 +79,14 @@ async def test_a_terminal_is_resized_and_takes_ctrl_c(stub: Any, box: str, where
 
     async def until(words: bytes) -> None:
         nonlocal seen
-        async with asyncio.timeout(20):
-            while words not in seen:
-                frame = await call.read()
-                assert frame is not grpc.aio.EOF, seen
-                seen += frame.stdout
+        try:
+            async with asyncio.timeout(20):
+                while words not in seen:
+                    frame = await call.read()
+                    assert frame is not grpc.aio.EOF, seen
+                    seen += frame.stdout
+        except TimeoutError:
+            raise AssertionError(f"{words!r} did not come, but {seen!r}") from None
         seen = seen.partition(words)[2]
 
     await call.write(Frame(stdin=b"stty size; tty >/dev/null && echo terminal\n" if where is None else b"stty size\n"))
@@ -91,8 +94,8 @@ async def test_a_terminal_is_resized_and_takes_ctrl_c(stub: Any, box: str, where
     await call.write(Frame(resize=fleet_pb2.TerminalSize(rows=50, columns=120)))
     await call.write(Frame(stdin=b"stty size\n"))
     await until(b"50 120")
-    await call.write(Frame(stdin=b"echo begun; sleep 1000\n"))
-    await until(b"begun\r\n")
+    await call.write(Frame(stdin=b"sleep 12321\n"))
+    await wait_until(lambda: _running("12321"))
     await call.write(Frame(stdin=b"\x03"))
     await call.write(Frame(stdin=b"echo code $?; exit 7\n"))
     await until(b"code 130")
@@ -104,7 +107,7 @@ async def test_who_leaves_takes_the_program_along(stub: Any, box: str, where: st
     call = stub.ExecStream()
     await call.write(start("sh -c 'echo here; sleep 43210'", container_name=where))
     assert (await call.read()).stdout == b"here\n"
-    assert _running("43210")
+    await wait_until(lambda: _running("43210"))
     call.cancel()
     await wait_until(lambda: not _running("43210"))
 
