@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from typing import Any, Self
 
 import grpc
 import httpx
+import psutil
 import pytest
 from fleet.v1 import node_pb2, node_pb2_grpc
 
@@ -62,11 +65,34 @@ def agent(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
+def check_doors(fleet: LanFleet) -> None:
+    """What moves with HTTP speaks TLS."""
+    listening: dict[int, set[str]] = {}
+    for one in psutil.Process(fleet.pid).net_connections("tcp"):
+        if one.status == psutil.CONN_LISTEN:
+            listening.setdefault(one.laddr.port, set()).add(one.laddr.ip.removeprefix("::ffff:"))
+    assert listening[fleet.port] == {"0.0.0.0"}
+    others = set(listening) - {fleet.port}
+    assert fleet.grpc_port in others and len(others) == 2, "gRPC for all, and the door of agents with certificates"
+    context = ssl.create_default_context(cafile=str(fleet.folder / "pki" / "ca.pem"))
+    context.set_alpn_protocols(["h2"])
+    for port in others:
+        plain = grpc.insecure_channel(f"127.0.0.1:{port}")
+        with plain, pytest.raises(grpc.RpcError) as raised:
+            node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        raw = socket.create_connection(("127.0.0.1", port), 10)
+        with context.wrap_socket(raw, server_hostname="127.0.0.1") as shaken:
+            assert shaken.version() in {"TLSv1.2", "TLSv1.3"}
+
+
+@pytest.mark.timeout(150)
 def test_lan_tells_a_key_and_a_token_once_and_a_machine_joins_with_them(folder: Path) -> None:
     command = ("up", "--lan", "--port", "0", "--grpc-port", "0", "--no-agent")
     fleet = LanFleet(folder / "data", command=command)
     with fleet:
         wait_until_now(lambda: fleet.told(r"fleet agent --join (\S+)"), seconds=10)
+        check_doors(fleet)
         (key,) = set(fleet.told(r"fc_[A-Za-z0-9_-]{43}"))
         (token,) = fleet.told(r"fleet agent --join (\S+)")
         with httpx.Client(base_url=fleet.url, timeout=20) as nobody:
@@ -81,10 +107,6 @@ def test_lan_tells_a_key_and_a_token_once_and_a_machine_joins_with_them(folder: 
             made = caller.post("/api/nodes/tokens", headers={"Idempotency-Key": "one"}).json()
             assert caller.post("/api/nodes/tokens", params={"request_id": "one"}).json() == made
             assert set(made) == {"token", "ca_sha256", "expire_time"}
-        plain = grpc.insecure_channel(f"127.0.0.1:{fleet.grpc_port}")
-        with plain, pytest.raises(grpc.RpcError) as refused:
-            node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=10)
-        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     before = len(fleet.told(r"fc_[A-Za-z0-9_-]{43}"))
     again = ("up", "--lan", "--port", "0", "--no-agent", "--grpc-port", str(fleet.grpc_port))
     identity = json.loads((folder / "far" / "identity.json").read_text())

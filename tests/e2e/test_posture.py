@@ -6,10 +6,8 @@ import os
 import re
 import secrets
 import socket
-import ssl
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +21,7 @@ from grpc_health.v1 import health_pb2
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
+from tests.e2e.fleet_process import FleetProcess
 
 KEY = secrets.token_hex(32)
 WRONG = secrets.token_hex(32)
@@ -109,21 +107,6 @@ def list_nodes(fleet: FleetProcess, *metadata: tuple[str, str]) -> list[str]:
             node_pb2.NodeListNodesRequest(), metadata=metadata, timeout=20, wait_for_ready=True
         )
     return [node.node_id for node in reply.nodes]
-
-
-def fleet_up(folder: Path, *words: str, **settings: str) -> tuple[int, str]:
-    """A `fleet up` that is to be refused: its exit code and what it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fleet_client", "up", "--data-dir", str(folder), *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=clean_environment({**FAST, **settings}),
-        timeout=50,
-    )
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    return done.returncode, done.stderr
 
 
 DOORS = [
@@ -239,26 +222,6 @@ def test_wrong_keys_are_limited_for_each_caller(keyed: OpenFleet) -> None:
         assert neighbour.get("/api/nodes", headers={"X-API-Key": KEY}).status_code == 200
 
 
-def test_what_moves_with_http_speaks_tls(keyed: OpenFleet) -> None:
-    listening: dict[int, set[str]] = {}
-    for one in psutil.Process(keyed.pid).net_connections("tcp"):
-        if one.status == psutil.CONN_LISTEN:
-            listening.setdefault(one.laddr.port, set()).add(one.laddr.ip.removeprefix("::ffff:"))
-    assert listening[keyed.port] == {"0.0.0.0"}
-    others = set(listening) - {keyed.port}
-    assert keyed.grpc_port in others and len(others) == 2, "gRPC for all, and the door of agents with certificates"
-    context = ssl.create_default_context(cafile=str(keyed.folder / "pki" / "ca.pem"))
-    context.set_alpn_protocols(["h2"])
-    for port in others:
-        plain = grpc.insecure_channel(f"127.0.0.1:{port}")
-        with plain, pytest.raises(grpc.RpcError) as raised:
-            node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=10)
-        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-        raw = socket.create_connection(("127.0.0.1", port), 10)
-        with context.wrap_socket(raw, server_hostname="127.0.0.1") as shaken:
-            assert shaken.version() in {"TLSv1.2", "TLSv1.3"}
-
-
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -337,83 +300,3 @@ def test_the_key_is_nowhere_to_be_read(keyed: OpenFleet) -> None:
         content = path.read_bytes()
         assert KEY.encode() not in content, path
         assert WRONG.encode() not in content, path
-
-
-def test_a_door_for_others_needs_a_key(short_path: Path) -> None:
-    for host in ("0.0.0.0", "::", "192.0.2.1"):
-        code, told = fleet_up(short_path / "data", FLEET_HOST=host)
-        assert code == 2
-        assert "FLEET_HOST" in told and "FLEET_API_KEY" in told
-    code, told = fleet_up(short_path / "data", "--host", "0.0.0.0", FLEET_API_KEY="fleet-commander-2024")
-    assert code == 2
-    assert "FLEET_API_KEY" in told and "fleet-commander-2024" not in told
-    assert not (short_path / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "settings", "named"),
-    [
-        (["--port", "70000"], {}, "port"),
-        ([], {"FLEET_PORT": "eighty"}, "port"),
-        ([], {"FLEET_API_KEY": "  "}, "api_key"),
-        ([], {"FLEET_LOG_LEVEL": "loud"}, "log_level"),
-    ],
-)
-def test_bad_settings_are_named(
-    short_path: Path, words: Sequence[str], settings: Mapping[str, str], named: str
-) -> None:
-    code, told = fleet_up(short_path / "data", *words, **settings)
-    assert code == 2
-    assert named in told
-
-
-@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
-def test_a_taken_port_is_named_with_its_flag(short_path: Path, flag: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        words = {"--port": "0", "--grpc-port": "0", flag: str(port)}
-        code, told = fleet_up(short_path / "data", *(word for pair in words.items() for word in pair))
-    assert code == 1
-    assert str(port) in told
-    assert re.search(rf"(?<!-){flag}\b", told)
-    assert flag.removeprefix("--").replace("-", "_").upper().join(("FLEET_", "")) in told
-
-
-def test_a_second_server_on_the_folder_is_refused(fleet: FleetProcess) -> None:
-    code, told = fleet_up(fleet.folder, "--port", "0", "--grpc-port", "0")
-    assert code == 1
-    assert f"pid {fleet.pid}" in told and "--data-dir" in told
-    assert get(fleet, "/health").status_code == 200
-
-
-def test_a_stop_leaves_nothing_running_and_a_start_finds_all_again(short_path: Path) -> None:
-    folder = short_path / "data"
-    folder.mkdir(mode=0o755)
-    with FleetProcess(folder) as first, FleetCommander(first.url) as client:
-        made = client.wait(client.queue_job(**SMALL)["job_id"])
-        filename = made["result"]["outputs"][0]["filename"]
-        data = client.get_output(filename)
-        waiting = client.submit_job({"job_type": "custom", "payload": {"n": 1}})["job_id"]
-        processes = [psutil.Process(first.pid), *first.children()]
-        assert len(processes) >= 3
-        assert first.stop() == 0
-        assert not [process for process in processes if process.is_running()]
-    with FleetProcess(folder) as second, FleetCommander(second.url) as client:
-        jobs = {job["job_id"]: job["status"] for job in client.list_jobs()["jobs"]}
-        assert jobs == {made["job_id"]: "succeeded", waiting: "queued"}
-        assert [image["filename"] for image in client.get_gallery()["images"]] == [filename]
-        assert client.get_output(filename) == data
-        assert private(folder)
-
-
-def private(folder: Path) -> bool:
-    """Whether others can read nothing below a folder that they may enter."""
-    for path in folder.iterdir():
-        assert path.lstat().st_mode & 0o077 == 0, (path, oct(path.lstat().st_mode))
-    return True
-
-
-def test_a_new_folder_is_its_owners_alone(fleet: FleetProcess) -> None:
-    assert fleet.folder.stat().st_mode & 0o077 == 0
