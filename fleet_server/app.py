@@ -121,7 +121,9 @@ class Server:
             inputs=self._filing.resolver,
         )
         self.commands = Commands(self._sessions, self.fleet)
-        self.comfy = Comfying(settings, store, self.fleet, self._sessions, self.commands, self._filing, now_ms, self._relay)
+        self.comfy = Comfying(
+            settings, store, self.fleet, self._sessions, self.commands, self._filing, now_ms, self._relay
+        )
         self.enrolment = _enrolment(settings, store)
         self._keeping = Keeping(
             store, self.fleet, self._sessions, self.commands, self._filing.resolver, self.enrolment.joins

@@ -43,7 +43,18 @@ def ready(words: Sequence[str], log: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_up_says_where_it_listens(tmp_path: Path) -> None:
-    words = ["up", "--port", "0", "--grpc-port", "0", "--data-dir", str(tmp_path / "data"), "--json"]
+    words = [
+        "up",
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--s3-port",
+        "off",
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--json",
+    ]
     with ready(words, tmp_path / "log") as said:
         assert said["status"] == "ready"
         assert httpx.get(f"{said['url']}/health").json()["status"] == "ok"
