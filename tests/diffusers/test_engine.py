@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from fleet_agent.engines.diffusers.options import Options
 from fleet_agent.engines.start import Start, start_of
 from tests.agent.engines.helpers import Recorder
 from tests.diffusers import micro
-from tests.parts import need_packages
 
 # What diffusers and torch do with each other and with NumPy is theirs.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
@@ -27,31 +26,6 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("Deprec
 Pixels = npt.NDArray[np.int16]
 FIELDS: dict[str, object] = {"prompt": "a sunset", "negative_prompt": "blurry", "width": 64, "height": 64, "steps": 3}
 PROMPTS = ("a sunset over the sea", "a city at night", "mountains", "a red boat")
-
-
-@pytest.fixture(scope="module")
-def _packages() -> None:
-    need_packages("torch", "diffusers", "transformers", "accelerate", "peft")
-
-
-@pytest.fixture(scope="module")
-def models(_packages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdxl") / "models"
-    micro.make(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _offline(_packages: None) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    patch.undo()
 
 
 def checkpoint(models: Path, name: str = micro.MODEL, sha256: str = "a") -> ModelFile:
