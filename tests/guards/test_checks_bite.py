@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.guards.tree import ROOT, copy_project, make
+from tests.guards.tree import ROOT, copy_project, make, mend
 
 ERRORS = "fleet_server/domain/errors.py"
 TYPES = "proto/fleet/v1/types.proto"
@@ -154,10 +154,22 @@ GUARDS = [
 WHOLE = sorted({(guard.target, *(guard.variables.values())) for guard in GUARDS})
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project that stays as it is."""
+    return copy_project(tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture(scope="module")
+def worn(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_project(tmp_path_factory.mktemp("worn"), pristine)
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the project, to be broken."""
-    return copy_project(tmp_path)
+def tree(pristine: Path, worn: Path) -> Iterator[Path]:
+    """A copy of the project, to be broken; mended for the next test. What the tools remember of it stays."""
+    yield worn
+    mend(worn, pristine)
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: f"{guard.target}: {guard.name}")

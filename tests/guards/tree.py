@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import subprocess
 import sys
@@ -25,12 +26,23 @@ def project_files(root: Path = ROOT) -> list[Path]:
     return sorted(path for path in paths if (root / path).is_file() and _LEFT_BEHIND.isdisjoint(path.parts))
 
 
-def copy_project(target: Path) -> Path:
+def copy_project(target: Path, source: Path = ROOT) -> Path:
     """Copies the project into the empty folder `target` and returns it."""
-    for path in project_files():
+    for path in project_files(source):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / path, target / path)
+        shutil.copy2(source / path, target / path)
     return target
+
+
+def mend(copy: Path, pristine: Path) -> None:
+    """Makes a copy's files those of a pristine one again; caches of tools, which are no files of the project, stay."""
+    wanted, found = set(project_files(pristine)), set(project_files(copy))
+    for path in found - wanted:
+        (copy / path).unlink()
+    for path in wanted:
+        if path not in found or not filecmp.cmp(pristine / path, copy / path, shallow=False):
+            (copy / path).unlink(missing_ok=True)
+            shutil.copyfile(pristine / path, copy / path)
 
 
 def make(tree: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
