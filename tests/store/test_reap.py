@@ -252,7 +252,8 @@ async def test_purge_leaves_outputs_and_drops_all_else(
     assert await store.jobs.purge(keep_ms=5) == 1
     assert await store.outputs.by_job(claimed.job.job_id) == [row]
     left = {key.decode().split(":", 1)[1] for key in raw.scan_iter(match=f"{{{namespace}}}:*")}
-    assert left == {"events", "o:a.png", "outs", f"jo:{claimed.job.job_id}"}
+    output = {"o:a.png", "outs", "outs:changes", "outs:totals", "ol:", "ou:", f"jo:{claimed.job.job_id}"}
+    assert left == {"events", *output}
 
 
 async def test_the_dead_list_is_cut_but_its_jobs_stay(store: Store, clock: ManualClock) -> None:
