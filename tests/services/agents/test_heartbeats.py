@@ -59,7 +59,7 @@ async def test_an_unknown_node_is_not_found(bench: Bench) -> None:
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await stub.CordonNode(pb.CordonNodeRequest(node_id="nobody"))
-    assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_nodes_come_in_pages_by_name(bench: Bench) -> None:
