@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from fleet.v1 import command_pb2, fleet_pb2, types_pb2
 
-from fleet_agent.commands import CommandChannel, CommandDesk, CommandFault, CommandJournal
+from fleet_agent.commands import CallOverError, CommandChannel, CommandDesk, CommandFault, CommandJournal
 from fleet_server.domain.errors import FleetError
+from fleet_server.services.commands import Commands, CommandSettings
 from tests.agent.helpers import agent_running, settings_of
 from tests.commands.node import NODE, node_on
 from tests.services.agents.bench import Bench
@@ -114,10 +115,11 @@ async def test_unknown_nodes_absent_nodes_and_unknown_commands(bench: Bench, tmp
 async def test_an_effect_goes_on_when_its_caller_has_no_more_time(bench: Bench, tmp_path: Path) -> None:
     notes = Notes()
     notes.gate.clear()
-    async with node_on(bench, tmp_path, exec=notes):
+    async with node_on(bench, tmp_path, exec=notes) as node:
         with pytest.raises(FleetError) as caught:
             await bench.commands.run(NODE, execute("one"), timeout=0.3)
         assert caught.value.reason == "TIMEOUT"
+        await wait_until(lambda: not node.desk._tasks)
         again = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=10))
         notes.gate.set()
         assert (await again).exec.stdout == "run 1"
@@ -150,6 +152,55 @@ async def test_what_an_agent_did_when_it_died_is_unknown_and_never_repeated(benc
         with pytest.raises(FleetError) as caught:
             await bench.commands.run(NODE, execute("one"), timeout=10)
         assert caught.value.reason == "OUTCOME_UNKNOWN"
+    assert notes.seen == ["one"]
+
+
+def impatient(bench: Bench) -> Commands:
+    """The bench's commands, which do not wait for long for a node that was lost."""
+    commands = Commands(bench.sessions, bench.fleet, CommandSettings(return_seconds=0.2, again_seconds=0.1))
+    commands._exchanges = bench.commands._exchanges
+    return commands
+
+
+async def test_a_node_that_stays_away_leaves_unknown_what_it_began(bench: Bench, tmp_path: Path) -> None:
+    notes = Notes()
+    notes.gate.clear()
+    async with node_on(bench, tmp_path, exec=notes, list_containers=notes):
+        effect = asyncio.create_task(impatient(bench).run(NODE, execute("one"), timeout=20))
+        read = asyncio.create_task(impatient(bench).run(NODE, listing(), timeout=20))
+        await wait_until(lambda: len(notes.seen) == 2)
+    for task, reason in ((effect, "OUTCOME_UNKNOWN"), (read, "NODE_OFFLINE")):
+        with pytest.raises(FleetError) as caught:
+            await task
+        assert caught.value.reason == reason
+
+
+async def test_what_was_never_begun_is_known_not_to_have_happened(bench: Bench, tmp_path: Path) -> None:
+    notes = Notes()
+    async with node_on(bench, tmp_path, exec=notes) as node:
+        node.desk._limit = 0
+        effect = asyncio.create_task(impatient(bench).run(NODE, execute("one"), timeout=20))
+        await wait_until(lambda: bench.commands._exchanges)
+        await node.hang_up()
+        with pytest.raises(FleetError) as caught:
+            await effect
+    assert caught.value.reason == "NODE_OFFLINE"
+    assert not notes.seen
+
+
+async def test_nothing_is_done_for_nobody(bench: Bench, tmp_path: Path) -> None:
+    """A command that nobody waits for, and one that is another session's, are not begun."""
+    notes = Notes()
+    async with node_on(bench, tmp_path, exec=notes) as node:
+        node.desk.take(node.road, node.session, execute("stale"))
+        await wait_until(lambda: not node.desk._tasks)
+        notes.gate.clear()
+        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=10))
+        await wait_until(lambda: notes.seen)
+        with pytest.raises(CallOverError):
+            await node.road.begin("another-session", "one")
+        notes.gate.set()
+        await running
     assert notes.seen == ["one"]
 
 

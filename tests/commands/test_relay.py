@@ -132,6 +132,19 @@ async def test_a_node_that_moved_here_meanwhile_is_looked_for_again(two: Two, st
         assert (await asked).exec.stdout == "one"
 
 
+async def test_a_command_never_takes_a_second_step(two: Two, store: Store, tmp_path: Path) -> None:
+    async with node_on(two.far, tmp_path, exec=run_it, exec_stream=echo):
+        await known(two, store)
+        with pytest.raises(FleetError) as caught:
+            await two.near.commands.run(NODE, execute(), timeout=10, relayed=True)
+        assert caught.value.reason == "NODE_OFFLINE"
+        start = Command(exec_stream=fleet_pb2.ExecStart(command="cat"))
+        with pytest.raises(FleetError) as caught:
+            async with two.near.commands.open(NODE, start, relayed=True):
+                pass
+        assert caught.value.reason == "NODE_OFFLINE"
+
+
 async def test_a_server_that_is_away(two: Two, store: Store, tmp_path: Path) -> None:
     async with node_on(two.far, tmp_path, exec=run_it):
         await known(two, store)
