@@ -30,6 +30,9 @@ TYPES ?=
 # The tree that is checked, wherever the environment's own copy of the project lies.
 check%: export PYTHONPATH := $(CURDIR):$(CURDIR)/clients/python
 
+# A fleet has many processes, and tests start hundreds: each of them would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
+
 CHECKS := check-lint check-format check-types check-imports check-drift check-proto check-breaking
 
 .PHONY: help up test check $(CHECKS) bench chaos soak generate baseline lock format venv venv-dev
