@@ -204,8 +204,11 @@ class ModelledSlot(SlotProcess):
             "event": "done",
             "outputs": outputs,
             "text": None if picture else f"simulated by {self._plan.node_id}",
+            "finish_reason": None,
+            "segments": [],
             "usage": None,
             "exit_code": None,
+            "record_json": None,
             "load_seconds": loading,
             "run_seconds": running,
         }
