@@ -16,6 +16,7 @@ from fleet_agent.engines.base import Cancelled, EngineError, EngineResult, Engin
 from fleet_agent.engines.diffusers import denoise
 from fleet_agent.engines.diffusers.engine import DiffusersEngine
 from fleet_agent.engines.diffusers.options import Options
+from fleet_agent.engines.diffusers.vae import encoded
 from fleet_agent.engines.start import Start, start_of
 from tests.agent.engines.helpers import Recorder
 from tests.diffusers import micro
@@ -275,8 +276,8 @@ def test_a_picture_to_begin_with(shared: DiffusersEngine, models: Path, tmp_path
     start = start_of(one, 64, 64)
     assert start is not None
     rows = [denoise.Row(request, start), denoise.Row(request, replace_mask(start))]
-    *_, last = denoise.steps(loaded, rows, "cpu")
-    untouched = denoise.encoded(start.picture, loaded.pipeline.vae)[0].detach()
+    *_, last = denoise.steps(loaded, rows)
+    untouched = encoded(start.picture, loaded.pipeline.vae)[0].detach()
     assert float((last.latents[0, :, :, :4] - untouched[:, :, :4]).abs().max()) < 1e-5
     assert float((last.latents[0, :, :, 4:] - untouched[:, :, 4:]).abs().min()) > 1e-4
     assert float((last.latents[1] - untouched).abs().max()) < 1e-5

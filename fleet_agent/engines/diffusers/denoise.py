@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleet_agent.engines.diffusers.model import Model
+from fleet_agent.engines.diffusers.model import Model, Shape
 from fleet_agent.engines.diffusers.prompts import Embedded, chunks_of, embed
 from fleet_agent.engines.diffusers.schedulers import make
+from fleet_agent.engines.diffusers.vae import encoded
 from fleet_agent.engines.image import ImageRequest
 from fleet_agent.engines.start import Start
 
@@ -44,57 +45,76 @@ def rows_chunks(model: Model, request: ImageRequest) -> int:
     return max(chunks_of(model.pipeline, text) for text in prompts)
 
 
-def steps(model: Model, rows: Sequence[Row], device: str) -> Iterator[Step]:
-    """Denoises all rows, a step for each next(); at least one, also where nothing is to be done."""
+def steps(model: Model, rows: Sequence[Row]) -> Iterator[Step]:
+    """Denoises all rows, a step for each next(); at least one, also where nothing is to be done.
+
+    A step is told when the device has done it, while it is at work on the next.
+    """
     import torch
 
-    request = rows[0].request
-    pipeline, unet = model.pipeline, model.unet
+    device, request = model.device.name, rows[0].request
     with torch.no_grad():
         guided = any(row.request.guidance_scale > 1 for row in rows)
-        conditions = _conditions(model, rows, guided)
-        scheduler = make(request.scheduler, pipeline.scheduler)
+        with model.at_work("text_encoder", "text_encoder_2"):
+            conditions = _conditions(model, rows, guided)
+        scheduler = make(request.scheduler, model.pipeline.scheduler)
         scheduler.set_timesteps(request.steps, device=device)
-        begun = _Begun.of(rows, scheduler, pipeline.vae, device)
+        with model.at_work("vae"):
+            begun = _Begun.of(rows, scheduler, model.pipeline.vae, device)
+    unet = model.unet(shape_of(rows))
     dtype = conditions["encoder_hidden_states"].dtype
     guidance = torch.tensor([row.request.guidance_scale for row in rows], device=device).view(-1, 1, 1, 1)
     more = {"generator": begun.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents, count = begun.latents, len(begun.timesteps)
     if not count:
         yield Step(1, 1, latents)
+    under_way: tuple[Step, Any] | None = None
     for index, timestep in enumerate(begun.timesteps):
         # Not around the yield: whoever reads the steps is not to be switched to it.
         with torch.no_grad():
             doubled = torch.cat([latents, latents]) if guided else latents
             scaled = scheduler.scale_model_input(doubled, timestep).to(dtype)
-            noise = unet(scaled, timestep, return_dict=False, **conditions)[0].float()
+            if unet is not model.pipeline.unet:
+                # What a CUDA graph gave last is overwritten by its next run: nobody has it any more.
+                torch.compiler.cudagraph_mark_step_begin()
+            noise = unet(scaled, timestep, return_dict=False, **conditions)[0].to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = noise.chunk(2)
                 noise = without + guidance * (with_prompt - without)
             latents = scheduler.step(noise, timestep, latents, return_dict=False, **more)[0]
             latents = begun.masked(latents, index)
-        yield Step(index + 1, count, latents)
+        step, end = Step(index + 1, count, latents), mark(device)
+        if end is None:
+            yield step
+            continue
+        if under_way is not None:
+            yield _done(*under_way)
+        under_way = step, end
+    if under_way is not None:
+        yield _done(*under_way)
 
 
-def decode(model: Model, latents: Any) -> Any:
-    """Pictures (rows, height, width, 3) of uint8 on the host; one at a time, since the decoder takes most."""
+def _done(step: Step, end: Any) -> Step:
+    end.synchronize()
+    return step
+
+
+def mark(device: str) -> Any:
+    """A mark behind the work that the device has been given by now, to wait for; None where work is done at once."""
     import torch
 
-    vae = model.pipeline.vae
-    upcast = vae.config.force_upcast and next(vae.parameters()).dtype == torch.float16
-    if upcast:
-        # SDXL's own decoder overflows in float16.
-        vae.to(torch.float32)
-    try:
-        pictures = []
-        with torch.no_grad():
-            for row in latents / vae.config.scaling_factor:
-                made = vae.decode(row[None].to(next(vae.parameters()).dtype), return_dict=False)[0][0]
-                pictures.append((made.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu())
-        return torch.stack(pictures).numpy()
-    finally:
-        if upcast:
-            vae.to(torch.float16)
+    if not device.startswith("cuda"):
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def shape_of(rows: Sequence[Row]) -> Shape:
+    """What a UNet is compiled for."""
+    request = rows[0].request
+    twice = 2 if any(row.request.guidance_scale > 1 for row in rows) else 1
+    return twice * len(rows), request.height // SCALE, request.width // SCALE
 
 
 def _conditions(model: Model, rows: Sequence[Row], guided: bool) -> dict[str, Any]:
@@ -147,7 +167,8 @@ class _Begun:
                 noise * scheduler.init_noise_sigma, scheduler.timesteps, generators, scheduler, noise, None, None
             )
         picture = torch.cat([encoded(start.picture, vae) for start in starts if start is not None]).float()
-        skipped = len(scheduler.timesteps) - round(len(scheduler.timesteps) * starts[0].strength)
+        # Schedulers of a higher order take a step in as many parts; none begins in the middle of one.
+        skipped = (request.steps - round(request.steps * starts[0].strength)) * getattr(scheduler, "order", 1)
         timesteps = scheduler.timesteps[skipped:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
@@ -164,23 +185,6 @@ class _Begun:
         if index + 1 < len(self.timesteps):
             kept = self.scheduler.add_noise(kept, self.noise, self.timesteps[index + 1].repeat(len(kept)))
         return kept + (latents - kept) * self.mask
-
-
-def encoded(picture: Any, vae: Any) -> Any:
-    """A picture (height, width, 3) of uint8 as a latent (1, channels, height, width), not scaled."""
-    import torch
-
-    first = next(vae.parameters())
-    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(first.device, torch.float32) / 127.5 - 1
-    upcast = vae.config.force_upcast and first.dtype == torch.float16
-    if upcast:
-        vae.to(torch.float32)
-    try:
-        mean = vae.encode(pixels.to(next(vae.parameters()).dtype)).latent_dist.mean
-        return mean.float() * vae.config.scaling_factor
-    finally:
-        if upcast:
-            vae.to(torch.float16)
 
 
 def _mask(start: Start, device: str) -> Any:

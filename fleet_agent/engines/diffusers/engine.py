@@ -28,11 +28,14 @@ from fleet_agent.engines.base import (
 )
 from fleet_agent.engines.batch import Ended
 from fleet_agent.engines.diffusers import denoise
-from fleet_agent.engines.diffusers.model import Device, Model, device_of
+from fleet_agent.engines.diffusers.device import Device, device_of
+from fleet_agent.engines.diffusers.model import Model
 from fleet_agent.engines.diffusers.options import Options
 from fleet_agent.engines.diffusers.preview import picture
 from fleet_agent.engines.diffusers.schedulers import NAMES, OWN
 from fleet_agent.engines.diffusers.shelf import Shelf
+from fleet_agent.engines.diffusers.vae import decoded
+from fleet_agent.engines.diffusers.warm import batch_limit, warm_up
 from fleet_agent.engines.image import ImageRequest, preview_bytes, request_of, texts_of
 from fleet_agent.engines.start import start_of
 
@@ -75,14 +78,12 @@ class DiffusersEngine:
             raise EngineError("MODEL_NOT_FOUND", "model: name one; put an SDXL checkpoint into the node's model folder")
         device, shelf = self._parts()
         try:
-            found = shelf.take(
-                model.name, lambda: Model.read(model, self._settings.models_folder, device), model.size_bytes
-            )
+            found = self._taken(model)
             if (found.file.sha256 or model.sha256) != model.sha256:
                 # Another file of this name.
                 shelf.drop(model.name)
-                return self.load(model, loras)
-            found.have(loras)
+                found = self._taken(model)
+            found.loras.have(loras)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
@@ -91,6 +92,27 @@ class DiffusersEngine:
                 "OUT_OF_MEMORY", f"{model.name} does not fit into the memory of {device.name}", True
             ) from error
         return _loaded(found)
+
+    def _taken(self, model: ModelFile) -> Model:
+        """The model on the device; where it does not fit there, all others leave, then its own parts but the UNet."""
+        device, shelf = self._parts()
+
+        def read() -> Model:
+            return Model.read(model, self._settings.models_folder, device)
+
+        on_device = model.name in shelf.device
+        try:
+            found = shelf.take(model.name, read, model.size_bytes)
+        except Exception as error:
+            if not _is_out_of_memory(error) or not device.is_gpu:
+                raise
+            shelf.only("")
+            _free()
+            found = shelf.take(model.name, lambda: _frugal(read()), model.size_bytes)
+        if not on_device and not found.frugal:
+            # Not a part of any job: what is compiled now, none waits for.
+            warm_up(found, self._options.max_batch)
+        return found
 
     def unload(self, model: str) -> None:
         if self._made is not None and self._made[1].drop(model):
@@ -116,7 +138,7 @@ class DiffusersEngine:
     def batch_limit(self, task: Task) -> int:
         """Fewer of larger pictures: as many pixels as `max_batch` pictures of 1024 x 1024 have."""
         request = self._request(task)
-        return max(1, min(self._options.max_batch * (1 << 20) // (request.width * request.height), 16))
+        return batch_limit(self._options.max_batch, request.width, request.height)
 
     def batch_key(self, task: Task) -> Hashable:
         request = self._request(task)
@@ -131,7 +153,7 @@ class DiffusersEngine:
         assert tasks[0].model is not None
         self.load(tasks[0].model, tasks[0].loras)
         model = shelf.device[tasks[0].model.name]
-        model.apply(tasks[0].loras)
+        model.loras.apply(tasks[0].loras)
         groups: dict[int, list[int]] = {}
         rows: dict[int, denoise.Row] = {}
         for place, task in enumerate(tasks):
@@ -144,7 +166,7 @@ class DiffusersEngine:
         waiting = list(groups.values())
         while waiting:
             group = waiting.pop(0)
-            batch = _Batch({place: rows[place] for place in group}, tasks, reports, model, self._device.name)
+            batch = _Batch({place: rows[place] for place in group}, tasks, reports, model)
             try:
                 yield from batch.run()
             except Exception as error:
@@ -177,9 +199,10 @@ class DiffusersEngine:
 
     def _parts(self) -> tuple[Device, Shelf[Model]]:
         if self._made is None:
-            device = device_of(self._options)
-            memory, host = _budgets(self._options, device)
-            self._made = device, Shelf(memory, host)
+            # What is compiled is found again by the next process.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self._settings.data_folder / "compiled"))
+            device = device_of(self._options, self._settings.options)
+            self._made = device, Shelf(device.memory_bytes, device.host_memory_bytes, device.free_bytes)
         return self._made
 
     def _request(self, task: Task) -> ImageRequest:
@@ -195,26 +218,26 @@ class _Batch:
         tasks: Sequence[Task],
         reports: Sequence[Reporter],
         model: Model,
-        device: str,
     ) -> None:
         self._rows, self._tasks, self._reports = rows, tasks, reports
-        self._model, self._device = model, device
+        self._model = model
         self._places = list(rows)
         self.ended: set[int] = set()
         self._told: list[tuple[int, Ended]] = []
         self._shown = time.monotonic()
 
     def run(self) -> Iterator[tuple[int, Ended]]:
-        for step in denoise.steps(self._model, list(self._rows.values()), self._device):
+        for step in denoise.steps(self._model, list(self._rows.values())):
             self._watch(step)
             yield from self._news()
             if len(self.ended) == len(self._places):
                 return
-        pictures = denoise.decode(self._model, step.latents)
-        for index, place in enumerate(self._places):
-            if place not in self.ended:
-                self._end(place, self._written(place, pictures[index]))
-        yield from self._news()
+        with self._model.at_work("vae"):
+            # One at a time, since the decoder takes more memory than all else; each is told when it is there.
+            for index, place in enumerate(self._places):
+                if place not in self.ended:
+                    self._end(place, self._written(place, decoded(self._model.pipeline.vae, step.latents[index])))
+                    yield from self._news()
 
     def _news(self) -> Iterator[tuple[int, Ended]]:
         told, self._told = self._told, []
@@ -272,19 +295,12 @@ def _array(image: Image.Image) -> Any:
 
 
 def _loaded(model: Model) -> LoadedModel:
-    return LoadedModel(model.file.name, model.memory_bytes, model.load_seconds, model.loras)
+    return LoadedModel(model.file.name, model.memory_bytes, model.load_seconds, model.loras.names)
 
 
-def _budgets(options: Options, device: Device) -> tuple[int, int]:
-    import psutil
-    import torch
-
-    host = options.host_memory_bytes or psutil.virtual_memory().total // 2
-    if options.memory_bytes:
-        return options.memory_bytes, host
-    if device.is_gpu and device.name.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(device.name).total_memory * 0.9), host
-    return psutil.virtual_memory().total // 2, host
+def _frugal(model: Model) -> Model:
+    model.be_frugal()
+    return model
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -19,13 +19,15 @@ def learn(vae: Any) -> Any:
     """
     import torch
 
+    from fleet_agent.engines.diffusers.vae import precise
+
     channels = vae.config.latent_channels
     generator = torch.Generator("cpu").manual_seed(_SEED)
     small = torch.randn((_SHOTS, channels, 4, 4), generator=generator)
     latents = torch.nn.functional.interpolate(small, size=(_SIDE, _SIDE), mode="bilinear")
     first = next(vae.parameters())
-    with torch.no_grad():
-        pictures = vae.decode((latents / vae.config.scaling_factor).to(first.device, first.dtype), return_dict=False)[0]
+    with torch.no_grad(), precise(vae) as dtype:
+        pictures = vae.decode((latents / vae.config.scaling_factor).to(first.device, dtype), return_dict=False)[0]
     colours = torch.nn.functional.interpolate(pictures.float().cpu(), size=(_SIDE, _SIDE), mode="area")
     left = latents.permute(0, 2, 3, 1).reshape(-1, channels)
     left = torch.cat([left, torch.ones(len(left), 1)], dim=1)

@@ -25,12 +25,15 @@ T = TypeVar("T", bound=Shelved)
 
 
 class Shelf(Generic[T]):
-    """Two tiers of models by name. Not for use from several threads."""
+    """Two tiers of models by name. Not for use from several threads.
 
-    def __init__(self, device_bytes: int, host_bytes: int) -> None:
+    `free` says how much the device really has left; None where that is not known.
+    """
+
+    def __init__(self, device_bytes: int, host_bytes: int, free: Callable[[], int | None] = lambda: None) -> None:
         self._device: OrderedDict[str, T] = OrderedDict()
         self._host: OrderedDict[str, T] = OrderedDict()
-        self._device_bytes, self._host_bytes = device_bytes, host_bytes
+        self._device_bytes, self._host_bytes, self._free = device_bytes, host_bytes, free
 
     @property
     def device(self) -> dict[str, T]:
@@ -61,10 +64,16 @@ class Shelf(Generic[T]):
         return found
 
     def make_room(self, needed: int) -> None:
-        """Moves what was used longest ago off the device until `needed` bytes fit the budget, or nothing is left."""
-        while self._device and self._used(self._device) + needed > self._device_bytes:
+        """Moves what was used longest ago off the device until `needed` bytes fit, or nothing is left."""
+        while self._device and self._lacks(needed):
             name, old = self._device.popitem(last=False)
             self._move_off(name, old)
+
+    def _lacks(self, needed: int) -> bool:
+        if self._used(self._device) + needed > self._device_bytes:
+            return True
+        free = self._free()
+        return free is not None and free < needed
 
     def only(self, name: str) -> None:
         """Moves everything but this one off the device."""
