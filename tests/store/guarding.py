@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fleet_server.store import Store
-from fleet_server.store.lua import Script, build, read_sources
+from fleet_server.store.lua import Script, build, load_scripts, read_sources
 from tests.store.audit import audit, clear
 from tests.store.conftest import Server
 from tests.store.making import ManualClock
@@ -26,13 +26,17 @@ class Guard:
 
 
 def scripts_without(guard: Guard | None) -> dict[str, Script]:
+    """All scripts, those that the guard was in without it."""
+    scripts = dict(load_scripts())
+    if guard is None:
+        return scripts
     sources, lib = read_sources()
-    if guard is not None:
-        texts = lib if guard.place.startswith("lib/") else sources
-        name = guard.place.removeprefix("lib/")
-        assert guard.text in texts[name], f"{guard.place} has no {guard.text!r} any more"
-        texts[name] = texts[name].replace(guard.text, guard.without, 1)
-    return {name: build(name, source, lib) for name, source in sources.items()}
+    shared = guard.place.startswith("lib/")
+    texts, name = (lib, guard.place.removeprefix("lib/")) if shared else (sources, guard.place)
+    assert guard.text in texts[name], f"{guard.place} has no {guard.text!r} any more"
+    texts[name] = texts[name].replace(guard.text, guard.without, 1)
+    changed = sources if shared else {name}
+    return {**scripts, **{each: build(each, sources[each], lib) for each in changed}}
 
 
 async def play(server: Server, namespace: str, story: Story, scripts: dict[str, Script]) -> None:
