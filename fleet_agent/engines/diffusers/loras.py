@@ -60,8 +60,8 @@ class Loras:
         self._weights = weights
 
     def _add(self, name: str, file: ModelFile) -> None:
-        if file.path is None:
-            raise EngineError("LORA_NOT_FOUND", f"LoRA {name} has no file")
+        if file.path is None or not file.path.is_file():
+            raise EngineError("LORA_NOT_FOUND", f"LoRA {name} is no longer on this node", retryable=True)
         self._added += 1
         adapter = f"lora_{self._added}"
         try:
@@ -71,8 +71,6 @@ class Loras:
             with contextlib.suppress(Exception):
                 self._pipeline.delete_adapters(adapter)
             self._tidy()
-            if isinstance(error, FileNotFoundError):
-                raise EngineError("LORA_NOT_FOUND", f"LoRA {name} is no longer on this node", retryable=True) from error
             if isinstance(error, OSError | ValueError | KeyError | RuntimeError) and not _is_memory(error):
                 raise EngineError("ENGINE_FAILED", f"{name} is no LoRA for {self._model}: {short(error)}") from error
             raise
