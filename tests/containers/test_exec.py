@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ def test_text_that_is_no_utf_8_and_output_that_is_too_long(door: httpx.Client, b
 
 
 def test_what_runs_too_long_is_killed_with_all_that_it_started(door: httpx.Client, box: dict[str, Any]) -> None:
-    for place in _places(box):
-        said = executed(door, "sh -c 'sleep 98765 & sleep 98765'", 504, timeout_seconds=1, **place)
+    apart = 'import os, subprocess; subprocess.Popen(["sleep", "98765"], preexec_fn=os.setpgrp).wait()'
+    programs = (f"{sys.executable} -c '{apart}'", "sh -c 'sleep 98765 & sleep 98765'")
+    for place, program in zip(_places(box), programs, strict=True):
+        said = executed(door, program, 504, timeout_seconds=2, **place)
         assert said["reason"] == "TIMEOUT"
         wait_until_now(lambda: not [one for one in psutil.process_iter() if _is(one, "98765")])
 
