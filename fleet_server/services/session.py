@@ -274,8 +274,8 @@ class Session:
                 self.stop(_stuck())
                 if self.writer is not None:
                     self.writer.cancel()
-            if now - self.heard_at > settings.lease_seconds:
-                self.stop(FleetError("TIMEOUT", "no heartbeat came for as long as a lease lasts: dial again"))
+            if now - self.heard_at > settings.silent_seconds:
+                self.stop(FleetError("TIMEOUT", f"nothing came for {settings.silent_seconds:g} s: dial again"))
             if self.goodbye_at is not None and now - self.goodbye_at > settings.goodbye_seconds:
                 self.stop()
 

@@ -24,6 +24,7 @@ class SessionSettings:
 
     heartbeat_seconds: float = 5.0
     lease_seconds: float = 30.0
+    silence_seconds: float = 12.5
     accept_seconds: float = 10.0
     write_seconds: float = 10.0
     hello_seconds: float = 10.0
@@ -43,6 +44,12 @@ class SessionSettings:
     outbox: int = 1_024
     backlog: int = 1_024
     """Reports of one agent that wait for the store; then its stream is not read."""
+
+    @property
+    def silent_seconds(self) -> float:
+        """An agent that has said nothing for so long is not reached any more: two beats and a half, or a lease where
+        that is shorter. Its leases go on; gRPC's own pings would take up to 15 s."""
+        return min(self.lease_seconds, max(self.silence_seconds, 2.5 * self.heartbeat_seconds))
 
     @property
     def lease_ms(self) -> int:
