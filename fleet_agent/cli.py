@@ -21,9 +21,14 @@ def agent(
     data_dir: Annotated[Path | None, typer.Option(help="Folder for the spool and the models.")] = None,
     models_dir: Annotated[Path | None, typer.Option(help="Folder with checkpoints/ and loras/.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, max=64, help="Jobs to run at once.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Like jobs that each slot runs together, where its engine can.")
+    ] = None,
     clusters: Annotated[str | None, typer.Option(help="Clusters to serve, parted by commas.")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels, name=value parted by commas.")] = None,
-    engines: Annotated[str | None, typer.Option(help="Engines to run; all that are installed when left out.")] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="Engines to run; left out: all that have what they need, but not diffusers.")
+    ] = None,
     ready_json: Annotated[
         bool | None, typer.Option("--json", help="Say as one line of JSON that the server has welcomed it.")
     ] = None,

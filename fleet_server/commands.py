@@ -45,6 +45,9 @@ def up(
     agents_port: AgentsPort = None,
     agent: Annotated[bool | None, typer.Option("--agent/--no-agent", help="Run an agent of this machine too.")] = None,
     agent_slots: Annotated[int | None, typer.Option(min=1, max=64, help="Jobs that agent runs at once.")] = None,
+    agent_batch: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Like jobs that each slot runs together, where its engine can.")
+    ] = None,
     log_level: LogLevel = None,
     as_json: ReadyJson = False,
 ) -> None:
@@ -65,6 +68,7 @@ def up(
         agents_port=agents_port,
         agent=agent,
         agent_slots=agent_slots,
+        agent_batch=agent_batch,
         log_level=log_level,
         ready_json=as_json or None,
     )

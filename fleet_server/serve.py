@@ -226,6 +226,7 @@ def _agent(settings: Settings, key: str | None, door: dict[str, str], lock: Fold
         **door,
         "FLEET_AGENT_DATA_DIR": str(settings.data_dir / "agent"),
         "FLEET_AGENT_SLOTS": str(settings.agent_slots),
+        "FLEET_AGENT_BATCH": str(settings.agent_batch),
         "FLEET_AGENT_ENGINES": " ".join(settings.engines),
         "FLEET_AGENT_LOG_LEVEL": "warning" if settings.log_level == "info" else settings.log_level,
         "FLEET_AGENT_DISK_FLOOR_BYTES": str(settings.disk_floor_bytes),

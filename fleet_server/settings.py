@@ -101,6 +101,8 @@ class Settings(BaseSettings):
     agent: bool = True
     """Start an agent of this machine beside the server."""
     agent_slots: Annotated[int, Field(ge=1, le=64)] = 1
+    agent_batch: Annotated[int, Field(ge=1, le=64)] = 1
+    """Jobs that each of its slots takes at once, for an engine that runs like ones together."""
     engines: Names = ()
     """Engines of that agent; all that are installed when empty."""
 

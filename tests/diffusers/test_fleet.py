@@ -40,7 +40,6 @@ def fleet(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     environment = {
         "FLEET_ENGINES": "diffusers",
         "FLEET_AGENT_MODELS_DIR": str(models),
-        "FLEET_AGENT_BATCH": "4",
         # Long enough that a busy machine makes no other batches; a full one does not wait.
         "FLEET_AGENT_BATCH_WAIT_SECONDS": "0.5",
         "FLEET_DEFAULT_MODEL": micro.MODEL,
@@ -49,7 +48,8 @@ def fleet(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    with FleetProcess(tmp_path_factory.mktemp("fleet") / "data", environment=environment) as fleet:
+    folder = tmp_path_factory.mktemp("fleet") / "data"
+    with FleetProcess(folder, "--agent-batch", "4", environment=environment) as fleet:
         yield fleet
 
 
