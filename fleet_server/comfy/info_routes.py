@@ -38,7 +38,7 @@ class InfoRoutes:
         return json_reply(self._nodes.embeddings())
 
     async def features(self, request: Request) -> Response:
-        return json_reply({**self._nodes.features(), **features(self._parts)})
+        return json_reply(features(self._parts))
 
     async def system_stats(self, request: Request) -> Response:
         """One machine with the devices of all nodes; what does not answer in time is as it was last."""

@@ -16,6 +16,7 @@ from fleet_server.services.comfy_prompts import Who
 
 _MOST = 256
 _TOO_MANY = 1013
+_NOT_HERE = frozenset({"assets"})
 
 
 class SocketRoutes:
@@ -54,5 +55,6 @@ class SocketRoutes:
 
 
 def features(parts: ComfyParts) -> dict[str, object]:
-    """What we support: of the nodes' features those that hold for all of the fleet, and our own limit."""
-    return {"supports_preview_metadata": True, "max_upload_size": parts.settings.upload_bytes}
+    """What a node's ComfyUI supports, but for its limit, which is ours, and what has no routes here."""
+    told = {name: value for name, value in parts.nodes.features().items() if name not in _NOT_HERE}
+    return {**told, "supports_preview_metadata": True, "max_upload_size": parts.settings.upload_bytes}

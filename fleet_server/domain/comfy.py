@@ -72,9 +72,11 @@ class Catalogue:
     classes: Mapping[str, NodeClass]
     choices: Mapping[str, Mapping[str, frozenset[Json]]] = field(default_factory=dict)
     """What the lists of each class take, by input."""
+    version: tuple[int, ...] = ()
+    """Of this ComfyUI, such as (0, 12, 1); empty where it is not known."""
 
     @classmethod
-    def of(cls, object_info: Mapping[str, Json], digest: str) -> Catalogue:
+    def of(cls, object_info: Mapping[str, Json], digest: str, version: str = "") -> Catalogue:
         """Of a reply of /object_info; what in it is not of that form is left out."""
         classes = {name: _class(name, found) for name, found in object_info.items() if isinstance(found, dict)}
         choices = {
@@ -85,7 +87,8 @@ class Catalogue:
             }
             for name, one in classes.items()
         }
-        return cls(digest, classes, choices)
+        numbers = re.match(r"v?(\d+(?:\.\d+)*)", version)
+        return cls(digest, classes, choices, tuple(map(int, numbers[1].split("."))) if numbers else ())
 
     def missing(self, needs: Iterable[Need]) -> Iterator[Need]:
         """What of the needs it lacks, in order. An input that takes anything here lacks nothing."""
@@ -112,7 +115,7 @@ class Catalogue:
             if known is not None:
                 kept = choices.setdefault(need.class_type, {})
                 kept[need.input] = kept.get(need.input, frozenset()) | ({need.value} & known)
-        return Catalogue(self.digest, classes, choices)
+        return Catalogue(self.digest, classes, choices, self.version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ HasFile = Callable[[str], bool]
 
 _LONG_LIST = 20
 _CASTS: Mapping[str, Callable[[Json], Json]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+_NAMES_MISSING = (0, 12)
+"""From this version on a missing class is an error of a type of its own."""
 _KINDS = {"image": "image", "video": "video", "audio": "audio", "file": "file"}
 
 
@@ -45,7 +47,8 @@ def check(
     """Judges a graph. `targets` are the outputs that alone are to be made; `has_file` knows the files that we bring."""
     missing = [(node_id, node) for node_id, node in graph.items() if node.get("class_type") not in catalogue.classes]
     if missing:
-        return Verdict(_no_class(*missing[0]), faults=1_000 * len(missing))
+        words = _no_class if catalogue.version >= _NAMES_MISSING else _no_class_before
+        return Verdict(words(*missing[0]), faults=1_000 * len(missing))
     wanted = [
         node_id
         for node_id, node in graph.items()
@@ -78,6 +81,23 @@ def check(
 
 
 def _no_class(node_id: str, node: Mapping[str, Json]) -> Error:
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, dict) else None
+    kind = node.get("class_type")
+    if "class_type" in node:
+        title = kind if title is None else title
+        words = f"Node '{title}' not found. The custom node may not be installed."
+    else:
+        unnamed = f"ID #{node_id}"
+        words = (
+            f"Node '{title or unnamed}' has no class_type. The workflow may be corrupted or a custom node is missing."
+        )
+    details = f"Node ID '#{node_id}'"
+    return refusal("missing_node_type", words, details, node_id=node_id, class_type=kind, node_title=title)
+
+
+def _no_class_before(node_id: str, node: Mapping[str, Json]) -> Error:
+    """As it was said by versions that are older."""
     details = f"Node ID '#{node_id}'"
     if "class_type" not in node:
         words = "Cannot execute because a node is missing the class_type property."

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import orjson
 import structlog
 from fleet.v1 import command_pb2
 
 from fleet_server.domain.comfy import ENGINE, Catalogue, merged
 from fleet_server.domain.errors import FleetError
+from fleet_server.protojson import dumps_exact, loads_exact
 from fleet_server.services.commands import CommandStream
 from fleet_server.services.fleet import FleetView
 from fleet_server.store import Store
@@ -128,7 +128,7 @@ class ComfyNodes:
         if name is None:
             return whole.object_info
         found = whole.classes.get(name)
-        return b"{}" if found is None else orjson.dumps({name: found})
+        return b"{}" if found is None else dumps_exact({name: found}).encode()
 
     def folders(self) -> list[str]:
         """The folders of models, of all nodes."""
@@ -213,7 +213,7 @@ class ComfyNodes:
                     raise FleetError("INTERNAL", f"{target} of {node_id} is larger than {self._settings.reply_bytes}")
                 chunks.append(chunk)
         try:
-            return orjson.loads(b"".join(chunks))
+            return await asyncio.to_thread(loads_exact, b"".join(chunks))
         except ValueError:
             return None
 
@@ -278,7 +278,7 @@ class ComfyNodes:
     def _known_of(self, bundle: dict[str, Json], digest: str) -> _Known:
         """Shares the catalogue with nodes that have the same."""
         same = next((known.catalogue for known in tuple(self._known.values()) if known.digest == digest), None)
-        return _Known(digest, bundle, same or Catalogue.of(bundle["object_info"], digest))
+        return _Known(digest, bundle, same or Catalogue.of(bundle["object_info"], digest, _version(bundle)))
 
     def _know(self, node_id: str, known: _Known) -> None:
         self._known[node_id] = known
@@ -312,17 +312,21 @@ async def _bodies(parts: Any) -> AsyncGenerator[bytes, None]:
 
 def _joined(infos: list[dict[str, Json]]) -> tuple[dict[str, Json], bytes]:
     classes = merged(infos)
-    return classes, orjson.dumps(classes)
+    return classes, dumps_exact(classes).encode()
 
 
 def _pack(bundle: dict[str, Json]) -> tuple[bytes, str]:
     """What the store keeps, and what tells it from others: free memory and the like change all the time."""
-    text = orjson.dumps(bundle["object_info"])
-    steady = [bundle["models"], bundle["embeddings"], bundle["features"]]
-    digest = hashlib.sha256(text + orjson.dumps(steady)).hexdigest()[:32]
-    return digest.encode() + zlib.compress(orjson.dumps(bundle), 6), digest
+    text = dumps_exact(bundle["object_info"])
+    steady = [bundle["models"], bundle["embeddings"], bundle["features"], _version(bundle)]
+    digest = hashlib.sha256((text + dumps_exact(steady)).encode()).hexdigest()[:32]
+    return digest.encode() + zlib.compress(dumps_exact(bundle).encode(), 6), digest
+
+
+def _version(bundle: Mapping[str, Json]) -> str:
+    return str(((bundle["system_stats"] or {}).get("system") or {}).get("comfyui_version") or "")
 
 
 def _unpack(packed: bytes) -> tuple[dict[str, Json], str]:
-    bundle: dict[str, Json] = orjson.loads(zlib.decompress(packed[32:]))
+    bundle: dict[str, Json] = loads_exact(zlib.decompress(packed[32:]))
     return bundle, packed[:32].decode()

@@ -59,7 +59,14 @@ class Prompt:
             extra = {name: value for name, value in extra.items() if name not in _SECRETS}
         if self.said.client_id:
             extra["client_id"] = self.said.client_id
+        extra["create_time"] = self.create_time_ms
         return extra
+
+    @property
+    def create_time_ms(self) -> int:
+        """When it was submitted, as ComfyUI's clients are told."""
+        told: int = self.said.create_time_ms
+        return told or self.record.created_ms
 
     def item(self) -> list[Json]:
         """As in /queue and in the history."""
@@ -182,29 +189,32 @@ def job_row(prompt: Prompt, note: bytes | None = None) -> dict[str, Json]:
         "id": record.job_id,
         "status": _STATUS[record.state],
         "priority": prompt.number,
-        "create_time": prompt.said.create_time_ms or record.created_ms,
+        "create_time": prompt.create_time_ms,
     }
     if record.started_ms is not None:
         row["execution_start_time"] = record.started_ms
     if record.ended_ms is not None:
         row["execution_end_time"] = record.ended_ms
+    if record.state is JobState.FAILED:
+        row["execution_error"] = _error(prompt, note)
     outputs = history_entry(prompt, note)["outputs"] if record.state.ended else {}
-    files = [
-        {**file, "nodeId": node_id, "mediaType": kind}
+    made = [
+        (node_id, kind, one)
         for node_id, output in outputs.items()
         if isinstance(output, dict)
         for kind, listed in output.items()
-        if isinstance(listed, list)
-        for file in listed
-        if isinstance(file, dict)
+        if isinstance(listed, list) and kind != "animated"
+        for one in listed
     ]
-    shown = [file for file in files if file["mediaType"] in _MEDIA]
-    row["outputs_count"] = len(files)
+    shown = [
+        {**one, "nodeId": node_id, "mediaType": kind}
+        for node_id, kind, one in made
+        if isinstance(one, dict) and kind in _MEDIA
+    ]
+    row["outputs_count"] = len(made)
     row["previewable_outputs_count"] = len(shown)
     if shown:
         row["preview_output"] = next((file for file in shown if file.get("type") == "output"), shown[0])
-    if record.state is JobState.FAILED:
-        row["execution_error"] = _error(prompt, note)
     workflow = (prompt.extra_data().get("extra_pnginfo") or {}).get("workflow") or {}
     if isinstance(workflow, dict) and workflow.get("id"):
         row["workflow_id"] = workflow["id"]

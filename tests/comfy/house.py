@@ -54,14 +54,18 @@ class House:
     def join(self, node_id: str, script: Script | None = None, **environment: str) -> ComfyNode:
         """A node with an agent; `settled` waits for them."""
         node = self.nodes[node_id] = self._stack.enter_context(ComfyNode(script or Script()))
+        self.attach(node_id, node.url, **environment)
+        return node
+
+    def attach(self, node_id: str, url: str, **environment: str) -> None:
+        """An agent for the ComfyUI at this address."""
         agent = self.agents[node_id] = FleetProcess(
             self.folder / node_id,
             command=("agent", "--server", f"127.0.0.1:{self.server.grpc_port}", "--node-id", node_id),
-            environment={"FLEET_AGENT_COMFYUI_URL": node.url, "FLEET_AGENT_ENGINES": "comfyui", **environment},
+            environment={"FLEET_AGENT_COMFYUI_URL": url, "FLEET_AGENT_ENGINES": "comfyui", **environment},
         )
         agent.spawn()
         self._stack.callback(agent.stop)
-        return node
 
     def settled(self) -> None:
         """Returns when the fleet knows what the nodes' ComfyUIs have."""

@@ -22,8 +22,10 @@ def plain(value: Json) -> Json:
         }
     if isinstance(value, list):
         if len(value) == 5 and isinstance(value[1], str) and _ID.fullmatch(value[1]):
-            # An item of the queue: its number is a counter.
-            return ["NUMBER", *map(plain, value[1:])]
+            # An item of the queue: its number is a counter. When it came was not told by the version of the recording.
+            item = ["NUMBER", *map(plain, value[1:])]
+            item[3] = {**item[3], "create_time": "TIME"}
+            return item
         return [plain(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)

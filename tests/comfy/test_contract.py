@@ -132,7 +132,7 @@ def test_the_queue_in_its_order_and_what_is_deleted_leaves_no_trace(house: House
     front = house.post("/prompt", {"prompt": progress(seed=103), "client_id": "other", "front": True}).json()
     assert front["number"] < 0
     queue = house.get("/queue")
-    assert plain(queue["queue_running"][0])[3:] == [{"client_id": "first"}, ["2"]]
+    assert plain(queue["queue_running"][0])[3:] == [{"client_id": "first", "create_time": "TIME"}, ["2"]]
     assert [item[1] for item in queue["queue_pending"]] == [front["prompt_id"], first, second]
     assert house.get("/prompt") == {"exec_info": {"queue_remaining": 4}}
     assert house.get(f"/history/{running}") == {}
