@@ -73,8 +73,16 @@ class ContainerCalls:
     async def StreamLogs(
         self, request: fleet_pb2.StreamLogsRequest, context: Context
     ) -> AsyncGenerator[fleet_pb2.StreamLogsResponse, None]:
-        async with aclosing(self.container_parts.logs.stream(request)) as entries:
+        begun = False
+
+        async def listening() -> None:
+            # A quiet log's follower sees at once that it is there.
+            if not begun:
+                await context.send_initial_metadata(())
+
+        async with aclosing(self.container_parts.logs.stream(request, listening=listening)) as entries:
             async for entry in entries:
+                begun = True
                 yield entry
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from fleet.v1 import fleet_pb2, types_pb2
@@ -57,8 +57,13 @@ class ContainerLogs:
         reply.lines.extend(lines)
         return reply
 
-    async def stream(self, request: fleet_pb2.StreamLogsRequest) -> AsyncGenerator[Entry, None]:
-        """The last lines, then with `follow` what comes; the exit last. Entries are shared: not to be changed."""
+    async def stream(
+        self, request: fleet_pb2.StreamLogsRequest, *, listening: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncGenerator[Entry, None]:
+        """The last lines, then with `follow` what comes; the exit last. Entries are shared: not to be changed.
+
+        `listening` is called once, where one follows, when no line that is written from then on can be missed.
+        """
         if not request.follow or request.HasField("until"):
             async with aclosing(read(self._commands, request)) as entries:
                 async for entry in entries:
@@ -66,28 +71,31 @@ class ContainerLogs:
             return
         feed = self._join((request.node_id, request.container_name))
         try:
-            async with aclosing(self._followed(feed, request)) as found:
+            async with aclosing(self._followed(feed, request, listening)) as found:
                 async for one in found:
                     yield one
         finally:
             await self._leave(feed)
 
-    async def _followed(self, feed: LogFeed, request: fleet_pb2.StreamLogsRequest) -> AsyncGenerator[Entry, None]:
+    async def _followed(
+        self, feed: LogFeed, request: fleet_pb2.StreamLogsRequest, listening: Callable[[], Awaitable[None]] | None
+    ) -> AsyncGenerator[Entry, None]:
         await feed.ready()
         place, number = Place(), feed.next
         past = fleet_pb2.StreamLogsRequest()
         past.CopyFrom(request)
         past.follow = False
-        if not past.HasField("tail") or past.tail > 0:
-            try:
-                async with aclosing(self._past(past, place)) as lines:
-                    async for line in lines:
-                        yield line
-            except FleetError as error:
-                # It is on its way: whatever it says is in the feed.
-                if error.reason != "CONTAINER_NOT_FOUND" or feed.error is not None:
-                    raise
-                number = feed.first
+        try:
+            async with aclosing(self._past(past, place)) as lines:
+                async for line in lines:
+                    yield line
+        except FleetError as error:
+            # It is on its way: whatever it says is in the feed.
+            if error.reason != "CONTAINER_NOT_FOUND" or feed.error is not None:
+                raise
+            number = feed.first
+        if listening is not None:
+            await listening()
         while True:
             await feed.more(number)
             if number < feed.first:

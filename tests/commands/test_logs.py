@@ -87,7 +87,7 @@ async def test_one_reading_serves_all(bench: Bench, tmp_path: Path) -> None:
     async with node_on(bench, tmp_path, logs=log):
         readers = [asyncio.create_task(read(logs, tail)) for tail in (None, 2, 0) for _ in range(10)]
         # Where the log ends, its past for those who want it, and what comes.
-        await wait_until(lambda: log.following == 1 and log.reads == 22)
+        await wait_until(lambda: log.following == 1 and log.reads == 32)
         for number in range(50):
             log.write(f"line {number}")
         log.end(3)

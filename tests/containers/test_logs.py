@@ -96,7 +96,9 @@ async def test_many_follow_and_those_who_do_not_read_hurt_nobody(door: httpx.Cli
     deploy(door, f"sh -c '{waits}; {writes}; exit 7'")
     request = fleet_pb2.StreamLogsRequest(node_id=NODE, container_name="writer", tail=0)
     slow = [stub.StreamLogs(request) for _ in range(stalled)]
-    quick = [asyncio.create_task(_texts(stub.StreamLogs(request))) for _ in range(followers)]
+    calls = [stub.StreamLogs(request) for _ in range(followers)]
+    await asyncio.gather(*(call.initial_metadata() for call in (*slow, *calls)))
+    quick = [asyncio.create_task(_texts(call)) for call in calls]
     begin = {"command": "sh -c 'echo > /tmp/go'", "container_name": "writer"}
     begun = await asyncio.to_thread(door.post, f"/api/fleet/exec/{NODE}", json=begin)
     assert begun.json()["exit_code"] == 0, begun.text
