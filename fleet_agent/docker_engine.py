@@ -197,9 +197,10 @@ def _facts(client: docker.DockerClient) -> EngineFacts:
 
 def _road(url: str) -> tuple[str, httpx.AsyncHTTPTransport]:
     scheme, _, rest = url.partition("://")
+    # Nothing here speaks TLS: the authorities of the world are not read for each request.
     if scheme in ("unix", "http+unix"):
-        return "http://docker", httpx.AsyncHTTPTransport(uds=f"/{rest.lstrip('/')}")
-    return f"http://{rest}", httpx.AsyncHTTPTransport()
+        return "http://docker", httpx.AsyncHTTPTransport(uds=f"/{rest.lstrip('/')}", verify=False)
+    return f"http://{rest}", httpx.AsyncHTTPTransport(verify=False)
 
 
 def _explanation(body: bytes) -> str:
