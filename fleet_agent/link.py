@@ -29,6 +29,11 @@ class Link:
         message.session = self.session
         self.outbox.control(message, soon=soon)
 
+    def say_last(self, message: node_pb2.AgentMessage) -> None:
+        """Queues the last control message of this session: what is said after it is dropped."""
+        message.session = self.session
+        self.outbox.last(message)
+
     def tick(self, tick: node_pb2.JobTick) -> None:
         """Replaces the waiting tick of its attempt."""
         self.outbox.tick(node_pb2.AgentMessage(session=self.session, tick=tick))

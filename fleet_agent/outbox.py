@@ -80,9 +80,12 @@ class Outbox:
         self._settled = asyncio.Event()
         self._settled.set()
         self._full = False
+        self._over = False
 
     def control(self, message: node_pb2.AgentMessage, *, soon: bool = False) -> None:
         """Queues a message that must go in order; past the bound the session is ended. `soon`: it may wait a little."""
+        if self._over:
+            return
         if not soon:
             self._held_until = 0.0
         elif not self._control:
@@ -93,6 +96,11 @@ class Outbox:
             self._control.append(message)
         self._settled.clear()
         self._changed.set()
+
+    def last(self, message: node_pb2.AgentMessage) -> None:
+        """Queues the last message: of what else waits only control messages go before it, and nothing goes after it."""
+        self.control(message)
+        self._over = True
 
     def tick(self, message: node_pb2.AgentMessage) -> None:
         """Replaces the waiting tick of its attempt; the text of that one is kept, and goes before the new text."""
@@ -142,6 +150,9 @@ class Outbox:
             held = self._held_until - now if self._control and not others else 0.0
             if self._control and held <= 0:
                 return self._control.popleft()
+            if self._over:
+                # A write after the stream's half-close would end it at once, and what the server has not read is lost.
+                await asyncio.Event().wait()
             message, tick_wait = self._ticks.take(now)
             if message is not None:
                 return message

@@ -133,7 +133,7 @@ class Session:
         link, call = self._link, self._call
         if link is None:
             return
-        link.say(node_pb2.AgentMessage(goodbye=node_pb2.AgentGoodbye()))
+        link.say_last(node_pb2.AgentMessage(goodbye=node_pb2.AgentGoodbye()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.stop_grace_seconds):
                 ended = asyncio.ensure_future(self._ended.wait())

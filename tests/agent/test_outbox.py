@@ -177,3 +177,17 @@ async def test_drained_waits_for_the_message_that_is_being_written() -> None:
         assert not drained.done()
         outbox.written()
     await drained
+
+
+async def test_nothing_goes_after_the_last_message() -> None:
+    """A write after the half-close ends a stream at once, and the server may not have read the goodbye yet."""
+    outbox = Outbox()
+    outbox.tick(tick("a"))
+    outbox.control(control(1))
+    outbox.last(control(2))
+    outbox.control(control(3))
+    outbox.tick(tick("b"))
+    outbox.preview(preview("b"))
+    outbox.finish("a")
+    assert told(await taken(outbox)) == [("heartbeat", "", 1), ("heartbeat", "", 2)]
+    await outbox.drained()

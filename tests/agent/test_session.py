@@ -82,7 +82,7 @@ async def test_ticks_come_while_the_engine_works(server: ScriptedServer, tmp_pat
         talk.say(assign=assign_of("t1", "wait"))
         tick = await talk.first("tick")
         assert (tick.progress, tick.step, tick.steps, tick.message) == (25, 1, 4, "waiting")
-        beat = await talk.first("heartbeat", lambda beat: beat.held)
+        beat = await talk.first("heartbeat", lambda beat: beat.held and beat.held[0].progress)
         assert (beat.held[0].token, beat.held[0].job_id, beat.held[0].progress) == ("t1", "job-t1", 25)
         assert (beat.slots, beat.slots_free) == (1, 0)
         let_go(settings, "t1")
@@ -121,7 +121,7 @@ async def test_the_server_goes_while_an_attempt_runs_and_hears_of_it_again(
     async with agent_running(settings) as agent:
         talk = await server.conversation()
         talk.say(assign=assign_of("t1", "wait"))
-        await talk.first("started")
+        await talk.first("tick")
         await server.stop()
         await wait_until(lambda: agent.session._link is None)
         await server.start()
