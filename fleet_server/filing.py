@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 from fleet.v1 import types_pb2
@@ -15,6 +16,7 @@ from fleet_server.services.endings import Endings
 from fleet_server.services.file_reader import FileReader
 from fleet_server.services.gallery import Gallery
 from fleet_server.services.gallery_feed import GalleryFeed
+from fleet_server.services.input_needs import needed_inputs
 from fleet_server.services.input_uploads import InputSettings, InputUploads
 from fleet_server.services.inputs import InputResolver
 from fleet_server.services.output_files import OutputFiles
@@ -80,6 +82,7 @@ class Filing:
             s3,
             home,
             clock=clock,
+            needed=functools.partial(needed_inputs, store),
             settings=InputSettings(ttl_seconds=settings.input_ttl_seconds),
         )
         self._input_uploads = inputs

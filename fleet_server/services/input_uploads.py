@@ -1,10 +1,10 @@
-"""Files that callers bring for payloads to name: received whole, kept for a day, then gone."""
+"""Files that callers bring for payloads to name: received whole, kept for a day and while needed, then gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 
 import structlog
 import uuid_utils
@@ -19,19 +19,26 @@ from fleet_server.store import InputRow, InputStore
 _log = structlog.get_logger("fleet.inputs")
 _PREFIX = "inputs/"
 _DEFAULT_TYPE = "application/octet-stream"
+_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class InputSettings:
-    """`ttl_seconds` is how long an input is kept; what is over is removed every `sweep_seconds`."""
+    """`ttl_seconds` is how long an input is kept; what is over is removed every `sweep_seconds`, what is needed gets
+    another `ttl_seconds` then: at most the half of them passes between two looks."""
 
     max_bytes: int = 512 << 20
     ttl_seconds: float = 86_400
     sweep_seconds: float = 600
 
 
+async def _none() -> Collection[str]:
+    return ()
+
+
 class InputUploads:
-    """Receives inputs. `folder` is that of inputs on this server's disk, `home` this server.
+    """Receives inputs. `folder` is that of inputs on this server's disk, `home` this server; `needed` names the inputs
+    that must not go yet.
 
     An input is received on the disk, since its hash comes with its end; then it goes to the bucket fleet-workspace,
     where every server finds it. While S3 is away or off it stays on the disk, and only this server finds it.
@@ -45,6 +52,7 @@ class InputUploads:
         home: str,
         *,
         clock: Callable[[], int],
+        needed: Callable[[], Awaitable[Collection[str]]] = _none,
         settings: InputSettings | None = None,
     ) -> None:
         self._rows = rows
@@ -52,6 +60,7 @@ class InputUploads:
         self._s3 = s3
         self._home = home
         self._clock = clock
+        self._needed = needed
         self._settings = settings or InputSettings()
 
     async def receive(self, requests: AsyncIterator[fleet_pb2.UploadInputRequest]) -> fleet_pb2.UploadInputResponse:
@@ -109,22 +118,41 @@ class InputUploads:
                 await self.sweep()
             except (FleetError, OSError) as error:
                 _log.info("inputs that are over wait to be removed", detail=str(error))
-            await asyncio.sleep(self._settings.sweep_seconds)
+            await asyncio.sleep(min(self._settings.sweep_seconds, self._settings.ttl_seconds / 4))
 
     async def sweep(self) -> None:
-        """Removes inputs whose time is over, from the disk and from the bucket. Raises S3_UNAVAILABLE, OSError."""
+        """Removes inputs whose time is over and that nobody needs, from the disk and from the bucket.
+
+        Raises STORE_UNAVAILABLE, S3_UNAVAILABLE, OSError.
+        """
+        await self._renew()
         oldest_ms = self._clock() - int(self._settings.ttl_seconds * 1000)
         for one in await self._folder.listing():
-            if one.modified_ms < oldest_ms:
+            if one.modified_ms < oldest_ms and await self._over(one.filename):
                 await self._folder.delete(one.filename)
+        after = ""
         while self._s3.status[0]:
             # Their names rise with their time.
-            found = await self._s3.list(WORKSPACE, _PREFIX, "", 100)
-            over = [one.key for one in found if one.modified_ms < oldest_ms]
-            for key in over:
-                await self._s3.delete(WORKSPACE, key)
-            if len(over) < 100:
+            found = await self._s3.list(WORKSPACE, _PREFIX, after, _PAGE)
+            old = [one.key for one in found if one.modified_ms < oldest_ms]
+            for key in old:
+                if await self._over(key.removeprefix(_PREFIX)):
+                    await self._s3.delete(WORKSPACE, key)
+            if len(old) < _PAGE:
                 return
+            after = old[-1]
+
+    async def _renew(self) -> None:
+        """What is needed is kept for longer."""
+        now_ms, ttl_ms = self._clock(), int(self._settings.ttl_seconds * 1000)
+        for input_id in await self._needed():
+            row = await self._rows.get(input_id)
+            if row is not None and row.expire_ms - now_ms < ttl_ms / 2:
+                await self._rows.put(replace(row, expire_ms=now_ms + ttl_ms))
+
+    async def _over(self, input_id: str) -> bool:
+        row = await self._rows.get(input_id)
+        return row is None or row.expire_ms <= self._clock()
 
 
 async def _chunks(

@@ -111,6 +111,41 @@ async def test_what_is_over_is_removed_everywhere(store: Store, tmp_path: Path, 
             assert caught.value.reason == "INPUT_NOT_FOUND"
 
 
+async def test_what_is_needed_is_kept_for_longer(store: Store, tmp_path: Path, s3_server: EmbeddedProcess) -> None:
+    async with world_on(store, tmp_path, s3_server) as world:
+        clock, needed = now_ms(), set[str]()
+
+        async def still() -> set[str]:
+            return needed
+
+        uploads = InputUploads(
+            store.inputs,
+            world.filing.inputs,
+            world.s3,
+            HERE,
+            clock=lambda: clock,
+            needed=still,
+            settings=InputSettings(ttl_seconds=60),
+        )
+        far, other = await uploads.receive(sent(b"far")), await uploads.receive(sent(b"other"))
+        s3_server.stop()
+        await wait_until(lambda: not world.s3.status[0])
+        near = await uploads.receive(sent(b"near"))
+        s3_server.start()
+        await wait_until(lambda: world.s3.status[0])
+        needed |= {reply.reference.removeprefix("input:") for reply in (far, near)}
+        for _ in range(3):
+            clock += 40_000
+            await uploads.sweep()
+        assert [(await read(world, reply.reference))[2] for reply in (far, near)] == [b"far", b"near"]
+        with pytest.raises(FleetError):
+            await read(world, other.reference)
+        needed.clear()
+        clock += 62_000
+        await uploads.sweep()
+        assert folder(world) == [] and not await world.s3.list(WORKSPACE, "inputs/")
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [("talk.wav", "talk.wav"), ("C:\\Users\\me\\a.png", "a.png"), ("../../etc/passwd", "passwd"), ("", ""),
