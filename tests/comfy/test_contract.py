@@ -134,6 +134,8 @@ def test_the_queue_in_its_order_and_what_is_deleted_leaves_no_trace(house: House
     queue = house.get("/queue")
     assert plain(queue["queue_running"][0])[3:] == [{"client_id": "first", "create_time": "TIME"}, ["2"]]
     assert [item[1] for item in queue["queue_pending"]] == [front["prompt_id"], first, second]
+    came = [item[3]["create_time"] for item in queue["queue_pending"]]
+    assert came[1] <= came[2] <= came[0] <= house.get(f"/api/jobs/{front['prompt_id']}")["create_time"]
     assert house.get("/prompt") == {"exec_info": {"queue_remaining": 4}}
     assert house.get(f"/history/{running}") == {}
     house.post("/queue", {"delete": [first, running]})

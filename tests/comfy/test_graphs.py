@@ -23,12 +23,12 @@ from tests.comfy_node import STANDARD, combo, node_class, sample
 Graph = dict[str, dict[str, Any]]
 
 
-def catalogue(*, without: tuple[str, ...] = (), **lists: list[str]) -> Catalogue:
+def catalogue(*, without: tuple[str, ...] = (), version: str = "", **lists: list[str]) -> Catalogue:
     """The standard classes, with checkpoints and LoRAs of one's own."""
     classes = {name: copy.deepcopy(one) for name, one in STANDARD.items() if name not in without}
     if "CheckpointLoaderSimple" in classes:
         classes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = lists.get("checkpoints", [])
-    return Catalogue.of(classes, f"{hash(str((without, lists))):x}")
+    return Catalogue.of(classes, f"{hash(str((without, lists))):x}", version)
 
 
 CHAIN: Graph = sample("chain_post_prompt")["request"]["json"]["prompt"]
@@ -51,6 +51,24 @@ def test_a_recorded_refusal_is_given_word_for_word(name: str) -> None:
     recorded = sample(name)
     verdict = check(recorded["request"]["json"]["prompt"], catalogue())
     assert {"error": verdict.error, "node_errors": verdict.node_errors} == recorded["body"]
+
+
+@pytest.mark.parametrize(("version", "newer"), [("", False), ("0.11.1", False), ("0.12.0", True), ("v1.0", True)])
+def test_a_missing_class_in_the_words_of_each_version(version: str, newer: bool) -> None:
+    graph = copy.deepcopy(CHAIN)
+    graph["3"] |= {"class_type": "NoSuchNode", "_meta": {"title": "Soft"}}
+    error = check(graph, catalogue(version=version)).error
+    assert error is not None and error["details"] == "Node ID '#3'"
+    if not newer:
+        assert (error["type"], error["extra_info"]) == ("invalid_prompt", {})
+        return
+    assert error["type"] == "missing_node_type"
+    assert error["message"] == "Node 'Soft' not found. The custom node may not be installed."
+    assert error["extra_info"] == {"node_id": "3", "class_type": "NoSuchNode", "node_title": "Soft"}
+    del graph["3"]["class_type"]
+    error = check(graph, catalogue(version=version)).error
+    assert error is not None and error["extra_info"]["class_type"] is None
+    assert error["message"].startswith("Node 'Soft' has no class_type.")
 
 
 def test_a_graph_that_runs_is_taken_with_its_outputs() -> None:

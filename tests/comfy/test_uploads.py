@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.comfy.client import Listener
-from tests.comfy.house import House
+from tests.comfy.house import House, house_in
 
 Json = Any
 
@@ -111,6 +112,23 @@ def test_bad_uploads(house: House) -> None:
     assert reply.status_code == 400
     with Listener(house.socket_url) as client:
         client.wait(kind="status")
+
+
+def test_what_a_waiting_prompt_needs_outlives_its_time(tmp_path: Path) -> None:
+    with house_in(tmp_path, {"FLEET_INPUT_TTL_SECONDS": "4"}) as house:
+        house.join("n1")
+        house.settled()
+        house.until(lambda: "LoadImage" in house.get("/object_info"), "its classes are known")
+        house.agents["n1"].stop()
+        upload(house, "needed.png", picture("blue"))
+        prompt_id = house.submit(load("needed.png"))
+        # What nobody needs is over later than that which came before it would be.
+        upload(house, "other.png", picture("green"))
+        asked = {"filename": "other.png", "type": "input"}
+        house.until(lambda: house.http.get("/view", params=asked).status_code == 404, "its time is over")
+        assert [item[1] for item in house.get("/queue")["queue_pending"]] == [prompt_id]
+        house.agents["n1"].spawn()
+        assert house.entry(prompt_id)["status"]["completed"]
 
 
 def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: House) -> None:
