@@ -6,7 +6,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,20 @@ PAGE = {"jobs": [job("queued", wait_reason="NO_NODE", node_id=None)], "next_page
 OUTPUT = {"filename": "a.png", "width": 64, "height": 64, "seed": 7, "size_bytes": 3, "job_id": "j1"}
 
 
+whole = cache(build)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def put_together_once() -> Iterator[None]:
+    """The runner makes a command of an application at each call, which takes ten times as long as the call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(get_command))
+        yield
+
+
 def run(answers: Sequence[Any], *words: str, **options: Any) -> Result:
     with serving(*answers) as server:
-        result = CliRunner().invoke(build(), [*words, "--url", server.url], **options)
+        result = CliRunner().invoke(whole(), [*words, "--url", server.url], **options)
         result.asked = server.asked  # type: ignore[attr-defined]
         result.bodies = server.bodies  # type: ignore[attr-defined]
     return result
@@ -41,14 +53,14 @@ def all_commands(*, groups: bool = True) -> list[list[str]]:
         for name, inner in getattr(command, "commands", {}).items():
             walk(inner, [*words, name])
 
-    walk(get_command(build()), [])
+    walk(get_command(whole()), [])
     return found
 
 
 @pytest.mark.parametrize("words", all_commands(), ids=" ".join)
 def test_every_command_has_help(words: list[str]) -> None:
     for flag in ("--help", "-h"):
-        result = CliRunner().invoke(build(), [*words, flag])
+        result = CliRunner().invoke(whole(), [*words, flag])
         if flag == "--help" or words[:1] not in (["up"], ["server"], ["agent"], ["sketch-model"]):
             assert result.exit_code == 0
             assert "Usage" in result.output
@@ -57,7 +69,7 @@ def test_every_command_has_help(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", all_commands(groups=False), ids=" ".join)
 def test_every_command_that_prints_data_has_json(words: list[str]) -> None:
-    assert "--json" in CliRunner().invoke(build(), [*words, "--help"], terminal_width=200).output
+    assert "--json" in CliRunner().invoke(whole(), [*words, "--help"], terminal_width=200).output
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,7 @@ def test_refusals_say_what_to_do_next(answer: Any, code: int, said: str) -> None
 
 
 def test_no_server() -> None:
-    result = CliRunner().invoke(build(), ["status", "--url", "http://127.0.0.1:9"])
+    result = CliRunner().invoke(whole(), ["status", "--url", "http://127.0.0.1:9"])
     assert result.exit_code == 3
     assert "http://127.0.0.1:9 cannot be reached" in result.stderr
     assert "`fleet up`" in result.stderr
@@ -101,7 +113,7 @@ def test_no_server() -> None:
     ids=" ".join,
 )
 def test_bad_arguments(words: list[str]) -> None:
-    result = CliRunner().invoke(build(), words, env={"FLEET_URL": "http://127.0.0.1:9"})
+    result = CliRunner().invoke(whole(), words, env={"FLEET_URL": "http://127.0.0.1:9"})
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.strip()
@@ -172,7 +184,7 @@ def test_submit_takes_a_job_or_a_list(content: Any, path: str, body: Any, tmp_pa
     ("text", "said"), [("{", "is no JSON"), ("7", "it is no object"), ("[{}, 7]", "jobs[1] is no")]
 )
 def test_submit_refuses_what_holds_no_jobs(text: str, said: str) -> None:
-    result = CliRunner().invoke(build(), ["jobs", "submit", "-"], input=text, env={"FLEET_URL": "http://127.0.0.1:9"})
+    result = CliRunner().invoke(whole(), ["jobs", "submit", "-"], input=text, env={"FLEET_URL": "http://127.0.0.1:9"})
     assert result.exit_code == 2
     assert said in result.stderr
 
