@@ -107,6 +107,7 @@ class ComfyPrompts:
             if error.reason == "INVALID_FIELD" and asked.prompt_id:
                 raise _used(asked.prompt_id) from error
             raise
+        self._tracker.accepted(job_id)
         shown = int(number) if float(number).is_integer() else number
         return {"prompt_id": job_id, "number": shown, "node_errors": judged.verdict.node_errors}
 

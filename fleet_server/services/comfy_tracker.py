@@ -45,6 +45,7 @@ class Live:
     address: str = ""
     """Where it was submitted from, if that was here."""
     running: bool = False
+    told_waiting: bool = False
     told_running: bool = False
     node_id: str = ""
     executing: str | None = None
@@ -126,6 +127,12 @@ class ComfyTracker:
         """A prompt is being submitted here."""
         self._open.setdefault(job_id, Live(job_id, owner, client_id, address))
 
+    def accepted(self, job_id: str) -> None:
+        """It is in the store. Told at once: the event of it may come together with that of its start, as one."""
+        live = self._open.get(job_id)
+        if live is not None:
+            self._tell_waiting(live)
+
     def unexpect(self, job_id: str) -> None:
         """It was refused."""
         self._open.pop(job_id, None)
@@ -181,6 +188,7 @@ class ComfyTracker:
         if live is None:
             live = self._open[record.job_id] = Live(record.job_id, record.owner, Prompt(record).said.client_id)
         live.running = record.state is JobState.RUNNING
+        live.told_waiting = True
         live.told_running = live.told_running or live.running
         live.node_id = record.node_id
         return live
@@ -215,10 +223,17 @@ class ComfyTracker:
             return
         if live.running or live.told_running:
             live.begin_again()
-        self._audience.status(self.remaining)
+            self._audience.status(self.remaining)
+        self._tell_waiting(live)
+
+    def _tell_waiting(self, live: Live) -> None:
+        if not live.told_waiting:
+            live.told_waiting = True
+            self._audience.status(self.remaining)
 
     def _tell_running(self, live: Live) -> None:
         """ComfyUI says how many remain when a prompt is taken up as well; once for each attempt."""
+        self._tell_waiting(live)
         if not live.told_running:
             live.told_running = True
             self._audience.status(self.remaining)
