@@ -120,4 +120,4 @@ def test_an_ssh_node_is_deleted_while_it_is_online(node: str, caller: httpx.Clie
     gone = caller.delete(f"/api/nodes/{node}")
     assert (gone.status_code, gone.json()["node_id"]) == (200, node)
     assert caller.get(f"/api/nodes/{node}").status_code == 404
-    assert fleet.pids("fleet_agent.ssh") == []
+    wait_until_now(lambda: fleet.pids("fleet_agent.ssh") == [])

@@ -128,9 +128,10 @@ def _pack(distribution: metadata.Distribution, folder: Path) -> None:
         return
     record: list[str] = []
     part = target.with_suffix(".part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
+    with zipfile.ZipFile(part, "w") as wheel:
         for path, data in _files(distribution, info):
-            wheel.writestr(zipfile.ZipInfo(path, _EPOCH), data, zipfile.ZIP_DEFLATED)
+            # With a ZipInfo, the archive's own level does not count.
+            wheel.writestr(zipfile.ZipInfo(path, _EPOCH), data, zipfile.ZIP_DEFLATED, compresslevel=1)
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{path},sha256={digest},{len(data)}")
         record.append(f"{info}/RECORD,,")
