@@ -179,55 +179,60 @@ def test_an_entry_that_cannot_be_read_just_now_is_left_alone(tmp_path: Path, mon
     assert [entry.token for entry in spool.entries()] == [TOKEN]
 
 
-# Each call that changes the disk, in a child that is killed at its n-th: a trace of every crash point of `add`.
+# Each call that changes the disk, in a child that is killed at its n-th: a trace of every crash point of `add`. The
+# first child is left alone and counts them.
 KILLED_ADD = """
 import os, signal, sys
 from pathlib import Path
 from fleet.v1 import node_pb2
 from fleet_agent import spool as module
 
-folder, point = Path(sys.argv[1]), int(sys.argv[2])
-spool = module.Spool(folder)
-work = spool.work_folder("t1")
-(work / "a.png").write_bytes(b"picture")
-complete = node_pb2.JobComplete(job_id="job-1", token="t1")
-complete.outputs.add(content_type="image/png")
-count = 0
+def add(folder, point):
+    spool = module.Spool(folder)
+    work = spool.work_folder("t1")
+    (work / "a.png").write_bytes(b"picture")
+    complete = node_pb2.JobComplete(job_id="job-1", token="t1")
+    complete.outputs.add(content_type="image/png")
+    count = 0
 
-def counted(event, arguments):
-    global count
-    if event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree") or event == "fsync":
-        if count == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
+    def counted(event, arguments):
+        nonlocal count
+        if event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree") or event == "fsync":
+            if count == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
 
-fsync = os.fsync
-def counted_fsync(fd):
-    counted("fsync", ())
-    fsync(fd)
-    counted("fsync", ())
-os.fsync = counted_fsync
-sys.addaudithook(counted)
-spool.add(complete, [(work / "a.png", "image/png")])
-print(count)
+    fsync = os.fsync
+    def counted_fsync(fd):
+        counted("fsync", ())
+        fsync(fd)
+        counted("fsync", ())
+    os.fsync = counted_fsync
+    sys.addaudithook(counted)
+    spool.add(complete, [(work / "a.png", "image/png")])
+    return count
+
+def in_child(point):
+    child = os.fork()
+    if not child:
+        os._exit(add(Path(sys.argv[1]) / str(point), point))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+points = in_child(-1)
+print(*[in_child(point) for point in range(points)])
 """
 
 
-def killed_add(folder: Path, point: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", KILLED_ADD, str(folder), str(point)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_killed_at_each_step_of_add_an_entry_is_whole_or_not_there(tmp_path: Path) -> None:
-    total = killed_add(tmp_path / "whole", -1)
-    assert total.returncode == 0, total.stderr
-    points = int(total.stdout)
-    assert points >= 12
+    command = [sys.executable, "-c", KILLED_ADD, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ends = [int(word) for word in done.stdout.split()]
+    assert len(ends) >= 12
+    assert set(ends) == {-signal.SIGKILL}
     seen = set()
-    for point in range(points):
+    for point in range(len(ends)):
         folder = tmp_path / str(point)
-        result = killed_add(folder, point)
-        assert result.returncode == -signal.SIGKILL, result.stderr
         spool = Spool(folder)
         entries = spool.entries()
         seen.add(len(entries))
