@@ -101,11 +101,14 @@ class DiffusersEngine:
             return Model.read(model, self._settings.models_folder, device)
 
         on_device = model.name in shelf.device
+        found: Model | None = None
         try:
             found = shelf.take(model.name, read, model.size_bytes)
         except Exception as error:
             if not _is_out_of_memory(error) or not device.is_gpu:
                 raise
+        if found is None:
+            # Not within the handler: the error knows who holds what is to be freed.
             shelf.only("")
             _free()
             found = shelf.take(model.name, lambda: _frugal(read()), model.size_bytes)
