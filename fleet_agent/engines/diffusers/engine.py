@@ -44,8 +44,8 @@ ARCHITECTURE = "sdxl"
 _NEEDS = ("torch", "diffusers", "transformers", "accelerate", "peft")
 _PREVIEW_SECONDS = 0.5
 _PREVIEW_SIDE = 384
-_PIXEL_BYTES = 700
-"""What a pixel of a picture takes while it is made: latents, activations of the decoder and of the UNet, measured."""
+_PIXEL_BYTES = 3 * 256 * 4
+"""What a pixel takes while its picture is made: in, out and a copy of the decoder's widest layer, in float32."""
 
 
 class DiffusersEngine:
