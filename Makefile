@@ -83,7 +83,7 @@ chaos: $(DEV) ## Kill, cut and stop parts of a fleet in 20 trials, mutants and 5
 
 soak: $(DEV) ## The long forms of tests that `make test` runs short: state machine, webhooks, codec, outputs without S3, lost ComfyUI nodes
 	@FLEET_STATE_STEPS=100000 FLEET_WEBHOOK_COUNT=20000 FLEET_CODEC_MESSAGES=50000 FLEET_SOAK_GENERATIONS=500 \
-	FLEET_COMFY_LEASE=full \
+	FLEET_COMFY_LEASE=full FLEET_NODE_LOSS=full \
 	$(PY) -m pytest tests/store/test_machine.py tests/webhooks/test_many.py tests/protojson/test_differential.py \
 	tests/outputs/test_soak.py tests/nodes/test_node_loss.py tests/comfy/test_fleet.py \
 	-n $(WORKERS) --timeout 0 --durations 15 $(PYTEST_ARGS)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import json
 import zlib
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -213,7 +214,7 @@ class ComfyNodes:
                     raise FleetError("INTERNAL", f"{target} of {node_id} is larger than {self._settings.reply_bytes}")
                 chunks.append(chunk)
         try:
-            return await asyncio.to_thread(loads_exact, b"".join(chunks))
+            return await asyncio.to_thread(read_json, b"".join(chunks))
         except ValueError:
             return None
 
@@ -330,3 +331,13 @@ def _version(bundle: Mapping[str, Json]) -> str:
 def _unpack(packed: bytes) -> tuple[dict[str, Json], str]:
     bundle: dict[str, Json] = loads_exact(zlib.decompress(packed[32:]))
     return bundle, packed[:32].decode()
+
+
+def read_json(body: bytes) -> Json:
+    """What a node answered. Python programs write NaN and Infinity, as limits of custom nodes do: those are null here,
+    which is no limit. Raises ValueError for what is no JSON at all.
+    """
+    try:
+        return loads_exact(body)
+    except ValueError:
+        return json.loads(body, parse_constant=lambda word: None)

@@ -16,6 +16,7 @@ from fleet_server.domain.job import Lane, Priority
 from fleet_server.domain.node import NodeStatus, NodeView
 from fleet_server.domain.placement import Situation, place
 from fleet_server.domain.recorded import RecordedTiming
+from fleet_server.services.comfy_nodes import read_json
 from fleet_server.services.decisions import DecisionLog, read_decisions, replay
 from fleet_server.services.dispatch import Decision, Wanted
 from tests.comfy_node import STANDARD, combo, node_class, sample
@@ -213,3 +214,14 @@ def test_a_recorded_decision_of_graphs_is_made_again(tmp_path: Path) -> None:
     assert replay([line]).differences == []
     (again,) = read_decisions([line])
     assert feasible(again.situation.nodes[1], lanes[0]) == feasible(nodes[1], lanes[0]) is not None
+
+
+def test_limits_that_are_no_json_are_no_limits() -> None:
+    """A custom node's `float("inf")` must not hide all that its node has."""
+    answer = (
+        b'{"Endless": {"input": {"required": {"x": ["FLOAT", {"min": -Infinity, "max": Infinity, "default": NaN}]}}}}'
+    )
+    options = {"min": None, "max": None, "default": None}
+    assert read_json(answer) == {"Endless": {"input": {"required": {"x": ["FLOAT", options]}}}}
+    with pytest.raises(ValueError, match="Expecting"):
+        read_json(b"<html>")
