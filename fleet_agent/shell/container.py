@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +18,7 @@ from fleet_agent.containers.containers import find
 from fleet_agent.containers.faults import refused, words_of
 from fleet_agent.containers.messages import signal_of
 from fleet_agent.docker_engine import DockerEngine, DockerUnavailableError, frames
+from fleet_agent.shell.processes import kill_all, marked
 from fleet_agent.shell.program import CHUNK_BYTES, MARK, NoProgramError
 
 _MISSING = ("executable file not found", "no such file or directory")
@@ -148,7 +146,8 @@ class ContainerProgram:
 
     async def kill(self) -> None:
         """The engine cannot end a program: it is found by its mark, from outside, or from inside the container."""
-        if await asyncio.to_thread(_kill_marked, self._container_id, self._command_id):
+        mark, place = f"{MARK}={self._command_id}", self._container_id
+        if await asyncio.to_thread(kill_all, lambda pid: marked(pid, mark, place)):
             return
         script = (
             f'for p in /proc/[0-9]*; do grep -qs "{MARK}={self._command_id}" "$p/environ" '
@@ -216,17 +215,3 @@ async def _hijacked(url: str, path: str, body: bytes) -> tuple[asyncio.StreamRea
     if code == 409:
         raise CommandFault("CONTAINER_NOT_RUNNING", f"container_name: {text}")
     raise CommandFault("DOCKER_UNAVAILABLE", f"the Docker engine refuses it: {text}")
-
-
-def _kill_marked(container_id: str, command_id: str) -> int:
-    """Kills the processes of the container that carry the mark; how many there were that we may see."""
-    mark = f"{MARK}={command_id}".encode()
-    killed = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            if container_id in (entry / "cgroup").read_text() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                killed += 1
-    return killed

@@ -17,6 +17,7 @@ from typing import Any
 
 from fleet.v1 import types_pb2
 
+from fleet_agent.shell.processes import in_session, kill_all
 from fleet_agent.shell.program import CHUNK_BYTES, MARK, NoProgramError
 
 _HIDDEN = ("FLEET_",)
@@ -176,7 +177,9 @@ class NodeProgram:
         return types_pb2.Exit(exit_code=128 - code, signal=name)
 
     async def kill(self) -> None:
-        await asyncio.to_thread(_kill_session, self._process.pid)
+        # Whatever process groups a shell has made in it.
+        leader = self._process.pid
+        await asyncio.to_thread(kill_all, lambda pid: in_session(pid, leader))
 
     async def close(self) -> None:
         if self._process.returncode is None:
@@ -227,16 +230,6 @@ async def _ready(
 
 def _set_size(master: int, rows: int, columns: int) -> None:
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def _kill_session(leader: int) -> None:
-    """Kills all processes of the session, whatever process groups a shell has made in it."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                pid = int(entry.name)
-                if os.getsid(pid) == leader:
-                    os.kill(pid, signal.SIGKILL)
 
 
 def _home() -> str:

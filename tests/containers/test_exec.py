@@ -92,12 +92,14 @@ def test_text_that_is_no_utf_8_and_output_that_is_too_long(door: httpx.Client, b
 
 
 def test_what_runs_too_long_is_killed_with_all_that_it_started(door: httpx.Client, box: dict[str, Any]) -> None:
-    apart = 'import os, subprocess; subprocess.Popen(["sleep", "98765"], preexec_fn=os.setpgrp).wait()'
-    programs = (f"{sys.executable} -c '{apart}'", "sh -c 'sleep 98765 & sleep 98765'")
+    # A sleep that no other run of these tests has.
+    naps = str(10_000_000 + os.getpid())
+    apart = f'import os, subprocess; subprocess.Popen(["sleep", "{naps}"], preexec_fn=os.setpgrp).wait()'
+    programs = (f"{sys.executable} -c '{apart}'", f"sh -c 'sleep {naps} & sleep {naps}'")
     for place, program in zip(_places(box), programs, strict=True):
         said = executed(door, program, 504, timeout_seconds=2, **place)
         assert said["reason"] == "TIMEOUT"
-        wait_until_now(lambda: not [one for one in psutil.process_iter() if _is(one, "98765")])
+        wait_until_now(lambda: not [one for one in psutil.process_iter() if _is(one, naps)])
 
 
 def _is(process: psutil.Process, word: str) -> bool:

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("clean")
 Frame = fleet_pb2.ExecStreamRequest
 FLOOD = 8 << 20
 """Bytes of the streams in the ordinary suite; TEST_FLOOD_BYTES asks for more."""
+NAPS = str(20_000_000 + os.getpid())
+"""Seconds that no other run of these tests sleeps."""
 
 
 @pytest.fixture
@@ -94,8 +96,8 @@ async def test_a_terminal_is_resized_and_takes_ctrl_c(stub: Any, box: str, where
     await call.write(Frame(resize=fleet_pb2.TerminalSize(rows=50, columns=120)))
     await call.write(Frame(stdin=b"stty size\n"))
     await until(b"50 120")
-    await call.write(Frame(stdin=b"sleep 12321\n"))
-    await wait_until(lambda: _running("12321"))
+    await call.write(Frame(stdin=f"sleep {NAPS}\n".encode()))
+    await wait_until(lambda: _running(NAPS))
     await call.write(Frame(stdin=b"\x03"))
     await call.write(Frame(stdin=b"echo code $?; exit 7\n"))
     await until(b"code 130")
@@ -105,11 +107,11 @@ async def test_a_terminal_is_resized_and_takes_ctrl_c(stub: Any, box: str, where
 @pytest.mark.parametrize("where", [None, "box"])
 async def test_who_leaves_takes_the_program_along(stub: Any, box: str, where: str | None) -> None:
     call = stub.ExecStream()
-    await call.write(start("sh -c 'echo here; sleep 43210'", container_name=where))
+    await call.write(start(f"sh -c 'echo here; sleep {NAPS}'", container_name=where))
     assert (await call.read()).stdout == b"here\n"
-    await wait_until(lambda: _running("43210"))
+    await wait_until(lambda: _running(NAPS))
     call.cancel()
-    await wait_until(lambda: not _running("43210"))
+    await wait_until(lambda: not _running(NAPS))
 
 
 def _running(word: str) -> list[int]:
@@ -248,8 +250,8 @@ def test_fleet_exec_at_a_terminal(tmux: Tmux) -> None:
     tmux.shows("30 100")
     tmux("resize-window", "-x", "120", "-y", "33")
     wait_until_now(lambda: _resized(tmux))
-    tmux.type("trap 'echo caught' INT; sleep 1000")
-    wait_until_now(lambda: _running("1000"))
+    tmux.type(f"trap 'echo caught' INT; sleep {NAPS}")
+    wait_until_now(lambda: _running(NAPS))
     tmux("send-keys", "C-c")
     tmux.shows("caught")
     tmux.type("exit 37")

@@ -211,11 +211,11 @@ def test_killed_mid_run_and_before_the_first_step(client: FleetCommander, fleet:
     # The next process imports for seconds before it has the model.
     again = slot_of(fleet, unlike=slot)
     wait_until_now(lambda: running(client, job_id, attempt=2), seconds=PATIENCE)
+    # Alike, and there before the next process is, so that it is begun with the other.
+    other = submit(client, **{**LONG, "steps": 20, "seed": 9})
     os.kill(again, signal.SIGKILL)
     # If it had not begun with the job yet, the same attempt goes on with the next.
     slot_of(fleet, unlike=again)
-    # Alike, so that it is begun with the other.
-    other = submit(client, **{**LONG, "steps": 20, "seed": 9})
     wait_until_now(lambda: running(client, job_id, attempt=2) and running(client, other, attempt=1), seconds=PATIENCE)
     assert not step_of(client, other)
     assert client.cancel_job(other)["status"] == "cancelled"

@@ -32,6 +32,8 @@ FAST = {
     "FLEET_AGENTS_PORT": "0",
     "FLEET_S3_PORT": "off",
     "FLEET_COMFY_PORT": "off",
+    # The machine's own Docker engine, if it has one, is nobody's to play with.
+    "FLEET_AGENT_DOCKER_HOST": "unix:///nonexistent/docker.sock",
 }
 
 

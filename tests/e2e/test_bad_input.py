@@ -291,19 +291,31 @@ def test_hosts_and_origins(quiet: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "body"),
     [
-        ("POST", "/api/fleet/deploy"),
-        ("GET", "/api/fleet/deploy"),
-        ("POST", "/api/fleet/exec/n1"),
-        ("GET", "/api/fleet/logs/n1/c1?tail=100"),
+        ("POST", "/api/fleet/deploy", {"node_id": "n1", "image": "i", "name": "web"}),
+        ("GET", "/api/fleet/deploy/n1/c1", None),
+        ("DELETE", "/api/fleet/deploy/n1/c1", None),
+        ("POST", "/api/fleet/exec/n1", {"command": "nvidia-smi"}),
+        ("GET", "/api/fleet/logs/n1/c1?tail=100", None),
+        ("GET", "/api/fleet/logs/n1/c1/stream", None),
     ],
 )
-def test_calls_of_later_features(quiet: httpx.Client, method: str, path: str) -> None:
-    bodies: dict[str, dict[str, Any]] = {
-        "/api/fleet/deploy": {"node_id": "n1", "image": "i", "name": "web"},
-        "/api/fleet/exec/n1": {"command": "nvidia-smi"},
-    }
-    body = bodies.get(path) if method == "POST" else None
-    found = refused(quiet.request(method, path, json=body), 501, "NOT_IMPLEMENTED")
-    assert len(found["detail"]) > 20
+def test_nodes_that_are_not_there(quiet: httpx.Client, method: str, path: str, body: dict[str, Any] | None) -> None:
+    found = refused(quiet.request(method, path, json=body), 404, "NODE_NOT_FOUND")
+    assert "'n1'" in found["detail"] and "GET /api/nodes" in found["detail"]
+
+
+def test_a_node_without_docker(quiet: httpx.Client) -> None:
+    """What needs an engine says so; what does not, works."""
+    (node,) = quiet.get("/api/nodes").json()["nodes"]
+    body = {"node_id": node["node_id"], "image": "busybox", "name": "web"}
+    found = refused(quiet.post("/api/fleet/deploy", json=body), 503, "DOCKER_UNAVAILABLE")
+    assert "Docker" in found["detail"]
+    refused(quiet.get(f"/api/fleet/logs/{node['node_id']}/web"), 503, "DOCKER_UNAVAILABLE")
+    refused(quiet.delete(f"/api/fleet/deploy/{node['node_id']}/web"), 503, "DOCKER_UNAVAILABLE")
+    listed = quiet.get("/api/fleet/deploy").json()
+    assert listed == {"containers": [], "next_page_token": "", "unreachable_node_ids": []}
+    done = quiet.post(f"/api/fleet/exec/{node['node_id']}", json={"command": "echo here"})
+    assert (done.status_code, done.json()["stdout"]) == (200, "here\n")
+    refused(quiet.get("/api/swarm/services"), 503, "NOT_SWARM_MANAGER")
