@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 
@@ -28,4 +29,8 @@ def loaded_files(slots: Iterable[SlotProcess]) -> list[node_pb2.LoadedFile]:
         file.loaded_seconds_ago = max(file.loaded_seconds_ago, now - model.loaded_at)
         file.used_seconds_ago = min(file.used_seconds_ago, now - model.used_at)
         file.pinned |= model.pinned
+        if model.pixel_steps_per_second is not None:
+            # Of a job anywhere on the node, the slowest place is counted on.
+            slowest = file.pixel_steps_per_second if file.HasField("pixel_steps_per_second") else math.inf
+            file.pixel_steps_per_second = min(slowest, model.pixel_steps_per_second)
     return list(found.values())

@@ -48,6 +48,7 @@ class Loaded:
     loaded_at: float
     used_at: float
     pinned: bool = False
+    pixel_steps_per_second: float | None = None
 
 
 async def spawn_child(
@@ -321,6 +322,7 @@ class SlotProcess:
                     loaded_at=now if old is None else old.loaded_at,
                     used_at=now if used or old is None else old.used_at,
                     pinned=fields["pinned"],
+                    pixel_steps_per_second=fields.get("pixel_steps_per_second"),
                 )
             )
         self._loaded = tuple(noted)

@@ -45,7 +45,10 @@ class ModelView:
 
 @dataclass(frozen=True, slots=True)
 class LoadedView:
-    """A model in a node's memory. Times are Unix ms by the server's clock."""
+    """A model in a node's memory. Times are Unix ms by the server's clock.
+
+    `pixel_steps_per_second` is what its engine measured before the first job.
+    """
 
     name: str
     engine: str = ""
@@ -55,6 +58,7 @@ class LoadedView:
     load_ms: int = 0
     used_ms: int = 0
     pinned: bool = False
+    pixel_steps_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,16 @@ class SpeedBook:
         self._compare(node_id, key, measured)
         _keep(speeds, key, _mean(speeds.get(key), measured, SPEED_SHARE), _MODELS_KEPT)
 
+    def warmed(self, node_id: str, model: str, engine: str, unit: Unit, speed: float) -> bool:
+        """The engine measured itself before its first job: counts until a job has run. Whether that was news."""
+        key = (model, engine, unit.value)
+        speeds = self._speeds.setdefault(node_id, OrderedDict())
+        if key in speeds or not speed > 0:
+            return False
+        self._compare(node_id, key, speed)
+        _keep(speeds, key, speed, _MODELS_KEPT)
+        return True
+
     def _compare(self, node_id: str, key: SpeedKey, speed: float) -> None:
         """Sets a speed beside the fleet's."""
         model = (key[0], key[2])

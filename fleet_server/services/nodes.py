@@ -269,6 +269,7 @@ def _loaded(loaded: LoadedFile, at_ms: int) -> LoadedView:
         load_ms=at_ms - int(loaded.loaded_seconds_ago * 1000),
         used_ms=at_ms - int(loaded.used_seconds_ago * 1000),
         pinned=loaded.pinned,
+        pixel_steps_per_second=(loaded.pixel_steps_per_second if loaded.HasField("pixel_steps_per_second") else None),
     )
 
 

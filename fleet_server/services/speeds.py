@@ -130,8 +130,16 @@ class Speeds:
             return known[2]
         free_at = self._free_at_ms(node.node_id, running)
         view = replace(node, slots_free=slots_free, free_at_ms=free_at, quarantined=quarantined)
+        self._warmed(node)
         self._views[node.node_id] = (node, (self._stamps.get(node.node_id, 0), *stamp[1:]), view)
         return view
+
+    def _warmed(self, node: NodeView) -> None:
+        for one in node.loaded:
+            speed = one.pixel_steps_per_second
+            if speed is not None and self.book.warmed(node.node_id, one.name, one.engine, Unit.PIXEL_STEPS, speed):
+                self._changed.add(node.node_id)
+                self._some.set()
 
     def _free_at_ms(self, node_id: str, running: Collection[str]) -> tuple[int, ...]:
         held = set(running)

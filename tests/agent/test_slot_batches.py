@@ -8,6 +8,7 @@ import queue
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from fleet_agent import frames
 from fleet_agent.gatherer import Gatherer
 from fleet_agent.inbox import Inbox
-from fleet_agent.slot_process import SlotCrashedError, SlotProcess
+from fleet_agent.loaded import loaded_files
+from fleet_agent.slot_process import Loaded, SlotCrashedError, SlotProcess
 from tests.agent.plugins.fleet_choir import ChoirEngine
 from tests.agent.test_slot_process import Events, run, task_of, words
 from tests.waiting import wait_until
@@ -59,8 +61,19 @@ async def test_like_tasks_run_together_and_each_has_its_own_end(slot: SlotProces
         assert words(events) == ["started", "progress", "done"]
         (output,) = last(events)["outputs"]
         assert (output["seed"], (tmp_path / f"out-t{number}" / "song.png").read_text()) == (number, str(number))
-    assert [(model.engine, model.name) for model in slot.loaded] == [("choir", "choir")]
+    [model] = slot.loaded
+    assert (model.engine, model.name, model.pixel_steps_per_second) == ("choir", "choir", 50.0)
     assert not slot.busy
+
+
+def test_a_model_in_two_slots_is_as_fast_as_where_it_is_slowest() -> None:
+    def slot(speed: float | None) -> Any:
+        return SimpleNamespace(loaded=(Loaded("choir", "m", 10, (), 1.0, 2.0, pixel_steps_per_second=speed),))
+
+    [both] = loaded_files([slot(None), slot(70.0), slot(50.0), slot(60.0)])
+    assert (both.pixel_steps_per_second, both.memory_bytes) == (50.0, 40)
+    [unknown] = loaded_files([slot(None)])
+    assert not unknown.HasField("pixel_steps_per_second")
 
 
 async def test_others_come_after_them(slot: SlotProcess, tmp_path: Path) -> None:

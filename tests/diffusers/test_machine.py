@@ -217,19 +217,20 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
 
 def test_what_is_compiled_is_compiled_before_the_first_job(models: Path, tmp_path: Path, compiler: Compiler) -> None:
     """For one picture and for a full batch of the sizes named; all else runs as it is, and so do LoRAs."""
-    engine, model = make(models, tmp_path, compile="on", warm="256x256", max_batch=1), checkpoint(models)
+    engine, model = make(models, tmp_path, compile="on", warm="64x64", max_batch=1), checkpoint(models)
     engine.load(model)
     assert compiler.rows == [2] * 8 + [32] * 8
-    assert engine._parts()[1].device[model.name].speed is not None
+    [loaded] = engine.loaded()
+    assert loaded.pixel_steps_per_second is not None and loaded.pixel_steps_per_second > 64 * 64 / 60
     compiler.rows.clear()
     engine.load(model)
     assert compiler.rows == []
-    paint(engine, task(tmp_path, model, width=256, height=256))
+    paint(engine, task(tmp_path, model))
+    assert compiler.rows == [2] * 3
+    paint(engine, task(tmp_path, model, width=128))
+    paint(engine, task(tmp_path, model, loras=lora(models)))
     assert compiler.rows == [2] * 3
     paint(engine, task(tmp_path, model))
-    paint(engine, task(tmp_path, model, width=256, height=256, loras=lora(models)))
-    assert compiler.rows == [2] * 3
-    paint(engine, task(tmp_path, model, width=256, height=256))
     assert compiler.rows == [2] * 6
     assert len(compiler.modes) == 1
 
@@ -250,6 +251,7 @@ def test_where_nothing_can_be_compiled_jobs_run_all_the_same(models: Path, tmp_p
     compiler.works = False
     engine, model = make(models, tmp_path, compile="on", warm="64x64"), checkpoint(models)
     engine.load(model)
+    assert engine.loaded()[0].pixel_steps_per_second is None
     plain = paint(make(models, tmp_path), task(tmp_path, model))
     assert apart(plain, paint(engine, task(tmp_path, model))) == 0
 

@@ -298,7 +298,7 @@ def _array(image: Image.Image) -> Any:
 
 
 def _loaded(model: Model) -> LoadedModel:
-    return LoadedModel(model.file.name, model.memory_bytes, model.load_seconds, model.loras.names)
+    return LoadedModel(model.file.name, model.memory_bytes, model.load_seconds, model.loras.names, model.speed)
 
 
 def _frugal(model: Model) -> Model:

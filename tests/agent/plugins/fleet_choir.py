@@ -39,7 +39,7 @@ class ChoirEngine:
         return None
 
     def loaded(self) -> list[LoadedModel]:
-        return [LoadedModel("choir", 4096, 0.0)]
+        return [LoadedModel("choir", 4096, 0.0, pixel_steps_per_second=50.0)]
 
     def estimate(self, task: Task) -> int:
         return 0

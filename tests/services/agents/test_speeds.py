@@ -69,6 +69,24 @@ class Clock:
         return self.ms
 
 
+def test_what_an_engine_measured_of_itself_counts_until_a_job_has_run() -> None:
+    clock = Clock()
+    speeds = Speeds(clock=clock)
+    warmed = replace(NODE, loaded=(LoadedView("sketch", "sketch", pixel_steps_per_second=1_000.0),))
+    speeds.seen(warmed, (), 2)
+    assert speeds.book.speed("agx0", "sketch", "sketch", Unit.PIXEL_STEPS) == 1_000.0
+    # Other nodes are guessed from it, as from any measurement.
+    assert speeds.book.speed("other", "sketch", "sketch", Unit.PIXEL_STEPS) == 1_000.0
+    speeds.sent(claim(1), warmed)
+    speeds.taken("agx0", done(1, run=200.0))
+    now = speeds.book.speed("agx0", "sketch", "sketch", Unit.PIXEL_STEPS)
+    assert now is not None and 500.0 < now < 1_000.0
+    speeds.seen(replace(warmed, slots_free=1), (), 1)
+    assert speeds.book.speed("agx0", "sketch", "sketch", Unit.PIXEL_STEPS) == now
+    speeds.seen(replace(warmed, loaded=(LoadedView("m", "e", pixel_steps_per_second=0.0),)), (), 2)
+    assert speeds.book.speed("agx0", "m", "e", Unit.PIXEL_STEPS) is None
+
+
 @pytest.mark.parametrize(
     ("payload", "work"),
     [

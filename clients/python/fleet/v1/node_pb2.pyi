@@ -1077,6 +1077,7 @@ class LoadedFile(_message.Message):
     LOADED_SECONDS_AGO_FIELD_NUMBER: _builtins.int
     USED_SECONDS_AGO_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    PIXEL_STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """File name."""
     engine: _builtins.str
@@ -1091,6 +1092,8 @@ class LoadedFile(_message.Message):
     """When it was last used, seconds ago."""
     pinned: _builtins.bool
     """Never evicted."""
+    pixel_steps_per_second: _builtins.float
+    """Pixels times steps a second with it, as its engine measured before the first job."""
     @_builtins.property
     def loras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """LoRAs applied to it."""
@@ -1106,14 +1109,20 @@ class LoadedFile(_message.Message):
         loaded_seconds_ago: _builtins.float = ...,
         used_seconds_ago: _builtins.float = ...,
         pinned: _builtins.bool = ...,
+        pixel_steps_per_second: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "gpu_index", b"gpu_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "_pixel_steps_per_second", b"_pixel_steps_per_second", "gpu_index", b"gpu_index", "pixel_steps_per_second", b"pixel_steps_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "engine", b"engine", "gpu_index", b"gpu_index", "loaded_seconds_ago", b"loaded_seconds_ago", "loras", b"loras", "memory_bytes", b"memory_bytes", "name", b"name", "pinned", b"pinned", "used_seconds_ago", b"used_seconds_ago"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index", "_pixel_steps_per_second", b"_pixel_steps_per_second", "engine", b"engine", "gpu_index", b"gpu_index", "loaded_seconds_ago", b"loaded_seconds_ago", "loras", b"loras", "memory_bytes", b"memory_bytes", "name", b"name", "pinned", b"pinned", "pixel_steps_per_second", b"pixel_steps_per_second", "used_seconds_ago", b"used_seconds_ago"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_index: _TypeAlias = _typing.Literal["gpu_index"]  # noqa: Y015
     _WhichOneofArgType__gpu_index: _TypeAlias = _typing.Literal["_gpu_index", b"_gpu_index"]  # noqa: Y015
+    _WhichOneofReturnType__pixel_steps_per_second: _TypeAlias = _typing.Literal["pixel_steps_per_second"]  # noqa: Y015
+    _WhichOneofArgType__pixel_steps_per_second: _TypeAlias = _typing.Literal["_pixel_steps_per_second", b"_pixel_steps_per_second"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_index) -> _WhichOneofReturnType__gpu_index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pixel_steps_per_second) -> _WhichOneofReturnType__pixel_steps_per_second | None: ...
 
 Global___LoadedFile: _TypeAlias = LoadedFile  # noqa: Y015
 
