@@ -1,13 +1,10 @@
-"""How the diffusers engine uses a machine: types, tiers, compiled shapes, several GPUs; and files that are wrong."""
+"""How the diffusers engine uses a machine: types, tiers, compiled shapes, several GPUs."""
 
 from __future__ import annotations
 
 import functools
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +16,6 @@ import pytest
 from fleet_agent.engines.base import EngineError, LoraUse, ModelFile
 from fleet_agent.engines.diffusers import denoise
 from fleet_agent.engines.diffusers.device import device_of
-from fleet_agent.engines.diffusers.engine import DiffusersEngine
 from fleet_agent.engines.diffusers.model import Model
 from fleet_agent.engines.diffusers.options import Options
 from fleet_agent.engines.diffusers.shelf import Shelf
@@ -383,60 +379,3 @@ def test_schedulers_of_two_parts_begin_with_a_whole_step(models: Path, tmp_path:
         request = make(models, tmp_path)._request(one)
         told = [step.of for step in denoise.steps(model, [denoise.Row(request, begun)])]
         assert told == [parts] * parts
-
-
-def copy(models: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(models / "checkpoints" / micro.MODEL, folder / "copy"))
-
-
-def test_weights_named_fp16_are_read_and_pickles_are_not(models: Path, tmp_path: Path) -> None:
-    folder = copy(models, tmp_path)
-    for path in list(folder.glob("*/*.safetensors")):
-        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
-    file = ModelFile("half", folder, "checkpoint", 1, "a")
-    device = device_of(Options("cpu"))
-    assert Model.read(file, models, device).memory_bytes == read(models).memory_bytes
-    for path in folder.glob("vae/*.safetensors"):
-        path.rename(path.with_name("diffusion_pytorch_model.fp16.bin"))
-    with pytest.raises(EngineError, match="cannot read half"):
-        Model.read(file, models, device)
-
-
-def test_what_is_no_base_model_says_so(models: Path, tmp_path: Path) -> None:
-    folder = copy(models, tmp_path)
-    device = device_of(Options("cpu"))
-    index = json.loads((folder / "model_index.json").read_text())
-    index["text_encoder"] = index["tokenizer"] = [None, None]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(EngineError, match="has no text_encoder: it is no base model of SDXL"):
-        Model.read(ModelFile("refiner", folder, "checkpoint", 1, "a"), models, device)
-    with pytest.raises(EngineError, match="cannot read empty"):
-        Model.read(ModelFile("empty", tmp_path, "checkpoint", 1, "a"), models, device)
-
-
-def test_nothing_heavy_is_imported_before_a_model_is_asked_for(tmp_path: Path) -> None:
-    """Also when the engine is described and when a batch is gathered."""
-    words: Sequence[str] = (
-        "import sys",
-        "from pathlib import Path",
-        "import fleet_agent.slot",
-        "from fleet_agent.engines import registry",
-        "from fleet_agent.engines.base import EngineSettings, Task",
-        f"folder = Path({str(tmp_path)!r})",
-        "found = registry.discover(EngineSettings(folder, folder), ['diffusers', 'sketch'])",
-        "assert [one.status for one in found.statuses] == ['ready', 'ready'], found",
-        "task = Task('j', 'image_gen', None, (), {'prompt': 'x'}, 1, folder)",
-        "engine = found.engines['diffusers']",
-        "engine.batch_key(task), engine.batch_limit(task), engine.loaded(), engine.unload('x')",
-        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)",
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(words)], capture_output=True, text=True, timeout=50, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_an_engine_is_a_batch_engine(tmp_path: Path) -> None:
-    from fleet_agent.engines.batch import BatchEngine
-
-    assert isinstance(make(tmp_path, tmp_path), BatchEngine) and isinstance(make(tmp_path, tmp_path), DiffusersEngine)
