@@ -6,11 +6,13 @@ from __future__ import annotations
 import io
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests import documented
 from tests.comfy.client import Listener
 from tests.comfy.house import House, progress
 from tests.comfy.recorded import body, conversation, heard, plain
@@ -192,3 +194,14 @@ def test_a_front_end_gets_its_page_and_no_more(house: House) -> None:
         assert house.http.get(path).status_code == 404
         assert house.http.post(path, json={}).status_code == 404
     assert not [call for call in house.nodes["n1"].calls if "manager" in call.path or "install" in call.path]
+
+
+def test_the_documented_lines(house: House, tmp_path: Path) -> None:
+    graph = {"{...workflow_json...}": json.dumps(progress(seed=300))}
+    taken = documented.reply(documented.COMFY_PROMPT, house.url, tmp_path, graph)
+    assert taken["node_errors"] == {} and set(taken) == {"prompt_id", "number", "node_errors"}
+    assert set(documented.reply(documented.COMFY_QUEUE, house.url, tmp_path)) == {"queue_running", "queue_pending"}
+    house.entry(taken["prompt_id"])
+    history = documented.reply(documented.COMFY_HISTORY, house.url, tmp_path)
+    assert history[taken["prompt_id"]]["status"]["status_str"] == "success"
+    assert "FleetProgress" in documented.reply(documented.COMFY_OBJECT_INFO, house.url, tmp_path)

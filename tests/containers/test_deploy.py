@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import docker
 import httpx
 import pytest
 
+from tests import documented
 from tests.containers.conftest import NODE, fleet_on
 from tests.docker_daemon import IMAGE, DockerDaemon, docker_daemon
 from tests.waiting import wait_until_now
@@ -146,7 +148,7 @@ def test_changes_of_containers_are_events(door: httpx.Client, dockerd: docker.Do
     assert found == [("running", None), ("exited", 137), ("removed", 137)]
 
 
-def test_gpus_where_the_engine_has_them(tmp_path: Path, place: Path, roots: Path) -> None:
+def test_the_documented_lines_where_the_engine_has_gpus(tmp_path: Path, place: Path, roots: Path) -> None:
     """A stub of the vendor's hook stands for the driver: the container starts, and is told of its devices."""
     hook = tmp_path / "nvidia-container-runtime-hook"
     hook.write_text("#!/bin/sh\nexit 0\n")
@@ -156,15 +158,29 @@ def test_gpus_where_the_engine_has_them(tmp_path: Path, place: Path, roots: Path
         docker_daemon(place / "gpu", environment={"PATH": path}) as daemon,
         fleet_on(daemon, place / "gpu-data", roots) as fleet,
         httpx.Client(base_url=fleet.url, timeout=60) as door,
+        contextlib.closing(daemon.client()) as engine,
     ):
+        # It is on the node already, so the registry that the name tells of is not asked.
+        engine.images.get(IMAGE).tag("192.168.1.214:5000/myapp", "latest")
         wait_until_now(lambda: door.get(f"/api/nodes/{NODE}").json().get("docker_version"))
-        assert deployed(door, "painter", gpus=True, command="sh -c 'env; sleep 1000'")["gpus"] is True
+        mount = {"/mnt/s3-models": str(roots)}
+        container = documented.reply(documented.DEPLOY, fleet.url, tmp_path, mount)
+        assert (container["name"], container["status"], container["gpus"]) == ("myapp", "running", True)
+        assert (container["port"], container["host_port"], container["mounts"]) == (8080, 8080, [f"{roots}:/models"])
 
-        def seen() -> bool:
-            lines = door.get(f"/api/fleet/logs/{NODE}/painter?tail=100").json()["lines"]
-            return "NVIDIA_VISIBLE_DEVICES=all" in [line["text"] for line in lines]
-
-        wait_until_now(seen)
+        inside = {"container_name": "myapp", "command": "cat /proc/1/environ"}
+        told = door.post(f"/api/fleet/exec/{NODE}", json=inside).json()
+        assert "NVIDIA_VISIBLE_DEVICES=all" in told["stdout"].split("\0")
+        logs = documented.reply(documented.LOGS, fleet.url, tmp_path, node_id=NODE, container_name="myapp")
+        assert [line["text"] for line in logs["lines"]] == ["hello"]
+        done = documented.reply(documented.EXEC, fleet.url, tmp_path, node_id=NODE)
+        if shutil.which("nvidia-smi") is None:
+            assert (done["exit_code"], done["stderr"]) == (127, "nvidia-smi: No such file or directory")
+        else:
+            assert "NVIDIA" in done["stdout"] + done["stderr"]
+        removed = documented.reply(documented.REMOVE, fleet.url, tmp_path, node_id=NODE, container_name="myapp")
+        assert removed["status"] == "removed"
+        assert engine.containers.list(all=True) == []
 
 
 def test_restarts_of_server_and_agent_leave_containers_running_and_known(

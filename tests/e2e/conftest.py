@@ -14,8 +14,9 @@ from tests.e2e.fleet_process import FleetProcess
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
-    """A running `fleet up`. The documented calls name a receiver on the internet: from here nobody writes to it."""
-    within = {"FLEET_CALLBACK_ALLOW": "loopback"}
+    """A running `fleet up`, with S3. The documented calls name a receiver on the internet: from here nobody writes to
+    it."""
+    within = {"FLEET_CALLBACK_ALLOW": "loopback", "FLEET_S3_PORT": "0"}
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
         FleetProcess(Path(folder) / "data", environment=within) as process,

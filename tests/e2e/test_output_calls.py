@@ -6,8 +6,6 @@ import hashlib
 import http.client
 import io
 import json
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,75 +16,50 @@ import pytest
 from fleet_client import FleetCommander
 from PIL import Image
 
+from tests import documented
 from tests.e2e.commands import fleet_command
 from tests.e2e.fleet_process import FleetProcess
-from tests.e2e.test_crashes import until
 
-DOCUMENTED = "http://192.168.1.214:8765"
 SMALL = {"width": 64, "height": 64, "steps": 2}
 
 
-@pytest.fixture(scope="module")
-def stored() -> Iterator[FleetProcess]:
-    """A fleet with an S3 of its own."""
-    within = {"FLEET_S3_PORT": "0"}
-    with (
-        tempfile.TemporaryDirectory(prefix="fleet-") as folder,
-        FleetProcess(Path(folder) / "data", environment=within) as process,
-    ):
-        with FleetCommander(process.url) as client:
-            until(lambda: client.status()["s3"]["status"] == "ok", "S3 is there")
-        yield process
-
-
 @pytest.fixture
-def client(stored: FleetProcess) -> Iterator[FleetCommander]:
-    with FleetCommander(stored.url) as opened:
+def client(fleet: FleetProcess) -> Iterator[FleetCommander]:
+    with FleetCommander(fleet.url) as opened:
         yield opened
 
 
-def curl(fleet: FleetProcess, line: str, folder: Path) -> Any:
-    """The reply to a documented line, as written but for the host."""
-    done = subprocess.run(
-        ["bash", "-c", line.replace(DOCUMENTED, fleet.url).replace("curl", "curl -sS --fail-with-body", 1)],
-        cwd=folder, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout) if done.stdout else None
-
-
-def test_the_documented_life_of_an_output(stored: FleetProcess, client: FleetCommander, tmp_path: Path) -> None:
+def test_the_documented_life_of_an_output(fleet: FleetProcess, client: FleetCommander, tmp_path: Path) -> None:
     images = [client.generate_image(f"a wood {n}", **SMALL) for n in range(3)]
     filenames = {image.info["filename"] for image in images}
-    stats = curl(stored, f'curl "{DOCUMENTED}/api/outputs/stats"', tmp_path)
+    stats = documented.reply(documented.OUTPUT_STATS, fleet.url, tmp_path)
     assert stats["local"]["files"] >= 3 and stats["sync_interval_seconds"] == 900 and stats["max_age_hours"] == 24
-    sweep = curl(stored, f'curl -X POST "{DOCUMENTED}/api/outputs/sync"', tmp_path)
+    sweep = documented.reply(documented.SYNC, fleet.url, tmp_path)
     assert sweep["operation"] == "sync" and sweep["failed"] == 0 and filenames <= set(sweep["filenames"])
-    listed = curl(stored, f'curl "{DOCUMENTED}/api/outputs/list?source=s3&limit=100"', tmp_path)
+    listed = documented.reply(documented.LIST_S3, fleet.url, tmp_path)
     assert filenames <= {one["filename"] for one in listed["outputs"]}
     for one in listed["outputs"]:
         assert hashlib.sha256(httpx.get(one["s3_url"]).content).hexdigest() == one["sha256"]
-    assert curl(stored, f'curl "{DOCUMENTED}/api/outputs/list?source=local"', tmp_path)["outputs"]
-    dry = f'curl -X POST "{DOCUMENTED}/api/outputs/cleanup?max_age_hours=24&dry_run=true"'
-    assert curl(stored, dry, tmp_path)["dry_run"] is True
-    done = curl(stored, f'curl -X POST "{DOCUMENTED}/api/outputs/cleanup?max_age_hours=24"', tmp_path)
+    assert documented.reply(documented.LIST_LOCAL, fleet.url, tmp_path)["outputs"]
+    assert documented.reply(documented.CLEANUP_DRY, fleet.url, tmp_path)["dry_run"] is True
+    done = documented.reply(documented.CLEANUP, fleet.url, tmp_path)
     assert (done["dry_run"], done["deleted"]) == (False, 0)
-    moved = curl(stored, f'curl -X POST "{DOCUMENTED}/api/outputs/move-all-to-s3"', tmp_path)
+    moved = documented.reply(documented.MOVE_ALL, fleet.url, tmp_path)
     assert moved["deleted"] >= 3 and moved["failed"] == 0
-    assert not [path for path in (stored.folder / "outputs").iterdir() if path.name in filenames]
+    assert not [path for path in (fleet.folder / "outputs").iterdir() if path.name in filenames]
     for image in images:
         again = Image.open(io.BytesIO(client.get_output(image.info["filename"])))
         assert again.tobytes() == image.tobytes()
-    page = curl(stored, f'curl "{DOCUMENTED}/api/vision/gallery?limit=100"', tmp_path)
+    page = documented.reply(documented.GALLERY, fleet.url, tmp_path)
     assert filenames <= {one["filename"] for one in page["images"]}
     name = sorted(filenames)[0]
-    url = f"{stored.url}/api/vision/outputs/{name}"
+    url = f"{fleet.url}/api/vision/outputs/{name}"
     past = httpx.get(url, headers={"range": "bytes=99999999-"})
     size = client.get_output_metadata(name)["size_bytes"]
     assert (past.status_code, past.headers["content-range"]) == (416, f"bytes */{size}")
     head = httpx.head(url)
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(size), b"")
-    gone = curl(stored, f'curl -X DELETE "{DOCUMENTED}/api/vision/outputs/{name}"', tmp_path)
+    gone = documented.reply(documented.DELETE_OUTPUT, fleet.url, tmp_path, filename=name)
     assert set(gone["removed"]) >= {"s3", "index"} and gone["pending"] == []
     assert httpx.get(url).status_code == 404
 
@@ -99,11 +72,11 @@ def test_a_rerun_paints_the_same_picture(client: FleetCommander) -> None:
     assert again.tobytes() == image.tobytes()
 
 
-def test_an_input_is_painted_over(stored: FleetProcess, client: FleetCommander, tmp_path: Path) -> None:
+def test_an_input_is_painted_over(fleet: FleetProcess, client: FleetCommander, tmp_path: Path) -> None:
     source = tmp_path / "start.png"
     Image.new("RGB", (64, 64), "red").save(source)
     references = [client.upload_input(source)["reference"]]
-    part = httpx.post(f"{stored.url}/api/inputs", files={"file": ("x.png", source.read_bytes(), "image/png")}).json()
+    part = httpx.post(f"{fleet.url}/api/inputs", files={"file": ("x.png", source.read_bytes(), "image/png")}).json()
     assert (part["filename"], part["content_type"], part["size_bytes"]) == ("x.png", "image/png", source.stat().st_size)
     references += [part["reference"], f"s3://fleet-workspace/inputs/{part['reference'].removeprefix('input:')}"]
     options = {**SMALL, "seed": 3, "strength": 0.3}
@@ -113,10 +86,10 @@ def test_an_input_is_painted_over(stored: FleetProcess, client: FleetCommander, 
     assert client.wait(job["job_id"])["status"] == "succeeded"
 
 
-def test_progress_is_told(stored: FleetProcess, client: FleetCommander) -> None:
+def test_progress_is_told(fleet: FleetProcess, client: FleetCommander) -> None:
     client.generate_image("a hill", **SMALL)
     events = client.watch_events(type="operation_progress", since="0")
-    with FleetCommander(stored.url) as other:
+    with FleetCommander(fleet.url) as other:
         # The stream is open once its first event is there: syncs are begun until it has told of one.
         over = threading.Event()
 
@@ -135,22 +108,22 @@ def test_progress_is_told(stored: FleetProcess, client: FleetCommander) -> None:
     assert (event["data"]["operation"], event["data"]["message"].endswith("files")) == ("sync", True)
 
 
-def test_the_commands(stored: FleetProcess, client: FleetCommander, tmp_path: Path) -> None:
+def test_the_commands(fleet: FleetProcess, client: FleetCommander, tmp_path: Path) -> None:
     name = client.generate_image("a brook", **SMALL).info["filename"]
-    assert "not in S3 yet" in run(stored, "outputs", "stats").stdout
-    assert json.loads(run(stored, "outputs", "sync", "--json").stdout)["uploaded"] >= 1
-    assert name in run(stored, "outputs", "list").stdout
-    assert name in run(stored, "outputs", "list", "--local").stdout
-    assert "would be removed" in run(stored, "outputs", "cleanup", "--max-age-hours", "0.0001", "--dry-run").stdout
-    assert json.loads(run(stored, "outputs", "move", "--json").stdout)["failed"] == 0
-    assert json.loads(run(stored, "outputs", "star", name, "--json").stdout)["starred"] is True
-    assert name in run(stored, "gallery", "--starred").stdout
-    assert "a brook" in run(stored, "outputs", "show", name).stdout
-    assert client.get_job(run(stored, "outputs", "rerun", name).stdout.strip())["job_type"] == "image_gen"
+    assert "not in S3 yet" in run(fleet, "outputs", "stats").stdout
+    assert json.loads(run(fleet, "outputs", "sync", "--json").stdout)["uploaded"] >= 1
+    assert name in run(fleet, "outputs", "list").stdout
+    assert name in run(fleet, "outputs", "list", "--local").stdout
+    assert "would be removed" in run(fleet, "outputs", "cleanup", "--max-age-hours", "0.0001", "--dry-run").stdout
+    assert json.loads(run(fleet, "outputs", "move", "--json").stdout)["failed"] == 0
+    assert json.loads(run(fleet, "outputs", "star", name, "--json").stdout)["starred"] is True
+    assert name in run(fleet, "gallery", "--starred").stdout
+    assert "a brook" in run(fleet, "outputs", "show", name).stdout
+    assert client.get_job(run(fleet, "outputs", "rerun", name).stdout.strip())["job_type"] == "image_gen"
     (tmp_path / "a.txt").write_text("hello")
-    assert run(stored, "input", "upload", str(tmp_path / "a.txt")).stdout.startswith("input:")
-    assert "removed" in run(stored, "outputs", "rm", name).stdout
-    assert run(stored, "outputs", "rm", name, code=4).stdout == ""
+    assert run(fleet, "input", "upload", str(tmp_path / "a.txt")).stdout.startswith("input:")
+    assert "removed" in run(fleet, "outputs", "rm", name).stdout
+    assert run(fleet, "outputs", "rm", name, code=4).stdout == ""
 
 
 def run(fleet: FleetProcess, *words: str, code: int = 0) -> Any:
@@ -200,8 +173,8 @@ ATTACKS = {
 
 
 @pytest.fixture(scope="module")
-def existing(stored: FleetProcess) -> str:
-    with FleetCommander(stored.url) as client:
+def existing(fleet: FleetProcess) -> str:
+    with FleetCommander(fleet.url) as client:
         name: str = client.generate_image("a target", **SMALL).info["filename"]
         return name
 
@@ -210,57 +183,57 @@ def existing(stored: FleetProcess) -> str:
 @pytest.mark.parametrize(("method", "tail"), [("GET", ""), ("DELETE", ""), ("GET", "/metadata"), ("POST", "/rerun"),
                                               ("PATCH", "")])  # fmt: skip
 def test_attacks_are_refused_alike_for_existing_and_missing_files(
-    stored: FleetProcess, existing: str, attack: str, method: str, tail: str
+    fleet: FleetProcess, existing: str, attack: str, method: str, tail: str
 ) -> None:
     answers = []
     for name in (existing, "f" * 32 + ".png"):
-        status, body = raw(stored, method, f"/api/vision/outputs/{ATTACKS[attack].format(name=name)}{tail}")
+        status, body = raw(fleet, method, f"/api/vision/outputs/{ATTACKS[attack].format(name=name)}{tail}")
         answers.append((status, body.get("reason"), body.get("detail", "").replace(name, "NAME")))
     assert answers[0] == answers[1]
     assert answers[0][0] in (400, 404, 405), answers
-    assert raw(stored, "GET", f"/api/vision/outputs/{existing}")[0] == 200, "its allowed twin"
+    assert raw(fleet, "GET", f"/api/vision/outputs/{existing}")[0] == 200, "its allowed twin"
 
 
-def test_names_that_only_look_odd_are_fine(stored: FleetProcess, client: FleetCommander) -> None:
+def test_names_that_only_look_odd_are_fine(fleet: FleetProcess, client: FleetCommander) -> None:
     """Dots, dashes and a percent-encoded letter are no attack."""
     name = client.generate_image("odd", **SMALL).info["filename"]
-    assert raw(stored, "GET", f"/api/vision/outputs/%{ord(name[0]):02x}{name[1:]}")[0] == 200
+    assert raw(fleet, "GET", f"/api/vision/outputs/%{ord(name[0]):02x}{name[1:]}")[0] == 200
 
 
-def test_links_and_folders_are_not_there(stored: FleetProcess, existing: str) -> None:
-    folder = stored.folder / "outputs"
+def test_links_and_folders_are_not_there(fleet: FleetProcess, existing: str) -> None:
+    folder = fleet.folder / "outputs"
     (folder / "link.png").symlink_to(folder / existing)
     (folder / "out.png").symlink_to("/etc/hostname")
     (folder / "sub.png").mkdir()
     for name in ("link.png", "out.png", "sub.png"):
-        assert raw(stored, "GET", f"/api/vision/outputs/{name}")[0] == 404
-        assert raw(stored, "DELETE", f"/api/vision/outputs/{name}")[0] == 404
+        assert raw(fleet, "GET", f"/api/vision/outputs/{name}")[0] == 404
+        assert raw(fleet, "DELETE", f"/api/vision/outputs/{name}")[0] == 404
     assert (folder / existing).exists()
-    with FleetCommander(stored.url) as client:
+    with FleetCommander(fleet.url) as client:
         listed = {one["filename"] for one in client.list_outputs("local", limit=1000)["outputs"]}
     assert existing in listed and not listed & {"link.png", "out.png", "sub.png"}
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", ["/api/outputs/stats", "/api/outputs/list", "/api/vision/gallery"])
-def test_wrong_methods_are_told_the_right_one(stored: FleetProcess, method: str, path: str) -> None:
-    reply = httpx.request(method, stored.url + path)
+def test_wrong_methods_are_told_the_right_one(fleet: FleetProcess, method: str, path: str) -> None:
+    reply = httpx.request(method, fleet.url + path)
     assert (reply.status_code, reply.headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_a_get_never_acts(stored: FleetProcess, existing: str) -> None:
+def test_a_get_never_acts(fleet: FleetProcess, existing: str) -> None:
     for path in ("/api/outputs/sync", "/api/outputs/cleanup", "/api/outputs/move-all-to-s3",
                  f"/api/vision/outputs/{existing}/rerun", "/api/inputs"):  # fmt: skip
-        assert raw(stored, "GET", path)[0] == 405
+        assert raw(fleet, "GET", path)[0] == 405
 
 
-def test_unknown_parameters_delete_nothing(stored: FleetProcess) -> None:
-    status, body = raw(stored, "POST", "/api/outputs/cleanup?max_age_hours=0.001&dryrun=true")
+def test_unknown_parameters_delete_nothing(fleet: FleetProcess) -> None:
+    status, body = raw(fleet, "POST", "/api/outputs/cleanup?max_age_hours=0.001&dryrun=true")
     assert (status, body["reason"]) == (400, "UNKNOWN_FIELD")
     for hours in ("0", "-1", "nan", "inf", "87601", "x", ""):
-        status, body = raw(stored, "POST", f"/api/outputs/cleanup?max_age_hours={hours}")
+        status, body = raw(fleet, "POST", f"/api/outputs/cleanup?max_age_hours={hours}")
         assert (status, body["detail"].startswith("max_age_hours")) == (400, True)
-    assert raw(stored, "POST", "/api/outputs/cleanup?max_age_hours=87600&dry_run=true")[0] == 200
+    assert raw(fleet, "POST", "/api/outputs/cleanup?max_age_hours=87600&dry_run=true")[0] == 200
 
 
 def test_without_s3_the_calls_say_so(quiet: httpx.Client) -> None:

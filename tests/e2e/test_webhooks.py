@@ -16,11 +16,11 @@ from fleet_client import FleetCommander
 from fleet_client.errors import ApiError
 
 from fleet_server.settings import Settings
+from tests import documented
 from tests.e2e.commands import fleet_command
 from tests.e2e.fleet_process import FleetProcess, clean_environment
 from tests.e2e.receiver import Hooks, hooks
 from tests.e2e.test_crashes import free_ports, until
-from tests.e2e.test_documented_calls import QUEUE, reply
 
 QUICK = {
     "FLEET_WEBHOOK_TIMEOUT_SECONDS": "1",
@@ -50,9 +50,8 @@ def secret_of(fleet: FleetProcess) -> str:
 
 
 def test_the_documented_call_gets_a_signed_post(fleet: FleetProcess, receiver: Hooks, tmp_path: Path) -> None:
-    line = QUEUE.replace("https://your-app.com/webhook", receiver.url)
-    assert receiver.url in line
-    job_id = reply(fleet, line, tmp_path)["job_id"]
+    here = {"https://your-app.com/webhook": receiver.url}
+    job_id = documented.reply(documented.QUEUE_JOB, fleet.url, tmp_path, here)["job_id"]
     until(lambda: receiver.came, "the callback")
     told = receiver.told(0, secret_of(fleet))
     with FleetCommander(fleet.url) as client:

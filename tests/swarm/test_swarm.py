@@ -16,6 +16,7 @@ import pytest
 from fleet_client import ApiError, AsyncFleetCommander, FleetCommander
 from websockets.sync.client import connect
 
+from tests import documented
 from tests.docker_daemon import IMAGE, add_image
 from tests.e2e.commands import fleet_command
 from tests.e2e.fleet_process import clean_environment
@@ -23,18 +24,7 @@ from tests.parts import need
 from tests.swarm.conftest import SwarmFleet
 from tests.swarm.registry import PASSWORD, USERNAME
 
-DOCUMENTED = "http://192.168.1.214:8765"
 TALK = "echo hello; echo sorry >&2; exec sleep 100000"
-
-
-def curl(swarm: SwarmFleet, line: str, **names: str) -> Any:
-    """What a documented line answers; it must succeed with status 200."""
-    line = line.replace(DOCUMENTED, swarm.fleet.url).replace("curl ", "curl -sS -w '%{stderr}%{http_code}' ", 1)
-    for name, value in names.items():
-        line = line.replace("{" + name + "}", value)
-    done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, env=clean_environment(), timeout=50)
-    assert done.stderr == b"200", (line, done.stderr, done.stdout[:2000])
-    return json.loads(done.stdout)
 
 
 def refusal(reply: httpx.Response) -> tuple[int, str]:
@@ -48,14 +38,15 @@ def test_there_is_no_swarm_before_one_is_made(swarm_fleet: SwarmFleet) -> None:
     assert "docker swarm init" in before.json()["detail"]
 
 
-def test_documented_lines(swarm: SwarmFleet) -> None:
+def test_documented_lines(swarm: SwarmFleet, tmp_path: Path) -> None:
+    url = swarm.fleet.url
     swarm.service("zebra", replicas=1)
     service_id = swarm.service("sdxl-worker", replicas=2, labels={"tier": "gpu"})
-    listed = curl(swarm, f'curl "{DOCUMENTED}/api/swarm/services"')
+    listed = documented.reply(documented.SWARM_SERVICES, url, tmp_path)
     assert set(listed) == {"services", "next_page_token"}
     assert [one["name"] for one in listed["services"]] == ["sdxl-worker", "zebra"]
 
-    service = curl(swarm, f'curl "{DOCUMENTED}/api/swarm/services/{{service_id}}"', service_id=service_id)
+    service = documented.reply(documented.SWARM_SERVICE, url, tmp_path, service_id=service_id)
     assert {
         name: service[name] for name in ("service_id", "name", "image", "mode", "replicas", "running_replicas")
     } == {
@@ -75,9 +66,8 @@ def test_documented_lines(swarm: SwarmFleet) -> None:
     ]
     assert sorted(task["slot"] for task in service["tasks"]) == [1, 2]
 
-    scale = f'curl -X POST "{DOCUMENTED}/api/swarm/services/{{service_id}}/scale?replicas=4"'
     before = swarm.tasks("sdxl-worker")
-    scaled = curl(swarm, scale, service_id=service_id)
+    scaled = documented.reply(documented.SWARM_SCALE, url, tmp_path, service_id=service_id)
     assert (scaled["service_id"], scaled["replicas"]) == (service_id, 4)
     assert scaled["version"] > service["version"]
     swarm.until(lambda: swarm.running("sdxl-worker") == 4)
