@@ -1,9 +1,9 @@
 """The diffusers engine against StableDiffusionXLPipeline: `python -m bench.sdxl [--size N] [--steps 20 30]`.
 
 Where there is a GPU: SDXL in its full size with random weights, 1024x1024, float16. Elsewhere the tiny SDXL of the
-tests, 128x128, float32, which says nothing of a GPU. Both sides get the same weights, type, scheduler, steps, VAE,
-guidance and channels-last layout, both are warmed, and they take turns in one process; each time ends with a PNG on the
-disk. Then pictures go through a whole `fleet up`.
+tests, 128x128, float32, one thread, which says nothing of a GPU. Both sides get the same weights, type, scheduler,
+steps, VAE, guidance and channels-last layout, both are warmed, and they take turns in one process; each time ends with
+a PNG on the disk. Then pictures go through a whole `fleet up`.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def main() -> None:
         return
     diffusers.utils.logging.disable_progress_bar()
     gpu = torch.cuda.is_available()
+    # Threads that wait for each other measure what else the machine does.
+    torch.set_num_threads(torch.get_num_threads() if gpu else 1)
     size = options.size or (1024 if gpu else 128)
     where = torch.cuda.get_device_name() if gpu else "the processor"
     say(heading() + f"torch {torch.__version__}, diffusers {diffusers.__version__}, {where}\n")
@@ -233,6 +235,8 @@ def through_the_fleet(settings: list[Setting], models: Path, folder: Path) -> No
         "FLEET_DEFAULT_MODEL": settings[0].model,
         "FLEET_DIFFUSERS_WARM": f"{settings[0].size}x{settings[0].size}" if settings[0].gpu else "off",
     }
+    if not settings[0].gpu:
+        environment["OMP_NUM_THREADS"] = "1"
     say("\n| through a fleet, one at a time | request to reply, s | the engine's run, s | what the fleet adds |\n")
     say("|---" * 4 + "|\n")
     with FleetProcess(folder / "data", environment=environment) as fleet, FleetCommander(fleet.url) as client:
