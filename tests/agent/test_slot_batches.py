@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import queue
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +17,16 @@ from typing import Any
 import pytest
 
 from fleet_agent import frames
+from fleet_agent.engines import registry
+from fleet_agent.engines.base import EngineSettings
 from fleet_agent.gatherer import Gatherer
 from fleet_agent.inbox import Inbox
 from fleet_agent.loaded import loaded_files
+from fleet_agent.slot import Child
 from fleet_agent.slot_process import Loaded, SlotCrashedError, SlotProcess
 from tests.agent.plugins.fleet_choir import ChoirEngine
 from tests.agent.test_slot_process import Events, run, task_of, words
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_now
 
 WAIT_SECONDS = 1.0
 """Long enough that a busy machine makes no other batches; a full one does not wait."""
@@ -136,9 +142,12 @@ async def test_a_child_that_dies_takes_its_whole_batch_and_counts_as_one_crash(
 ) -> None:
     work = [asyncio.create_task(run(slot, song(tmp_path, number, "wait"))) for number in (1, 2, 3)]
     await wait_until((tmp_path / "batches").exists)
-    slot.kill()
+    assert slot.pid is not None
+    os.kill(slot.pid, signal.SIGKILL)
     for one in await asyncio.gather(*work, return_exceptions=True):
         assert isinstance(one, SlotCrashedError)
+    # The pause before the next start grows with crashes, not with tasks.
+    assert slot._crashes == 1
     ends = await together(slot, *(song(tmp_path, number) for number in (4, 5, 6)))
     assert [last(one)["event"] for one in ends] == ["done"] * 3
 
@@ -158,29 +167,90 @@ async def test_a_fifth_waits_for_a_seat(slot: SlotProcess, tmp_path: Path) -> No
         assert words(await one)[-1] == "cancelled"
 
 
-def gatherer(folder: Path, work: queue.SimpleQueue[frames.Message]) -> Gatherer:
-    from fleet_agent.engines.base import EngineSettings
-
+def gathered(folder: Path, *messages: frames.Message, most: int = 3) -> Iterator[list[str]]:
+    """What is run together of those that wait, as long as there is any; the choir sings three at once."""
+    work: queue.SimpleQueue[frames.Message] = queue.SimpleQueue()
+    for message in messages:
+        work.put({"do": "run", **message})
     engine = ChoirEngine(EngineSettings(folder, folder))
-    return Gatherer(work, lambda name, model: engine, 3, 0.0)
+    gatherer, left = Gatherer(work, lambda name, model: engine, most, 0.0), len(messages)
+    while left:
+        batch = [str(message["token"]) for message in gatherer.next()]
+        left -= len(batch)
+        yield batch
 
 
 def test_what_loads_a_model_keeps_its_place(tmp_path: Path) -> None:
     """A task behind it does not overtake it, and none is lost."""
+    order = gathered(
+        tmp_path,
+        song(tmp_path, 1, steps=1),
+        song(tmp_path, 2, steps=2),
+        {"do": "load", "token": "c"},
+        song(tmp_path, 3, steps=1),
+        song(tmp_path, 4, steps=2),
+    )
+    assert list(order) == [["t1"], ["t2"], ["c"], ["t3"], ["t4"]]
+
+
+def test_what_was_put_off_behind_a_load_stays_behind_it(tmp_path: Path) -> None:
+    """Also where the first batch saw all of them, and had no room."""
     work: queue.SimpleQueue[frames.Message] = queue.SimpleQueue()
-    control = {"do": "load", "token": "c"}
-    for message in (
-        {"do": "run", **song(tmp_path, 1, steps=1)},
-        {"do": "run", **song(tmp_path, 2, steps=2)},
-        control,
-        {"do": "run", **song(tmp_path, 3, steps=1)},
-        {"do": "run", **song(tmp_path, 4, steps=2)},
-    ):
+    engine = ChoirEngine(EngineSettings(tmp_path, tmp_path))
+    gatherer = Gatherer(work, lambda name, model: engine, 3, 0.0)
+    other, load = song(tmp_path, 2, steps=2), {"do": "load", "token": "c"}
+    for message in ({"do": "run", **song(tmp_path, 1, steps=1)}, {"do": "run", **other}, load):
         work.put(message)
-    gathered = gatherer(tmp_path, work)
-    order = [[message["token"] for message in gathered.next()] for _ in range(4)]
-    assert order == [["t1"], ["t2"], ["c"], ["t3"]]
-    assert [message["token"] for message in gathered.next()] == ["t4"]
+    assert [one["token"] for one in gatherer.next()] == ["t1"]
+    work.put({"do": "run", **song(tmp_path, 3, steps=2)})
+    # The load waits in line: nothing is taken from behind it.
+    assert [one["token"] for one in gatherer.next()] == ["t2"]
+    assert [one["token"] for one in gatherer.next()] == ["c"]
+    assert [one["token"] for one in gatherer.next()] == ["t3"]
+
+
+def test_an_engine_is_given_no_more_than_it_can_take(tmp_path: Path) -> None:
+    tasks = [song(tmp_path, number) for number in range(1, 6)]
+    assert list(gathered(tmp_path, *tasks, most=8)) == [["t1", "t2", "t3"], ["t4", "t5"]]
+    assert list(gathered(tmp_path, *tasks, most=2)) == [["t1", "t2"], ["t3", "t4"], ["t5"]]
+    assert list(gathered(tmp_path, *tasks[:2], most=1)) == [["t1"], ["t2"]]
+
+
+def test_those_that_do_not_join_keep_their_order(tmp_path: Path) -> None:
+    keys = [1, 2, 3, 4, 2, 3]
+    tasks = [song(tmp_path, number, steps=key) for number, key in enumerate(keys, 1)]
+    assert list(gathered(tmp_path, *tasks)) == [["t1"], ["t2", "t5"], ["t3", "t6"], ["t4"]]
+
+
+def test_no_exclusive_work_joins_others(tmp_path: Path) -> None:
+    tasks = [song(tmp_path, number) for number in (1, 2, 3)]
+    tasks[1]["lease_until"] = 1.0
+    assert list(gathered(tmp_path, *tasks)) == [["t1", "t3"], ["t2"]]
+
+
+def test_other_models_and_loras_are_other_batches(tmp_path: Path) -> None:
+    tasks = [song(tmp_path, number) for number in (1, 2, 3, 4)]
+    tasks[1]["model"] = {"name": "m", "path": None, "kind": "checkpoint", "size_bytes": 0, "trigger_words": []}
+    tasks[2]["loras"] = [{"file": tasks[1]["model"], "weight": 0.5}]
+    tasks[3]["loras"] = [{"file": tasks[1]["model"], "weight": 0.7}]
+    assert list(gathered(tmp_path, *tasks)) == [["t1"], ["t2"], ["t3"], ["t4"]]
+
+
+def test_each_end_is_said_once_and_nothing_of_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "create", lambda name, settings: ChoirEngine(settings))
+    said: list[frames.Message] = []
+    pipe: Any = SimpleNamespace(send=lambda message, blob=b"": said.append(message))
+    child = Child(EngineSettings(tmp_path, tmp_path), pipe, 4, 0.0)
+    for number in (1, 2, 3, 4):
+        child._hear({"do": "run", **song(tmp_path, number, "fail" if number == 2 else "sing")})
+    threading.Thread(target=child.work, daemon=True).start()
+
+    def ends() -> list[str]:
+        return [message["token"] for message in said if message["event"] in ("done", "failed")]
+
+    wait_until_now(lambda: "t4" in ends())
+    assert sorted(ends()) == ["t1", "t2", "t3", "t4"]
+    assert child._cancelled == {}
 
 
 async def test_an_inbox_is_bounded_and_ends() -> None:
