@@ -214,6 +214,22 @@ def test_where_memory_runs_out_fewer_are_made_at_once(
     assert max(rows) == 8 and rows[-1] == 2 * limit
 
 
+def test_who_has_ended_is_not_made_again_where_memory_runs_out(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, model = make(models, tmp_path), checkpoint(models)
+    tasks = [task(tmp_path, model, seed=seed) for seed in (1, 2, 3)]
+    reports = [Recorder(), Recorder(lambda done: done >= 1), Recorder()]
+    rows = shrink(engine, model, monkeypatch, lambda count: len(rows) == 2)
+    engine.load(model)
+    ends = list(engine.run_batch(tasks, reports))
+    assert [place for place, _ in ends] == [1, 0, 2]
+    assert [isinstance(end, Cancelled) for _, end in ends] == [True, False, False]
+    assert rows == [6, 6, *[2] * 6]
+    # How far they are never falls, though two began anew.
+    assert [step for step, _ in reports[0].steps] == [1, 1, 2, 2, 3]
+
+
 def shrink(
     engine: DiffusersEngine, model: ModelFile, monkeypatch: pytest.MonkeyPatch, full: Callable[[int], bool]
 ) -> list[int]:

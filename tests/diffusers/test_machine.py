@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleet_agent.engines.base import EngineError, LoraUse, ModelFile
+from fleet_agent.engines.base import EngineError, InputFile, LoraUse, ModelFile
 from fleet_agent.engines.diffusers import denoise
 from fleet_agent.engines.diffusers.device import device_of
 from fleet_agent.engines.diffusers.model import Model
@@ -186,17 +186,19 @@ class Compiler:
     def __init__(self, works: bool = True) -> None:
         self.works = works
         self.rows: list[int] = []
+        self.kinds: set[Any] = set()
         self.modes: list[Any] = []
 
     def __call__(self, unet: Any, *, mode: Any, dynamic: bool) -> Any:
         assert not dynamic
         self.modes.append(mode)
 
-        def run(sample: Any, *args: Any, **kwargs: Any) -> Any:
+        def run(sample: Any, timestep: Any, *, encoder_hidden_states: Any, **more: Any) -> Any:
             if not self.works:
                 raise RuntimeError("no compiler")
             self.rows.append(len(sample))
-            return unet(sample, *args, **kwargs)
+            self.kinds.add((sample.stride(), sample.dtype, timestep.dtype, encoder_hidden_states.shape[1]))
+            return unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, **more)
 
         return run
 
@@ -229,6 +231,26 @@ def test_what_is_compiled_is_compiled_before_the_first_job(models: Path, tmp_pat
     paint(engine, task(tmp_path, model))
     assert compiler.rows == [2] * 6
     assert len(compiler.modes) == 1
+
+
+def test_what_is_compiled_sees_one_kind_of_input(models: Path, tmp_path: Path, compiler: Compiler) -> None:
+    """Whatever the scheduler and wherever latents come from: another kind would be compiled in the midst of a job."""
+    import torch
+    from PIL import Image
+
+    engine, model = make(models, tmp_path, compile="on", warm="64x64", max_batch=1), checkpoint(models)
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "teal", "PNG")
+    files = {"output:x": (InputFile(tmp_path / "teal", "image/png"),)}
+    engine.load(model)
+    loaded = engine._parts()[1].device[model.name]
+    loaded.pipeline.vae.to(memory_format=torch.channels_last)
+    compiler.rows.clear()
+    for fields in ({"scheduler": "ddim"}, {"scheduler": "dpmpp_2m"}, {"init_image": "output:x", "strength": 1.0}):
+        paint(engine, replace(task(tmp_path, model, **fields), inputs=files))
+    assert compiler.rows == [2] * 9
+    assert len(compiler.kinds) == 1
+    paint(engine, task(tmp_path, model, prompt="tower " * 60))
+    assert compiler.rows == [2] * 9
 
 
 def test_one_that_comes_back_to_the_device_is_made_ready_again(
@@ -366,7 +388,6 @@ def test_schedulers_of_two_parts_begin_with_a_whole_step(models: Path, tmp_path:
     """From a picture: a heun that began in the middle of a step would not know where it came from."""
     from PIL import Image
 
-    from fleet_agent.engines.base import InputFile
     from fleet_agent.engines.start import start_of
 
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "teal", "PNG")

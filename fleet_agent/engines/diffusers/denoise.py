@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleet_agent.engines.diffusers.model import Model, Shape
+from fleet_agent.engines.diffusers.model import Model
 from fleet_agent.engines.diffusers.prompts import Embedded, chunks_of, embed
 from fleet_agent.engines.diffusers.schedulers import make
 from fleet_agent.engines.diffusers.vae import encoded
@@ -61,8 +61,9 @@ def steps(model: Model, rows: Sequence[Row]) -> Iterator[Step]:
         scheduler.set_timesteps(request.steps, device=device)
         with model.at_work("vae"):
             begun = _Begun.of(rows, scheduler, model.pipeline.vae, device)
-    unet = model.unet(shape_of(rows))
-    dtype = conditions["encoder_hidden_states"].dtype
+    states = conditions["encoder_hidden_states"]
+    unet = model.unet((len(states), request.height // SCALE, request.width // SCALE, states.shape[1]))
+    layout = torch.channels_last if model.device.is_gpu else torch.contiguous_format
     guidance = torch.tensor([row.request.guidance_scale for row in rows], device=device).view(-1, 1, 1, 1)
     more = {"generator": begun.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents, count = begun.latents, len(begun.timesteps)
@@ -73,11 +74,13 @@ def steps(model: Model, rows: Sequence[Row]) -> Iterator[Step]:
         # Not around the yield: whoever reads the steps is not to be switched to it.
         with torch.no_grad():
             doubled = torch.cat([latents, latents]) if guided else latents
-            scaled = scheduler.scale_model_input(doubled, timestep).to(dtype)
+            scaled = scheduler.scale_model_input(doubled, timestep).to(states.dtype).contiguous(memory_format=layout)
             if unet is not model.pipeline.unet:
                 # What a CUDA graph gave last is overwritten by its next run: nobody has it any more.
                 torch.compiler.cudagraph_mark_step_begin()
-            noise = unet(scaled, timestep, return_dict=False, **conditions)[0].to(torch.float32, copy=True)
+            # Schedulers count in whole numbers or others, which to a compiled UNet would be two kinds of input.
+            noise = unet(scaled, timestep.to(torch.float32), return_dict=False, **conditions)[0]
+            noise = noise.to(torch.float32, copy=True)
             if guided:
                 without, with_prompt = noise.chunk(2)
                 noise = without + guidance * (with_prompt - without)
@@ -108,13 +111,6 @@ def mark(device: str) -> Any:
     event = torch.cuda.Event()
     event.record()
     return event
-
-
-def shape_of(rows: Sequence[Row]) -> Shape:
-    """What a UNet is compiled for."""
-    request = rows[0].request
-    twice = 2 if any(row.request.guidance_scale > 1 for row in rows) else 1
-    return twice * len(rows), request.height // SCALE, request.width // SCALE
 
 
 def _conditions(model: Model, rows: Sequence[Row], guided: bool) -> dict[str, Any]:

@@ -166,10 +166,10 @@ class DiffusersEngine:
                 groups.setdefault(denoise.rows_chunks(model, request), []).append(place)
             except EngineError as error:
                 yield place, error
-        waiting = list(groups.values())
+        waiting, reached = list(groups.values()), dict.fromkeys(rows, 0)
         while waiting:
             group = waiting.pop(0)
-            batch = _Batch({place: rows[place] for place in group}, tasks, reports, model)
+            batch = _Batch({place: rows[place] for place in group}, tasks, reports, model, reached)
             try:
                 yield from batch.run()
             except Exception as error:
@@ -213,7 +213,7 @@ class DiffusersEngine:
 
 
 class _Batch:
-    """Rows that share one loop. `ended` are the places whose end has been told."""
+    """Rows that share one loop. `ended` are the places whose end has been told, `reached` the steps that were."""
 
     def __init__(
         self,
@@ -221,9 +221,11 @@ class _Batch:
         tasks: Sequence[Task],
         reports: Sequence[Reporter],
         model: Model,
+        reached: dict[int, int],
     ) -> None:
         self._rows, self._tasks, self._reports = rows, tasks, reports
         self._model = model
+        self._reached = reached
         self._places = list(rows)
         self.ended: set[int] = set()
         self._told: list[tuple[int, Ended]] = []
@@ -259,8 +261,10 @@ class _Batch:
                 continue
             report, steps = self._reports[place], self._rows[place].request.steps
             try:
-                # The last step is told when the file is there.
-                report.progress(min(steps * step.done // step.of, steps - 1), steps)
+                # The last step is told when the file is there; one that is made anew does not fall back.
+                done = min(steps * step.done // step.of, steps - 1)
+                self._reached[place] = max(done, self._reached[place])
+                report.progress(self._reached[place], steps)
                 if show and self._tasks[place].previews:
                     report.preview("image/jpeg", self._preview(step.latents[index]))
             except Cancelled as cancelled:

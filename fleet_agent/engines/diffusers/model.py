@@ -13,8 +13,8 @@ from fleet_agent.engines.diffusers.device import Device
 from fleet_agent.engines.diffusers.loras import Loras
 from fleet_agent.engines.diffusers.reading import PARTS, read
 
-Shape = tuple[int, int, int]
-"""Rows (twice the pictures where prompts are guided), height and width of the latents."""
+Shape = tuple[int, int, int, int]
+"""Rows (twice the pictures where prompts are guided), height and width of the latents, tokens of the prompts."""
 
 
 class Model:

@@ -7,7 +7,7 @@ import time
 import traceback
 
 from fleet_agent.engines.diffusers import denoise
-from fleet_agent.engines.diffusers.model import Model
+from fleet_agent.engines.diffusers.model import Model, Shape
 from fleet_agent.engines.diffusers.schedulers import OWN
 from fleet_agent.engines.diffusers.vae import decoded
 from fleet_agent.engines.image import ImageRequest
@@ -28,7 +28,10 @@ def warm_up(model: Model, most: int) -> None:
         limit = batch_limit(most, width, height)
         for count in (1, limit) if limit > 1 else (1,):
             request = ImageRequest("warm-up", "", width, height, _STEPS, 5.0, 0, OWN)
-            seconds = _warmed(model, [denoise.Row(request, None)] * count)
+            # Prompts of one chunk, guided, as nearly all are.
+            tokens = int(model.pipeline.tokenizer.model_max_length)
+            shape = 2 * count, height // denoise.SCALE, width // denoise.SCALE, tokens
+            seconds = _warmed(model, [denoise.Row(request, None)] * count, shape)
             if seconds is not None and model.speed is None:
                 model.speed = width * height * _STEPS / seconds
 
@@ -38,9 +41,8 @@ def batch_limit(most: int, width: int, height: int) -> int:
     return max(1, min(most * (1 << 20) // (width * height), 16))
 
 
-def _warmed(model: Model, rows: list[denoise.Row]) -> float | None:
+def _warmed(model: Model, rows: list[denoise.Row], shape: Shape) -> float | None:
     """What the second run took, without decoding; None where it failed."""
-    shape = denoise.shape_of(rows)
     try:
         if model.device.compile:
             model.make_ready(shape)
