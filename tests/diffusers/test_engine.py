@@ -177,6 +177,18 @@ def test_one_of_a_batch_is_cancelled_and_the_others_go_on(
         assert reports[index].steps[-1] == (3, 3)
 
 
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_cancelled_at_any_point_it_leaves_no_file(
+    shared: DiffusersEngine, models: Path, tmp_path: Path, step: int
+) -> None:
+    """Before the first step, before the picture is decoded, and when its file has just been written."""
+    one = task(tmp_path, checkpoint(models))
+    shared.load(one.model)
+    with pytest.raises(Cancelled):
+        shared.run(one, Recorder(lambda done: done >= step))
+    assert not list(one.output_folder.iterdir())
+
+
 def test_progress_follows_the_steps_and_previews_show_the_picture(
     shared: DiffusersEngine, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
