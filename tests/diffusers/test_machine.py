@@ -20,6 +20,7 @@ from fleet_agent.engines.diffusers.model import Model
 from fleet_agent.engines.diffusers.options import Options
 from fleet_agent.engines.diffusers.shelf import Shelf
 from fleet_agent.engines.image import ImageRequest
+from fleet_agent.engines.start import start_of
 from tests.diffusers import micro
 from tests.diffusers.test_engine import apart, checkpoint, lora, make, paint, task
 
@@ -386,10 +387,6 @@ def test_what_other_programs_have_is_no_room() -> None:
 
 def test_schedulers_of_two_parts_begin_with_a_whole_step(models: Path, tmp_path: Path) -> None:
     """From a picture: a heun that began in the middle of a step would not know where it came from."""
-    from PIL import Image
-
-    from fleet_agent.engines.start import start_of
-
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "teal", "PNG")
     model = read(models)
     for strength, parts in ((0.25, 1), (0.5, 3), (1.0, 7)):
