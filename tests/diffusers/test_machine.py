@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fleet_agent.engines.base import EngineError, InputFile, LoraUse, ModelFile
 from fleet_agent.engines.diffusers import denoise
@@ -237,7 +238,6 @@ def test_what_is_compiled_is_compiled_before_the_first_job(models: Path, tmp_pat
 def test_what_is_compiled_sees_one_kind_of_input(models: Path, tmp_path: Path, compiler: Compiler) -> None:
     """Whatever the scheduler and wherever latents come from: another kind would be compiled in the midst of a job."""
     import torch
-    from PIL import Image
 
     engine, model = make(models, tmp_path, compile="on", warm="64x64", max_batch=1), checkpoint(models)
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "teal", "PNG")
