@@ -110,12 +110,8 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     """Runs the server; the exit code is 0 after a stop, 2 for bad settings, 1 where it cannot start."""
     # We fork only to exec at once; gRPC's handlers for other forks would write a warning each time. Read at its import.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    import uvloop
     from pydantic import ValidationError
 
-    from fleet_server.logs import configure
-    from fleet_server.readiness import StartError
-    from fleet_server.serve import serve
     from fleet_server.settings import Settings
 
     try:
@@ -129,6 +125,13 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     if needs_redis and settings.redis_url is None:
         _say("redis_url: give your Redis or Valkey with --redis-url or FLEET_REDIS_URL, or use `fleet up`")
         raise typer.Exit(2)
+    # Bad settings are told at once: the server, which takes a second to import, comes after them.
+    import uvloop
+
+    from fleet_server.logs import configure
+    from fleet_server.readiness import StartError
+    from fleet_server.serve import serve
+
     configure(settings.log_level)
     # What is kept is its owner's alone, in a folder made by somebody else too; the agent inherits it.
     os.umask(0o077)

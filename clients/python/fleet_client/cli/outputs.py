@@ -88,7 +88,7 @@ def stats(as_json: JsonOption = False, url: UrlOption = None, api_key: KeyOption
 
 
 def _counted(counts: Json) -> str:
-    return f"{counts['files']} files, {size(counts['size_bytes'])}"
+    return f"{_files(counts['files'])}, {size(counts['size_bytes'])}"
 
 
 @app.command()
@@ -139,7 +139,7 @@ def _summary(sweep: Json) -> str:
         done.append(f"{sweep['uploaded']} copied ({size(sweep['uploaded_bytes'])})")
     if sweep["operation"] != "sync":
         done.append(f"{sweep['deleted']} {removed} ({size(sweep['deleted_bytes'])})")
-    return f"{sweep['scanned']} files: {', '.join(done)}, {sweep['skipped']} left, {sweep['failed']} failed"
+    return f"{_files(sweep['scanned'])}: {', '.join(done)}, {sweep['skipped']} left, {sweep['failed']} failed"
 
 
 @app.command()
@@ -242,3 +242,7 @@ def upload(
         print_json(reply)
     else:
         out.print(plain(reply["reference"]), markup=False, soft_wrap=True)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
