@@ -29,7 +29,7 @@ class Pair:
     agent: FleetProcess
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
@@ -60,16 +60,6 @@ def test_either_server_answers_for_the_fleet(pair: Pair) -> None:
         assert (job["status"], job["node_id"]) == ("succeeded", "far")
 
 
-def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -> None:
-    with FleetCommander(pair.b.url) as client:
-        until(lambda: client.status()["nodes"]["online"] == 1, "the node is online")
-        pair.a.kill()
-        until(lambda: client.list_nodes()["nodes"][0]["status"] == "disconnected", "the node is disconnected")
-        until(lambda: client.list_nodes()["nodes"][0]["status"] == "down", "the node is down")
-        pair.a.start()
-        until(lambda: client.list_nodes()["nodes"][0]["status"] == "online", "the node is back")
-
-
 def test_progress_and_previews_are_seen_at_the_other_server(pair: Pair) -> None:
     """The agent's stream is held by `a`; who watches at `b` sees the ticks all the same, and the pictures."""
     with (
@@ -96,3 +86,13 @@ def test_progress_and_previews_are_seen_at_the_other_server(pair: Pair) -> None:
             if last["preview"]:
                 break
         assert base64.b64decode(last["preview"]["data"]).startswith(b"\xff\xd8")
+
+
+def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -> None:
+    with FleetCommander(pair.b.url) as client:
+        until(lambda: client.status()["nodes"]["online"] == 1, "the node is online")
+        pair.a.kill()
+        until(lambda: client.list_nodes()["nodes"][0]["status"] == "disconnected", "the node is disconnected")
+        until(lambda: client.list_nodes()["nodes"][0]["status"] == "down", "the node is down")
+        pair.a.start()
+        until(lambda: client.list_nodes()["nodes"][0]["status"] == "online", "the node is back")
