@@ -91,6 +91,10 @@ def test_float8_keeps_the_weights_alone_and_takes_loras_as_they_are(models: Path
     assert float((latents(small) - without).abs().max()) == 0
 
 
+def layer_of(model: Model) -> Any:
+    return model.pipeline.unet.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
+
+
 def test_a_lora_that_fails_leaves_nothing_on(models: Path, tmp_path: Path) -> None:
     """Its first part fits and its second does not; another is for some other kind of model."""
     import torch
@@ -102,18 +106,21 @@ def test_a_lora_that_fails_leaves_nothing_on(models: Path, tmp_path: Path) -> No
     save_file({"other.lora_A.weight": torch.ones(4, 4), "other.lora_B.weight": torch.ones(4, 4)}, tmp_path / "none")
     (tmp_path / "none").rename(tmp_path / "none.safetensors")
     model = read(models)
-    before = latents(model)
+    before, layer = latents(model), layer_of(model)
     for name in ("half", "none"):
         use = LoraUse(ModelFile(name, tmp_path / f"{name}.safetensors", "lora", 1, name), 1.0)
         with pytest.raises(EngineError, match=f"{name} is no LoRA for {micro.MODEL}"):
             model.loras.apply((use,))
         assert model.loras.names == ()
         assert float((latents(model) - before).abs().max()) == 0
+        # What was compiled knows the layer that it saw.
+        assert layer_of(model) is layer
     model.loras.apply(lora(models))
     with_lora = latents(model)
     use = LoraUse(ModelFile("half", tmp_path / "half.safetensors", "lora", 1, "half"), 1.0)
     with pytest.raises(EngineError):
         model.loras.apply((*lora(models), use))
+    assert {name for names in model.pipeline.get_list_adapters().values() for name in names} == {"lora_3"}
     model.loras.apply(lora(models))
     assert float((latents(model) - with_lora).abs().max()) == 0
     with pytest.raises(EngineError, match="is no longer on this node") as raised:
@@ -133,6 +140,7 @@ def test_several_loras_weigh_in_together(models: Path, tmp_path: Path) -> None:
     model.loras.apply((*lora(models, 0.25), LoraUse(twin, -0.25)))
     off = latents(model)
     model.loras.apply(())
+    assert type(layer_of(model)).__name__ == "Linear"
     assert float((latents(model) - off).abs().max()) < 0.05
 
 
