@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fleet_agent.engines.base import EngineError, InputFile, LoraUse, ModelFile
+from fleet_agent.engines.base import EngineError, InputFile
 from fleet_agent.engines.diffusers import denoise
 from fleet_agent.engines.diffusers.device import device_of
 from fleet_agent.engines.diffusers.model import Model
@@ -89,59 +88,6 @@ def test_float8_keeps_the_weights_alone_and_takes_loras_as_they_are(models: Path
     assert float((module.lora_A["lora_1"].weight - file[f"unet.{layer}.lora_A.weight"]).abs().max()) == 0
     small.loras.apply(())
     assert float((latents(small) - without).abs().max()) == 0
-
-
-def layer_of(model: Model) -> Any:
-    return model.pipeline.unet.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
-
-
-def test_a_lora_that_fails_leaves_nothing_on(models: Path, tmp_path: Path) -> None:
-    """Its first part fits and its second does not; another is for some other kind of model."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    inner = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    parts = {f"{inner}.lora_A.weight": torch.ones(4, 9), f"{inner}.lora_B.weight": torch.ones(9, 4)}
-    save_file(load_file(models / "loras" / micro.LORA) | parts, tmp_path / "half.safetensors")
-    save_file({"other.lora_A.weight": torch.ones(4, 4), "other.lora_B.weight": torch.ones(4, 4)}, tmp_path / "none")
-    (tmp_path / "none").rename(tmp_path / "none.safetensors")
-    model = read(models)
-    before, layer = latents(model), layer_of(model)
-    for name in ("half", "none"):
-        use = LoraUse(ModelFile(name, tmp_path / f"{name}.safetensors", "lora", 1, name), 1.0)
-        with pytest.raises(EngineError, match=f"{name} is no LoRA for {micro.MODEL}"):
-            model.loras.apply((use,))
-        assert model.loras.names == ()
-        assert float((latents(model) - before).abs().max()) == 0
-        # What was compiled knows the layer that it saw.
-        assert layer_of(model) is layer
-    model.loras.apply(lora(models))
-    with_lora = latents(model)
-    use = LoraUse(ModelFile("half", tmp_path / "half.safetensors", "lora", 1, "half"), 1.0)
-    with pytest.raises(EngineError):
-        model.loras.apply((*lora(models), use))
-    assert {name for names in model.pipeline.get_list_adapters().values() for name in names} == {"lora_3"}
-    model.loras.apply(lora(models))
-    assert float((latents(model) - with_lora).abs().max()) == 0
-    with pytest.raises(EngineError, match="is no longer on this node") as raised:
-        model.loras.apply((LoraUse(ModelFile("gone", tmp_path / "gone.safetensors", "lora", 1, "g"), 1.0),))
-    assert (raised.value.reason, raised.value.retryable) == ("LORA_NOT_FOUND", True)
-
-
-def test_several_loras_weigh_in_together(models: Path, tmp_path: Path) -> None:
-    shutil.copy(models / "loras" / micro.LORA, tmp_path / "twin.safetensors")
-    twin = ModelFile("twin", tmp_path / "twin.safetensors", "lora", 1, "d")
-    model = read(models)
-    model.loras.apply(lora(models, 1.0))
-    whole = latents(model)
-    model.loras.apply((*lora(models, 0.25), LoraUse(twin, 0.75)))
-    assert model.loras.names == (micro.LORA, "twin")
-    assert float((latents(model) - whole).abs().max()) < 0.05
-    model.loras.apply((*lora(models, 0.25), LoraUse(twin, -0.25)))
-    off = latents(model)
-    model.loras.apply(())
-    assert type(layer_of(model)).__name__ == "Linear"
-    assert float((latents(model) - off).abs().max()) < 0.05
 
 
 def test_the_decoder_that_overflows_in_float16_does_not_run_in_it(
