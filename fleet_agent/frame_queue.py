@@ -17,6 +17,8 @@ PICTURE_SECONDS = 0.1
 """Pictures of one attempt are not sent oftener, on the whole."""
 BURST = 3
 """So many may come early: a step that is done every tenth of a second is not always on time."""
+LAST_PROGRESS = 32
+"""So much of the progress that waits when an attempt ends is still told: of a short prompt its client sees all."""
 _PLAIN_JPEG = bytes((0, 0, 0, 1, 0, 0, 0, 1))
 _WITH_METADATA = bytes((0, 0, 0, 4))
 _PROGRESS = ('{"type": "progress', '{"type":"progress')
@@ -57,12 +59,14 @@ class FrameQueue:
         return message
 
     def last_of(self, token: str) -> list[node_pb2.AgentMessage]:
-        """Takes out what waits of an attempt that has ended: all but its pictures and its progress."""
+        """Takes out what waits of an attempt that has ended: all but its pictures, and of its progress the last."""
         own = [message for message in self._waiting if message.frame.token == token]
         self._waiting = deque(message for message in self._waiting if message.frame.token != token)
         self._bytes = sum(map(_size, self._waiting))
         self._picture_at.pop(token, None)
-        return [message for message in own if not _may_go(message)]
+        progress = [message for message in own if _may_go(message) and not _is_preview(message.frame.binary)]
+        dropped = {id(message) for message in progress[:-LAST_PROGRESS]}
+        return [one for one in own if not _is_preview(one.frame.binary) and id(one) not in dropped]
 
     def _give_way(self) -> None:
         pictures = (message for message in self._waiting if _is_preview(message.frame.binary))

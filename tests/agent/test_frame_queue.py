@@ -97,17 +97,22 @@ def test_it_is_bounded_in_bytes_too() -> None:
 
 async def test_what_waits_of_an_attempt_goes_before_its_end() -> None:
     outbox = Outbox()
-    outbox.frame(_text("progress"))
+    for number in range(frame_queue.LAST_PROGRESS + 2):
+        outbox.frame(_text("progress", n=number))
     outbox.frame(_picture())
     outbox.frame(_text("executed"))
     outbox.frame(_text("executing", token="other"))
     outbox.tick(node_pb2.AgentMessage(tick=node_pb2.JobTick(token="t", progress=50, text="ab", text_offset=3)))
     outbox.finish("t")
     outbox.control(node_pb2.AgentMessage(complete=node_pb2.JobComplete(token="t")))
-    said = [await outbox.next() for _ in range(4)]
-    assert [one.WhichOneof("message") for one in said] == ["tick", "frame", "complete", "frame"]
-    assert json.loads(said[1].frame.text)["type"] == "executed"
-    assert said[3].frame.token == "other"
+    said = [await outbox.next() for _ in range(frame_queue.LAST_PROGRESS + 4)]
+    assert said[0].WhichOneof("message") == "tick"
+    *progress, executed, end, other = said[1:]
+    told = [json.loads(one.frame.text)["data"]["n"] for one in progress]
+    assert told == list(range(2, frame_queue.LAST_PROGRESS + 2)), "the last of the progress, in its order"
+    assert json.loads(executed.frame.text)["type"] == "executed"
+    assert end.HasField("complete")
+    assert other.frame.token == "other"
 
 
 async def test_texts_are_put_together_while_they_wait() -> None:
