@@ -282,7 +282,8 @@ async def test_changes_are_told_until_they_are_heard(
         told.deaf = False
         gone = await told.when("watched", lambda one: one.update.status == REMOVED)
         assert (gone.running_replicas, len(gone.tasks)) == (0, 0)
-        create(client, "many", replicas=0)
+        # Tasks that no node may run: so many containers are not what this is about.
+        create(client, "many", replicas=0, constraints=["node.hostname==nowhere"])
         await manager.scale("many", MOST_TASKS + 20)
         many = await told.when("many", lambda one: len(one.tasks) >= MOST_TASKS)
         assert (many.replicas, len(many.tasks)) == (MOST_TASKS + 20, MOST_TASKS)
