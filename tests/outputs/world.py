@@ -21,7 +21,7 @@ from fleet_server.services.sweeps import Sweeps, SweepSettings
 from fleet_server.settings import Settings
 from fleet_server.storage.buckets import OUTPUTS
 from fleet_server.storage.s3 import S3Store
-from fleet_server.storage.s3_types import S3Config, S3Limits
+from fleet_server.storage.s3_types import NoObjectError, S3Config, S3Limits
 from fleet_server.store import OutputRow, Store
 from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
 from tests.waiting import wait_until
@@ -77,9 +77,10 @@ class World:
 
     async def object(self, one: OutputRow) -> bytes | None:
         """What the bucket holds."""
-        if await self.s3.stat(OUTPUTS, one.object_key) is None:
+        try:
+            return await self.s3.read(OUTPUTS, one.object_key, limit=1 << 26)
+        except NoObjectError:
             return None
-        return await self.s3.read(OUTPUTS, one.object_key, limit=1 << 26)
 
 
 def row_of(
