@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -19,6 +21,16 @@ from fleet_server.store.memory import MemoryGuard
 from fleet_server.store.records import Idempotency, Submitted
 
 CHUNK = 50
+MAX_ALONG = 128
+MAX_ALONG_BYTES = 256 * 1024
+"""A batch within these bounds is one step of the store; a larger one is staged."""
+MAX_TOGETHER = 32
+MAX_TOGETHER_BYTES = 64 * 1024
+GATHER_SECONDS = 0.003
+"""Submits of one job that come in crowds go together; the next sets out so long after the last, at the earliest."""
+CROWD = 4
+
+_Waiting = tuple[list[str], list[Argument], int, asyncio.Future[Any]]
 MAX_BATCH = 1000
 MAX_WITH_CHILDREN = 4000
 """Jobs of one submit, children of groups included: what one step of the store makes visible at once."""
@@ -54,6 +66,73 @@ def _fields(job: NewJob, callback: bool) -> list[Argument]:
     return fields
 
 
+def _spelled(jobs: Sequence[NewJob], callbacks: Collection[str]) -> list[Argument]:
+    """Jobs as scripts take several of them."""
+    flat: list[Argument] = []
+    for job in jobs:
+        fields = _fields(job, job.job_id in callbacks)
+        flat += [job.job_id, job.spec, len(fields) // 2, *fields]
+    return flat
+
+
+class _Crowd:
+    """Submits of one job each on their way: those that come while others are under way go together after them."""
+
+    def __init__(self, room: Room, limit: int) -> None:
+        self._room = room
+        self._limit = limit
+        self._waiting: deque[_Waiting] = deque()
+        self._under_way = False
+
+    def join(self, keys: list[str], args: list[Argument], size: int) -> asyncio.Future[Any]:
+        """The store's reply to this one, or what became of the whole step."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((keys, args, size, reply))
+        if not self._under_way:
+            self._under_way = True
+            loop.call_soon(self._send)
+        return reply
+
+    def _send(self) -> None:
+        group: list[_Waiting] = []
+        size = 0
+        while self._waiting and len(group) < MAX_TOGETHER and size < MAX_TOGETHER_BYTES:
+            group.append(self._waiting.popleft())
+            size += group[-1][2]
+        if not group:
+            self._under_way = False
+            return
+        keys = [key for one in group for key in one[0]]
+        args = [value for one in group for value in one[1]]
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            reply = self._room.bulk.post("submit", keys, self._room.args(self._limit, *args))
+        except FleetError as error:
+            self._tell(group, error)
+            loop.call_soon(self._send)
+            return
+        reply.add_done_callback(lambda done: self._came(group, done, begun))
+
+    def _came(self, group: list[_Waiting], done: asyncio.Future[Any], begun: float) -> None:
+        error = done.exception()
+        if error is not None:
+            self._tell(group, error)
+        else:
+            for (_, _, _, reply), row in zip(group, done.result(), strict=True):
+                if not reply.done():
+                    reply.set_result(row)
+        loop = asyncio.get_running_loop()
+        pause = begun + GATHER_SECONDS - loop.time() if len(group) >= CROWD else 0.0
+        loop.call_later(max(0.0, pause), self._send)
+
+    def _tell(self, group: list[_Waiting], error: BaseException) -> None:
+        for _, _, _, reply in group:
+            if not reply.done():
+                reply.set_exception(error)
+
+
 def _in_groups(jobs: Sequence[NewJob]) -> list[NewJob]:
     """The jobs with what groups hand on to their children. Raises ValueError where groups and children differ."""
     groups = {job.job_id: job for job in jobs if job.child_job_ids}
@@ -82,6 +161,7 @@ class JobSubmitter:
     def __init__(self, room: Room, memory: MemoryGuard) -> None:
         self._room = room
         self._memory = memory
+        self._crowds: dict[int, _Crowd] = {}
 
     async def submit(
         self,
@@ -129,15 +209,17 @@ class JobSubmitter:
         callbacks: Collection[str],
         posted: Callable[[], None] | None,
     ) -> Submitted:
-        keys = [self._room.keys.job(job.job_id), self._room.keys.spec(job.job_id), *self._key(idempotency)]
+        own = self._room.keys.job(job.job_id)
+        keys = [own, self._room.keys.spec(job.job_id), *(self._key(idempotency) or [own])]
         fields = _fields(job, job.job_id in callbacks)
         print_ = idempotency.fingerprint if idempotency else ""
-        args = self._room.args(limit, print_, job.job_id, encode_lane(job.lane), job.spec, *fields)
-        connection = self._room.bulk if posted is None else self._room.dispatch
-        reply_of = connection.post("submit", keys, args)
-        if posted is not None:
+        args = [print_, job.job_id, encode_lane(job.lane), job.spec, len(fields) // 2, *fields]
+        if posted is None:
+            reply = await self._crowd(limit).join(keys, args, len(job.spec))
+        else:
+            reply_of = self._room.dispatch.post("submit", keys, self._room.args(limit, *args))
             posted()
-        reply = await reply_of
+            reply = (await reply_of)[0]
         ids, replayed = self._accepted(reply, limit, [job])
         if replayed:
             return await self._replay(ids)
@@ -156,18 +238,31 @@ class JobSubmitter:
         alone = [job.job_id for job in jobs if not job.group_job_id]
         keys = [self._room.keys.job(job_id) for job_id in ids]
         print_ = idempotency.fingerprint if idempotency else ""
+        along = len(jobs) <= MAX_ALONG and sum(len(job.spec) for job in jobs) <= MAX_ALONG_BYTES
         for _ in range(MAX_STAGINGS):
-            chunks = await self.stage(jobs, callbacks)
-            flat = [part for lane in lanes.items() for part in lane]
-            args = self._room.args(limit, print_, len(ids), len(chunks), ",".join(alone), *flat)
+            chunks = [] if along else await self.stage(jobs, callbacks)
+            rest: list[Argument] = [part for lane in lanes.items() for part in lane]
+            if along:
+                rest += _spelled(jobs, callbacks)
+            args = self._room.args(limit, print_, len(ids), len(chunks), ",".join(alone), len(lanes), *rest)
             reply = await self._room.bulk.run("commit", [*keys, *chunks, *self._key(idempotency)], args)
             if reply[0] != b"expired":
                 break
         accepted, replayed = self._accepted(reply, limit, jobs)
         if replayed:
             return await self._replay(accepted)
-        places = [(job.lane.cluster, job.job_id) for job in jobs if not job.group_job_id]
-        return Submitted(accepted, tuple(await positions(self._room, places)), False)
+        places: Sequence[int | None] = reply[3]
+        if len(places) < len(alone):
+            # A repeated step that had succeeded no longer has the staged jobs.
+            pairs = [(job.lane.cluster, job.job_id) for job in jobs if not job.group_job_id]
+            places = await positions(self._room, pairs)
+        return Submitted(accepted, tuple(places), False)
+
+    def _crowd(self, limit: int) -> _Crowd:
+        crowd = self._crowds.get(limit)
+        if crowd is None:
+            crowd = self._crowds[limit] = _Crowd(self._room, limit)
+        return crowd
 
     async def stage(self, jobs: Sequence[NewJob], callbacks: Collection[str] = ()) -> list[str]:
         """Writes the jobs of a batch aside, gone after a minute without commit; the keys of their chunks."""
@@ -175,10 +270,7 @@ class JobSubmitter:
         stays: list[str] = []
         for start in range(0, len(jobs), CHUNK):
             chunk = jobs[start : start + CHUNK]
-            rest: list[Argument] = []
-            for job in chunk:
-                fields = _fields(job, job.job_id in callbacks)
-                rest += [job.job_id, job.spec, len(fields) // 2, *fields]
+            rest = _spelled(chunk, callbacks)
             stays.append(self._room.keys.staged(batch, start))
             reply = await self._room.bulk.run("stage", stays[-1:], self._room.args(*rest))
             if reply[0] == b"taken":
@@ -203,7 +295,11 @@ class JobSubmitter:
         if reply[0] == b"unknown":
             raise _unknown_parent(jobs, *reply[1:])
         if reply[0] == b"taken":
-            raise _taken("job_id", jobs[0].job_id if len(jobs) == 1 else "of one of these jobs")
+            if len(jobs) == 1:
+                raise _taken("job_id", jobs[0].job_id)
+            if len(reply) > 1:
+                raise _taken(f"jobs[{reply[1]}].job_id", jobs[reply[1]].job_id)
+            raise _taken("job_id", "of one of these jobs")
         raise FleetError("STORE_UNAVAILABLE", "the batch took too long to be written; nothing was stored, submit again")
 
     async def _replay(self, ids: tuple[str, ...]) -> Submitted:

@@ -29,8 +29,8 @@ from fleet_server.store.records import (
 )
 
 WEEK_MS = 604_800_000
-MAX_CLAIMS = 16
-MAX_REPORTS = 16
+MAX_CLAIMS = 32
+MAX_REPORTS = 32
 MAX_REPORTS_BYTES = 128 * 1024
 AVOID_MS = 30_000
 """How long a node that failed or lost a job is passed by for it, where another could run it."""

@@ -14,6 +14,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState
 from fleet_server.store import Held, Store, open_store
 from fleet_server.store.client import MAX_BATCH_CALLS, Client, gather
+from fleet_server.store.job_submit import MAX_ALONG
 from fleet_server.store.lua import load_scripts
 from tests.store.audit import audit, clear
 from tests.store.conftest import Server
@@ -172,10 +173,11 @@ async def test_a_submit_whose_reply_was_lost_is_one_job(far: Store, proxy: Proxy
 @pytest.mark.parametrize("script", ["stage", "commit"])
 async def test_a_batch_whose_reply_was_lost_is_there_once(far: Store, proxy: Proxy, script: str) -> None:
     cut(proxy, script)
-    submitted = await far.jobs.submit([new_job() for _ in range(60)])
+    size = MAX_ALONG + 1 if script == "stage" else 60
+    submitted = await far.jobs.submit([new_job() for _ in range(size)])
     assert proxy.cuts == 1
-    assert (len(submitted.job_ids), submitted.replayed) == (60, False)
-    assert (await far.jobs.counts())[JobState.QUEUED] == 60
+    assert (submitted.positions, submitted.replayed) == (tuple(range(1, size + 1)), False)
+    assert (await far.jobs.counts())[JobState.QUEUED] == size
 
 
 async def test_a_claim_whose_reply_was_lost_takes_one_job(far: Store, proxy: Proxy) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState, Priority
 from fleet_server.store import Held, Idempotency, Store
+from fleet_server.store.job_submit import MAX_ALONG
 from tests.store.conftest import Server
 from tests.store.guarding import Guard, play, scripts_without
 from tests.store.making import ERRORS, LEASE_MS, ManualClock, claim, drain, new_job, running, submit, token, wish
@@ -98,13 +101,19 @@ async def repeats_change_nothing(store: Store, clock: ManualClock) -> None:
 
 async def ids_and_limits_hold(store: Store, clock: ManualClock) -> None:
     job_id = await submit(store, spec=b"one")
-    for jobs in ([new_job(job_id, spec=b"two")], [new_job(), new_job(job_id, spec=b"two")]):
+    staged = [new_job() for _ in range(MAX_ALONG)]
+    for others in ([], [new_job()], staged):
+        jobs = [*others, new_job(job_id, spec=b"two")]
         with pytest.raises(FleetError):
             await store.jobs.submit(jobs)
     for jobs in ([new_job()], [new_job(), new_job()]):
         with pytest.raises(FleetError):
             await store.jobs.submit(jobs, limit=1)
     assert (await store.jobs.counts())[JobState.QUEUED] == 1
+    pair = [new_job(), new_job()]
+    await store.jobs.submit(pair)
+    with pytest.raises(FleetError):
+        await store.jobs.submit([replace(job, spec=b"two") for job in pair])
 
 
 async def losses_are_judged(store: Store, clock: ManualClock) -> None:
@@ -196,14 +205,15 @@ GUARDS = [
     Guard("claim", "if mine then", "if false then", repeats_change_nothing),
     Guard("started", "if mine and not j.sa then", "if mine then", repeats_change_nothing),
     Guard("fail", "if j.ft == token then", "if false then", repeats_change_nothing),
-    Guard("submit", "if redis.call('GET', KEYS[2]) ~= spec then", "if false then", ids_and_limits_hold),
+    Guard("submit", "if redis.call('GET', KEYS[3 * n - 1]) ~= spec then", "if false then", ids_and_limits_hold),
+    Guard("commit", "if there and there ~= specs[2 * n] then", "if false then", ids_and_limits_hold),
     Guard(
         "stage",
         "if redis.call('EXISTS', K.job .. id) == 1 or staged and staged ~= spec then",
         "if false then",
         ids_and_limits_hold,
     ),
-    Guard("submit", "if queued >= tonumber(ARGV[3]) then", "if false then", ids_and_limits_hold),
+    Guard("submit", "if queued >= limit then", "if false then", ids_and_limits_hold),
     Guard("commit", "if queued + size > tonumber(ARGV[3]) then", "if false then", ids_and_limits_hold),
     Guard("lib/attempts", "if not j.cn then", "if false then", losses_are_judged),
     Guard("lib/attempts", "and (several or single) or", "or", losses_are_judged),
@@ -214,9 +224,9 @@ GUARDS = [
     Guard("claim", "local forced = high and not urgent", "local forced = high", the_line_is_fair),
     Guard("claim", "local forced = high and not urgent", "local forced = false", the_line_is_fair),
     Guard("lib/owners", "at = math.max(at, tonumber(rested))", "at = at", the_line_is_fair),
-    Guard("lib/ends", "    quit_lane(j.ln)\n", "", ends_are_for_ever),
-    Guard("lib/jobs", "    redis.call('ZREM', K.leases, id)\n", "", ends_are_for_ever),
-    Guard("lib/lanes", "  redis.call('ZREM', K.waiting .. j.cl, id)\n", "", the_line_is_fair),
+    Guard("lib/ends", "    left[j.ln] = (left[j.ln] or 0) + 1\n", "", ends_are_for_ever),
+    Guard("lib/jobs", "    unlist(K.leases, id)\n", "", ends_are_for_ever),
+    Guard("lib/lanes", "  unlist(K.waiting .. j.cl, id)\n", "", the_line_is_fair),
 ]
 
 

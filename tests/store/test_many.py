@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import closing
 from dataclasses import replace
+from random import Random
 from typing import Any
 
+from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState, Priority
-from fleet_server.store import OutputRow, Report, Store
+from fleet_server.store import Idempotency, OutputRow, Report, Store, Submitted, open_store
+from tests.store.audit import audit, clear
 from tests.store.conftest import Server
-from tests.store.making import LANE, ManualClock, claim, running, submit, token, wish
+from tests.store.making import LANE, ManualClock, claim, new_job, running, submit, token, wish
 
 
 async def test_claims_of_one_node_come_in_order(store: Store, clock: ManualClock) -> None:
@@ -132,3 +137,78 @@ async def test_claims_and_lanes_in_one_go(store: Store) -> None:
     assert [claimed and claimed.job.job_id for claimed in claims] == ids[:2]
     assert [(view.waiting, view.running) for view in lanes] == [(1, 2)]
     assert (await store.jobs.claim_and_look([]))[0] == []
+
+
+async def test_a_step_of_many_claims_gives_what_one_by_one_would(
+    store: Store, server: Server, clock: ManualClock
+) -> None:
+    """Lines of one owner, lines of several, priorities, dependants, avoided jobs: the same jobs in the same order."""
+    draw = Random(11)
+    async with open_store(server.url, namespace="twin", clock=clock) as twin:
+        for _ in range(25):
+            for _ in range(draw.randrange(12)):
+                owner = draw.choice(["", "", "", "ann"])
+                priority = draw.choice([Priority.NORMAL] * 8 + [Priority.HIGH, Priority.LOW])
+                after = await _any_job(store) if draw.random() < 0.1 else ()
+                job = new_job(owner=owner, priority=priority, after=after)
+                await store.jobs.submit([job])
+                await twin.jobs.submit([job])
+                clock.tick(draw.randrange(3))
+            requests = [replace(wish("n1"), avoid=draw.random() < 0.2)] * draw.randrange(1, 7)
+            requests = [replace(request, token=token()) for request in requests]
+            together = await store.jobs.claim(requests)
+            single = [(await twin.jobs.claim([request]))[0] for request in requests]
+            assert together == single
+            for claimed in filter(None, together):
+                for one in (store, twin):
+                    if draw_of(claimed.token) < 3:
+                        await one.jobs.fail(claimed.job.job_id, claimed.token, error=b"", attempt=b"", retryable=True)
+                    elif draw_of(claimed.token) < 12:
+                        await one.jobs.complete(claimed.job.job_id, claimed.token, result=b"")
+        assert await store.jobs.counts() == await twin.jobs.counts()
+        assert await store.jobs.lanes() == await twin.jobs.lanes()
+    with closing(server.client()) as client:
+        audit(client, "twin")
+        clear(client, "twin")
+
+
+def draw_of(attempt: str) -> int:
+    """0 to 15, by the token."""
+    return int(attempt[0], 16)
+
+
+async def _any_job(store: Store) -> tuple[str, ...]:
+    records, _ = await store.jobs.list(limit=1)
+    return tuple(record.job_id for record in records if record.state is not JobState.CANCELLED)
+
+
+async def test_submits_that_come_together_stand_alone(store: Store, raw: Any) -> None:
+    taken = await submit(store, spec=b"first")
+    key = Idempotency("a", "m", "k", "print")
+    before = scripts_run(raw)
+    calls = [store.jobs.submit([new_job(owner=f"o{n % 3}", priority=list(Priority)[n % 3])]) for n in range(20)]
+    keyed = [store.jobs.submit([new_job()], idempotency=key) for _ in range(2)]
+    wrong = [
+        store.jobs.submit([new_job()], idempotency=replace(key, fingerprint="other")),
+        store.jobs.submit([new_job(taken, spec=b"second")]),
+        store.jobs.submit([new_job(after=("nobody",))]),
+    ]
+    done = await asyncio.gather(*calls, *keyed, *wrong, return_exceptions=True)
+    assert scripts_run(raw) - before <= 4
+    accepted = [one for one in done if isinstance(one, Submitted)]
+    assert len(accepted) == 22
+    assert all(one.positions[0] in range(1, 23) for one in accepted)
+    assert [one.replayed for one in accepted] == [False] * 21 + [True]
+    assert accepted[21].job_ids == accepted[20].job_ids
+    assert [one.reason for one in done if isinstance(one, FleetError)] == [
+        "IDEMPOTENCY_KEY_REUSED",
+        "INVALID_FIELD",
+        "JOB_NOT_FOUND",
+    ]
+    assert (await store.jobs.counts())[JobState.QUEUED] == 22
+
+
+async def test_a_full_queue_refuses_those_beyond_its_limit(store: Store) -> None:
+    done = await asyncio.gather(*(store.jobs.submit([new_job()], limit=3) for _ in range(5)), return_exceptions=True)
+    assert sum(isinstance(one, Submitted) for one in done) == 3
+    assert (await store.jobs.counts())[JobState.QUEUED] == 3

@@ -10,6 +10,7 @@ import pytest
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState, Lane, Priority, WaitReason
 from fleet_server.store import Idempotency, Store, decode_job
+from fleet_server.store.job_submit import MAX_ALONG
 from tests.store.making import LANE, START_MS, ManualClock, claim, drain, kinds, new_job, submit, wish
 
 KEY = Idempotency("alice", "CreateJob", "key-1", "print-1")
@@ -182,7 +183,7 @@ async def test_a_staged_batch_does_not_exist(store: Store, raw: Any, namespace: 
 
 
 async def test_a_batch_whose_staging_expired_is_staged_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [new_job() for _ in range(60)]
+    jobs = [new_job() for _ in range(MAX_ALONG + 1)]
     stage = store.jobs.stage
     calls = 0
 
@@ -193,9 +194,9 @@ async def test_a_batch_whose_staging_expired_is_staged_again(store: Store, monke
         return [*chunks[:-1], chunks[-1] + "gone"] if calls == 1 else chunks
 
     monkeypatch.setattr(store.jobs, "stage", losing)
-    assert len((await store.jobs.submit(jobs)).job_ids) == 60
+    assert len((await store.jobs.submit(jobs)).job_ids) == MAX_ALONG + 1
     assert calls == 2
-    assert len(await kinds(store)) == 60
+    assert len(await kinds(store)) == MAX_ALONG + 1
 
 
 async def test_a_batch_with_a_taken_id_stores_nothing(store: Store) -> None:

@@ -14,10 +14,6 @@ if definition then
   held = held_back(pauses, cluster, job_type)
 end
 
-local function given(id, j)
-  return {flat_of(id, j), redis.call('GET', K.spec .. id)}
-end
-
 local function avoided(id)
   local known = redis.call('HMGET', K.job .. id, 'av', 'au')
   return known[1] == node and tonumber(known[2]) > NOW
@@ -84,40 +80,117 @@ local function may_go(j)
   return not stopped or not stopped[j.pr]
 end
 
-local function take(id, j, token, forced)
+local known = redis.call('HMGET', KEYS[2], 'session', 'cordoned')
+local nothing = not definition or known[1] and known[1] ~= session or known[2] == '1'
+
+-- The first `most` jobs of the lane, out of their line already, where all of them are of one owner and one priority and
+-- any of them may go: {id, job} of each. Else none.
+local function first_together(most)
+  if most < 2 or nothing or wanted ~= '' or avoid or #pauses > 0 then
+    return {}
+  end
+  local heads, high = heads_of(lane)
+  if #heads ~= 1 or high then
+    return {}
+  end
+  local priority = heads[1][1]
+  local turns, line_heads = in_lane(K.turns, lane, priority), in_lane(K.heads, lane, priority)
+  local owners = redis.call('ZRANGE', turns, 0, 1)
+  if owners[2] then
+    return {}
+  end
+  local owner = owners[1]
+  local line = line_of(lane, priority, owner)
+  local rows = redis.call('ZRANGE', line, 0, most, 'WITHSCORES')
+  local found, ids = {}, {}
+  for n = 1, math.min(most, #rows / 2) do
+    ids[n] = rows[2 * n - 1]
+    local j = load(ids[n])
+    if not may_go(j) then
+      return {}
+    end
+    found[n] = {ids[n], j}
+  end
+  redis.call('ZADD', turns, 'XX', charge(cluster, owner, #ids), owner)
+  redis.call('ZREM', line, unpack(ids))
+  local following = rows[2 * #ids + 2]
+  if following then
+    redis.call('ZADD', line_heads, following, owner)
+  else
+    redis.call('ZREM', line_heads, owner)
+    redis.call('ZREM', turns, owner)
+    leave_cluster(cluster, owner)
+  end
+  return found
+end
+
+local held_now = {}
+local function take(id, j, token, forced, gone)
   local owner = j.ow or ''
-  redis.call('ZADD', in_lane(K.turns, lane, j.pr), 'XX', charge(j.cl, owner), owner)
-  leave(id, j)
+  if not gone then
+    redis.call('ZADD', in_lane(K.turns, lane, j.pr), 'XX', charge(j.cl, owner, 1), owner)
+  end
+  leave(id, j, gone)
   urgent = forced
   save(id, j, {st = 'running', tk = token, no = node, se = session, at = tonumber(j.at or 0) + 1},
     {'lt', 'pn', 'ps', 'av', 'au'})
-  redis.call('ZADD', listed(j, 'running'), j.cr, id)
-  redis.call('ZADD', K.leases, lease_end(lease, j.xc), id)
-  redis.call('HSET', KEYS[1], token, id)
-  redis.call('HINCRBY', K.lane_running, lane, 1)
+  list(listed(j, 'running'), j.cr, id)
+  list(K.leases, lease_end(lease, j.xc), id)
+  held_now[#held_now + 1] = token
+  held_now[#held_now + 1] = id
+  count(K.lane_running, lane, 1)
 end
 
-local known = redis.call('HMGET', KEYS[2], 'session', 'cordoned')
-local nothing = not definition or known[1] and known[1] ~= session or known[2] == '1'
-local out = {}
-for i = 9, #ARGV do
-  local mine = redis.call('HGET', KEYS[1], ARGV[i])
-  out[i - 8] = false
+local out, ids, places = {}, {}, {}
+local function give(n, id, j)
+  out[n] = {flat_of(id, j)}
+  ids[#ids + 1] = K.spec .. id
+  places[#places + 1] = n
+end
+
+local holds, missing = {}, 0
+for n, id in ipairs(redis.call('HMGET', KEYS[1], unpack(ARGV, 9))) do
+  if holds[ARGV[n + 8]] == nil then
+    holds[ARGV[n + 8]] = id
+    missing = missing + (id and 0 or 1)
+  end
+end
+gather_indexes()
+local together, used = nil, 0
+for n = 1, #ARGV - 8 do
+  local mine = holds[ARGV[n + 8]]
+  out[n] = false
   if mine then
     local j = load(mine)
-    out[i - 8] = j and given(mine, j) or false
+    if j then
+      give(n, mine, j)
+    end
   elseif not nothing then
-    local id, forced = wanted, false
-    if wanted == '' then
+    together = together or first_together(missing)
+    used = used + 1
+    local id, forced, gone, j = wanted, false, false, nil
+    if together[used] then
+      id, j, gone = together[used][1], together[used][2], true
+    elseif wanted == '' then
       id, forced = pick()
     end
-    local j = id and load(id)
+    j = j or id and load(id)
     if may_go(j) then
-      take(id, j, ARGV[i], forced)
-      out[i - 8] = given(id, j)
+      take(id, j, ARGV[n + 8], forced, gone)
+      holds[ARGV[n + 8]] = id
+      give(n, id, j)
     else
       nothing = true
     end
+  end
+end
+write_indexes()
+if #held_now > 0 then
+  redis.call('HSET', KEYS[1], unpack(held_now))
+end
+if #ids > 0 then
+  for i, spec in ipairs(redis.call('MGET', unpack(ids))) do
+    out[places[i]][2] = spec
   end
 end
 if urgent and not was_urgent then

@@ -1,31 +1,60 @@
 #!lua
--- Makes a staged batch visible, all or none. Commands are grouped by key, since this is the longest step of the store.
+-- Makes a batch visible, all or none: jobs that come along, or those that were staged. Commands are grouped by key, since
+-- this is the longest step of the store.
 -- KEYS: job of each, chunks, [idempotency].
--- ARGV: limit, fingerprint, number of jobs, number of chunks, ids to answer with (joined by commas), lane id,
--- definition, ... -> {'ok', replayed, ids} | {'reused'} | {'full', queued} | {'taken'} | {'expired'}: stage again |
+-- ARGV: limit, fingerprint, number of jobs, number of chunks (0: the jobs come along, 1,000 at most), ids to answer with (joined by
+-- commas), number of lanes, lane id, definition, ..., then what comes along: id, spec, number of fields, field, value, ...
+-- -> {'ok', replayed, ids, positions} | {'reused'} | {'full', queued} | {'taken'} | {'expired'}: stage again |
 -- {'unknown', number of the job, number of the job in its `after` that does not exist}
 -- include: submitted
 
-local size, chunks, joined = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local size, chunks, joined_ids = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local idempotency = KEYS[size + chunks + 1]
-local earlier = earlier_call(idempotency, ARGV[4], joined)
+local earlier = earlier_call(idempotency, ARGV[4], joined_ids)
 if earlier then
   return earlier
 end
 
--- Calls a command with a long list, in parts that fit on Lua's stack.
-local function in_parts(list, from, till, call)
-  for i = from, till, 2000 do
-    call(unpack(list, i, math.min(i + 1999, till)))
+local definitions, at = {}, 9
+for _ = 1, ARGV[8] do
+  definitions[ARGV[at]] = ARGV[at + 1]
+  at = at + 2
+end
+local jobs, spec_keys, specs = {}, {}, {}
+while at <= #ARGV do
+  local j = {}
+  for i = at + 3, at + 2 + 2 * ARGV[at + 2], 2 do
+    j[ARGV[i]] = ARGV[i + 1]
   end
+  jobs[#jobs + 1] = {ARGV[at], j}
+  spec_keys[#spec_keys + 1] = K.spec .. ARGV[at]
+  specs[#specs + 1] = spec_keys[#spec_keys]
+  specs[#specs + 1] = ARGV[at + 1]
+  at = at + 3 + 2 * ARGV[at + 2]
 end
 
+local function places()
+  local found = {}
+  for _, job in ipairs(jobs) do
+    if not job[2].gj then
+      found[#found + 1] = place(job[1], job[2])
+    end
+  end
+  return found
+end
+
+-- What is there already: of jobs that come along with their specs, another spec is another job.
+for n, there in ipairs(#jobs > 0 and redis.call('MGET', unpack(spec_keys)) or {}) do
+  if there and there ~= specs[2 * n] then
+    return {'taken', n - 1}
+  end
+end
 local exist = 0
-in_parts(KEYS, 1, size, function(...)
-  exist = exist + redis.call('EXISTS', ...)
-end)
+for i = 1, size, PARTS do
+  exist = exist + redis.call('EXISTS', unpack(KEYS, i, math.min(i + PARTS - 1, size)))
+end
 if exist == size then
-  return {'ok', 0, joined}
+  return {'ok', 0, joined_ids, places()}
 elseif exist > 0 then
   return {'taken'}
 end
@@ -33,89 +62,37 @@ local queued = queued_jobs()
 if queued + size > tonumber(ARGV[3]) then
   return {'full', queued}
 end
-local jobs, batch = {}, {}
 for i = size + 1, size + chunks do
   local packed = redis.call('GET', KEYS[i])
   if not packed then
     return {'expired'}
   end
   for _, job in ipairs(cmsgpack.unpack(packed)) do
-    local unknown = judge_after(job[2], batch)
-    if unknown then
-      return {'unknown', #jobs, unknown}
-    end
     jobs[#jobs + 1] = job
-    batch[job[1]] = true
   end
+end
+local batch = {}
+for n, job in ipairs(jobs) do
+  local unknown = judge_after(job[2], batch)
+  if unknown then
+    return {'unknown', n - 1, unknown}
+  end
+  batch[job[1]] = true
 end
 
-local definitions = {}
-for i = 8, #ARGV, 2 do
-  definitions[ARGV[i]] = ARGV[i + 1]
+gather_indexes()
+if #specs > 0 then
+  redis.call('MSET', unpack(specs))
 end
-local zsets, added = {}, {}
-local function add(key, score, member)
-  local list = zsets[key]
-  if not list then
-    list = {}
-    zsets[key] = list
-  end
-  list[#list + 1] = score
-  list[#list + 1] = member
-end
-local function add_count(key, field)
-  added[key] = added[key] or {}
-  added[key][field] = (added[key][field] or 0) + 1
-end
-local lines, doomed = {}, {}
 for n, job in ipairs(jobs) do
-  local id, j = job[1], job[2]
-  if j.doomed then
-    doomed[#doomed + 1] = id
+  if chunks > 0 then
+    redis.call('PERSIST', K.spec .. job[1])
   end
-  local due = place_new(j, definitions[j.ln])
-  redis.call('PERSIST', K.spec .. id)
-  write_new(id, j)
-  add(listed(j, 'queued'), j.cr, id)
-  add_count(K.priorities, j.pr)
-  if j.gj then
-    add(K.children .. j.gj, n, id)
-  end
-  if not j.kn then
-    add(K.ttl, tonumber(j.en) + tonumber(j.qt), id)
-  end
-  if due then
-    add(K.scheduled, due, id)
-  elseif not j.kn and not j.wr then
-    local line = line_of(j.ln, j.pr, j.ow or '')
-    lines[line] = j
-    add(line, j.en, id)
-    add(K.waiting .. j.cl, tonumber(j.en) - BOOST[j.pr], id)
-    add_count(K.lane_waiting, j.ln)
-  end
+  enter(job[1], job[2], definitions[job[2].ln], n)
 end
-for _, j in pairs(lines) do
-  line_up(j)
+all_entered()
+if chunks > 0 then
+  redis.call('DEL', unpack(KEYS, size + 1, size + chunks))
 end
-for key, list in pairs(zsets) do
-  in_parts(list, 1, #list, function(...)
-    redis.call('ZADD', key, ...)
-  end)
-end
-for key, fields in pairs(added) do
-  for field, by in pairs(fields) do
-    redis.call('HINCRBY', key, field, by)
-  end
-end
-for n, id in ipairs(doomed) do
-  if budget > 0 then
-    budget = budget - 1
-    settle('k', '', id)
-  else
-    redis.call('ZADD', K.unsettled .. 'k' .. doomed[1] .. '.0', n, id)
-    put_off('k' .. doomed[1] .. '.0')
-  end
-end
-redis.call('DEL', unpack(KEYS, size + 1, size + chunks))
-remember_call(idempotency, ARGV[4], joined)
-return {'ok', 0, joined}
+remember_call(idempotency, ARGV[4], joined_ids)
+return {'ok', 0, joined_ids, places()}

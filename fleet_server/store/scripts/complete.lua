@@ -29,7 +29,10 @@ local function completed(id, token, at)
       set[field] = ARGV[at + 2 + n]
     end
   end
-  redis.call('SET', K.result .. id, ARGV[at + 2])
+  -- (There is none of an earlier generation, and none of an attempt that failed before.)
+  if ARGV[at + 2] ~= '' then
+    redis.call('SET', K.result .. id, ARGV[at + 2])
+  end
   for i = at + 7, at + 7 * ARGV[at + 6], 7 do
     put_output(ARGV[i], id, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
   end
@@ -38,8 +41,11 @@ local function completed(id, token, at)
 end
 
 local out, at = {}, 3
+gather_indexes()
 while at <= #ARGV do
   out[#out + 1] = completed(ARGV[at], ARGV[at + 1], at)
   at = at + 7 + 7 * ARGV[at + 6]
 end
+write_indexes()
+settle_ends()
 return out

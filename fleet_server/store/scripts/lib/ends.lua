@@ -77,6 +77,17 @@ local function ready(id, j)
   emit('job_update', id, j)
 end
 
+-- Ended jobs leave their lanes, and for each of them up to two that are past retention are forgotten; once for all where
+-- several end in one step.
+local ended, left = 0, {}
+local function settle_ends()
+  for lane, jobs in pairs(left) do
+    quit_lane(lane, jobs)
+  end
+  purge(2 * ended, KEEP_MS, KEEP_COUNT, KEEP_DEAD)
+  ended, left = 0, {}
+end
+
 -- The end of a job, and what it brings about, these call each other. `budget` bounds how many others one step settles;
 -- the rest waits in `cascade` for the next sweep, under its verdict: s the parent succeeded, c it did not, k the child's
 -- group was cancelled.
@@ -173,17 +184,17 @@ function finish(id, j, state, set, del)
     if not j.ld and (state == 'failed' or state == 'cancelled' and j.gj) then
       set.ld = redis.call('HGET', K.lanes, j.ln)
     end
-    quit_lane(j.ln)
+    left[j.ln] = (left[j.ln] or 0) + 1
   end
   for _, field in ipairs({'tk', 'wr', 'wa', 'cn', 'pn', 'ps', 'dp', 'tb', 'od', 'av', 'au'}) do
     del[#del + 1] = field
   end
   save(id, j, set, del)
-  redis.call('ZADD', listed(j, state), j.cr, id)
+  list(listed(j, state), j.cr, id)
   if not j.gj then
-    redis.call('ZADD', K.ended, NOW, id)
+    list(K.ended, NOW, id)
     if state == 'failed' then
-      redis.call('ZADD', K.dead, NOW, id)
+      list(K.dead, NOW, id)
     end
   end
   if j.cb == '1' then
@@ -199,5 +210,8 @@ function finish(id, j, state, set, del)
   if j.gj then
     child_ended(j.gj)
   end
-  purge(2, KEEP_MS, KEEP_COUNT, KEEP_DEAD)
+  ended = ended + 1
+  if not later then
+    settle_ends()
+  end
 end

@@ -94,35 +94,37 @@ local function listed(j, state)
   return (j.gj and K.child_state or K.state) .. state
 end
 
--- Takes a live job out of every index that its state put it in.
-local function leave(id, j)
-  redis.call('ZREM', listed(j, j.st), id)
+-- Takes a live job out of every index that its state put it in; `gone`: it has left its line already.
+local function leave(id, j, gone)
+  unlist(listed(j, j.st), id)
   if j.st == 'queued' then
     count(K.priorities, j.pr, -1)
     if j.wr then
-      redis.call('ZREM', K.scheduled, id)
+      unlist(K.scheduled, id)
+    elseif gone then
+      off_line(id, j)
     elseif not j.kn then
       dequeue(id, j)
     end
-    redis.call('ZREM', K.ttl, id)
+    unlist(K.ttl, id)
   elseif not j.kn then
-    redis.call('ZREM', K.leases, id)
-    redis.call('ZREM', K.deadlines, id)
-    redis.call('HDEL', K.held .. j.no, j.tk)
+    unlist(K.leases, id)
+    unlist(K.deadlines, id)
+    unset(K.held .. j.no, j.tk)
     count(K.lane_running, j.ln, -1)
   end
 end
 
 -- Puts a job whose hash says queued into the indexes; `due` is the time before which it is not in line.
 local function arrive(id, j, due)
-  redis.call('ZADD', listed(j, 'queued'), j.cr, id)
-  redis.call('HINCRBY', K.priorities, j.pr, 1)
+  list(listed(j, 'queued'), j.cr, id)
+  count(K.priorities, j.pr, 1)
   if due then
-    redis.call('ZADD', K.scheduled, due, id)
+    list(K.scheduled, due, id)
   elseif j.wr ~= 'DEPENDENCY' and not j.kn then
     enqueue(id, j)
   end
   if not j.ra and not j.kn then
-    redis.call('ZADD', K.ttl, tonumber(j.tb or j.en) + tonumber(j.qt), id)
+    list(K.ttl, tonumber(j.tb or j.en) + tonumber(j.qt), id)
   end
 end

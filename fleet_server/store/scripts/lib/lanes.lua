@@ -1,5 +1,6 @@
 -- include: base
 -- include: owners
+-- include: indexes
 
 local PRIORITIES = {'high', 'normal', 'low'}
 local BOOST = {high = 600000, normal = 0, low = -600000}
@@ -27,17 +28,11 @@ function join_lane(lane, definition, cluster)
   return lane
 end
 
-local function quit_lane(lane)
-  if redis.call('HINCRBY', K.lane_jobs, lane, -1) <= 0 then
+local function quit_lane(lane, jobs)
+  if redis.call('HINCRBY', K.lane_jobs, lane, -jobs) <= 0 then
     redis.call('HDEL', K.lane_jobs, lane)
     redis.call('HDEL', K.lanes, lane)
     redis.call('HDEL', K.lane_urgent, lane)
-  end
-end
-
-local function count(key, field, by)
-  if redis.call('HINCRBY', key, field, by) <= 0 then
-    redis.call('HDEL', key, field)
   end
 end
 
@@ -57,8 +52,14 @@ end
 local function enqueue(id, j)
   line_up(j)
   redis.call('ZADD', line_of(j.ln, j.pr, j.ow or ''), j.en, id)
-  redis.call('ZADD', K.waiting .. j.cl, tonumber(j.en) - BOOST[j.pr], id)
-  redis.call('HINCRBY', K.lane_waiting, j.ln, 1)
+  list(K.waiting .. j.cl, tonumber(j.en) - BOOST[j.pr], id)
+  count(K.lane_waiting, j.ln, 1)
+end
+
+-- What else is kept of a job that has left its line.
+local function off_line(id, j)
+  unlist(K.waiting .. j.cl, id)
+  count(K.lane_waiting, j.ln, -1)
 end
 
 local function dequeue(id, j)
@@ -75,8 +76,7 @@ local function dequeue(id, j)
     redis.call('ZREM', in_lane(K.turns, j.ln, j.pr), owner)
     leave_cluster(j.cl, owner)
   end
-  redis.call('ZREM', K.waiting .. j.cl, id)
-  count(K.lane_waiting, j.ln, -1)
+  off_line(id, j)
 end
 
 -- The priorities in which jobs wait that are not `held` back, by their oldest jobs after boosts: each {priority,

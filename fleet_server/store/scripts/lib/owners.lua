@@ -50,15 +50,15 @@ local function leave_cluster(cluster, owner)
   end
 end
 
--- One job is given to the owner, who is in line; the virtual time afterwards.
-local function charge(cluster, owner)
+-- So many jobs are given to the owner, who is in line; the virtual time afterwards.
+local function charge(cluster, owner, jobs)
   local last = redis.call('ZRANGE', K.shares .. cluster, -1, -1, 'WITHSCORES')
   local at = tonumber(last[2])
   if last[1] ~= owner then
     at = math.max(tonumber(redis.call('ZSCORE', K.shares .. cluster, owner)), at - CREDIT)
   end
-  redis.call('ZADD', K.shares .. cluster, at + 1, owner)
-  return at + 1
+  redis.call('ZADD', K.shares .. cluster, at + jobs, owner)
+  return at + jobs
 end
 
 -- Whose turn it is. A lane's turns may be older than the owners' virtual times, which only rise: the first one that is

@@ -51,12 +51,19 @@ local function judge_after(j, batch)
   return nil
 end
 
--- Gives a new job its lane and times; returns the time before which it is not in line.
-local function place_new(j, definition)
+-- Gives a new job its lane and times; returns the time before which it is not in line. `joined` has the lanes that others
+-- of this step were given.
+local function place_new(j, definition, joined)
   if j.kn then
     j.kl = j.kn
   else
-    local lane = join_lane(j.ln, definition, j.cl)
+    local lane = joined[j.ln]
+    if lane then
+      count(K.lane_jobs, lane, 1)
+    else
+      lane = join_lane(j.ln, definition, j.cl)
+      joined[j.ln] = lane
+    end
     if lane ~= j.ln then
       j.ld = definition
       j.ln = lane
@@ -94,4 +101,46 @@ local function write_new(id, j)
     end
   end
   emit('job_update', id, j)
+end
+
+-- New jobs, one after the other, and what they change together when all are there.
+local joined, lines, doomed = {}, {}, {}
+local function enter(id, j, definition, number)
+  if j.doomed then
+    doomed[#doomed + 1] = id
+  end
+  local due = place_new(j, definition, joined)
+  write_new(id, j)
+  list(listed(j, 'queued'), j.cr, id)
+  count(K.priorities, j.pr, 1)
+  if j.gj then
+    list(K.children .. j.gj, number, id)
+  end
+  if not j.kn then
+    list(K.ttl, tonumber(j.en) + tonumber(j.qt), id)
+  end
+  if due then
+    list(K.scheduled, due, id)
+  elseif not j.kn and not j.wr then
+    local line = line_of(j.ln, j.pr, j.ow or '')
+    lines[line] = j
+    list(line, j.en, id)
+    list(K.waiting .. j.cl, tonumber(j.en) - BOOST[j.pr], id)
+    count(K.lane_waiting, j.ln, 1)
+  end
+end
+local function all_entered()
+  for _, j in pairs(lines) do
+    line_up(j)
+  end
+  write_indexes()
+  for n, id in ipairs(doomed) do
+    if budget > 0 then
+      budget = budget - 1
+      settle('k', '', id)
+    else
+      redis.call('ZADD', K.unsettled .. 'k' .. doomed[1] .. '.0', n, id)
+      put_off('k' .. doomed[1] .. '.0')
+    end
+  end
 end
