@@ -22,6 +22,7 @@ from fleet_server.services.comfy_views import Prompt, end_message, history_entry
 from fleet_server.services.events import EventHub
 from fleet_server.services.frames import Frame, FrameHub
 from fleet_server.services.mailbox import EventFilter
+from fleet_server.services.words import type_word
 from fleet_server.store import Store
 
 _log = structlog.get_logger("fleet.comfy")
@@ -29,6 +30,7 @@ Json = Any
 
 _KINDS = frozenset({"job_update", "job_complete"})
 _GRAPH_TYPES = frozenset({types_pb2.JOB_TYPE_IMAGE_GEN, types_pb2.JOB_TYPE_VIDEO_GEN})
+_TYPES = frozenset(map(type_word, _GRAPH_TYPES))
 _ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 _KEPT = frozenset({"execution_start", "execution_cached"})
 _STARTING_MS = 60_000
@@ -144,7 +146,7 @@ class ComfyTracker:
             while True:
                 try:
                     async with aclosing(
-                        self._hub.watch(EventFilter(kinds=_KINDS), listening=self._look_again)
+                        self._hub.watch(EventFilter(kinds=_KINDS, job_types=_TYPES), listening=self._look_again)
                     ) as events:
                         async for event in events:
                             await self._on_event(event)

@@ -161,9 +161,11 @@ class Completions:
         return completion
 
     def _tell(self, complete: JobComplete, raw_spec: bytes, report: Report, completion: Completion) -> None:
-        if completion.outcome is Outcome.OK and completion.record is not None:
-            ended = replace(completion.record, spec=raw_spec, result=report.result)
-            self._endings.tell(complete.job_id, ended)
+        if completion.outcome is not Outcome.OK or not self._endings.awaits(complete.job_id):
+            return
+        record = completion.record
+        if record is not None:
+            self._endings.tell(complete.job_id, replace(record, spec=raw_spec, result=report.result))
 
     async def _fail(
         self, node_id: str, complete: JobComplete, error: JobError, retryable: bool, record: JobRecord | None

@@ -56,6 +56,10 @@ class Endings:
         """Whether anybody waits."""
         return bool(self._waiting)
 
+    def awaits(self, job_id: str) -> bool:
+        """Whether anybody waits for the end of this job."""
+        return job_id in self._waiting
+
     def tell(self, job_id: str, record: JobRecord | None = None) -> None:
         """The job has ended; `record`, whole, if that is known to be on the store's disk."""
         for ending in self._waiting.get(job_id, ()):

@@ -22,7 +22,7 @@ from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
 from fleet_server.services.ports import Nodes, Ticks
 from fleet_server.services.rates import WINDOW_SECONDS, Rates
 from fleet_server.services.views import JobViews
-from fleet_server.store import EventStore, JobStore, NodeRow, StoredEvent, decode_job, decode_node
+from fleet_server.store import EventStore, JobStore, NodeRow, StoredEvent, decode_node
 
 _log = structlog.get_logger("fleet.events")
 _ENDED_KEPT = 4_096
@@ -320,7 +320,7 @@ class EventHub:
                     if order(entry.id) > self._began:
                         return
                     if entry.type in JOB_KINDS:
-                        self._rates.note(decode_job(entry.fields))
+                        self._rates.note_event(entry.raw)
                 if len(entries) < self._settings.page:
                     return
                 place = entries[-1].id
@@ -346,18 +346,20 @@ class EventHub:
     async def _take(self, entry: StoredEvent) -> None:
         self._last = entry.id
         if entry.type in JOB_KINDS:
-            record = decode_job(entry.fields)
-            self._rates.note(record)
-            self._ended.pop(record.job_id, None)
+            job_id = entry.raw[b"id"].decode()
+            self._rates.note_event(entry.raw)
+            self._ended.pop(job_id, None)
             if entry.type == "job_complete":
-                self._ended[record.job_id] = None
+                self._ended[job_id] = None
                 if len(self._ended) > _ENDED_KEPT:
                     self._ended.popitem(last=False)
-                self._endings.tell(record.job_id)
-            await self._tell_group(self._groups.changed(record))
+                self._endings.tell(job_id)
+            if self._groups.any:
+                await self._tell_group(self._groups.changed(entry.job))
         elif entry.type == "node_update":
             self._on_node_row(decode_node(entry.fields))
-        await self._entries.put(entry)
+        if self._boxes:
+            await self._entries.put(entry)
 
     async def _publish(self) -> None:
         while True:
@@ -376,12 +378,20 @@ class EventHub:
                 await asyncio.sleep(self._settings.retry_seconds)
 
     async def _publish_batch(self, batch: list[StoredEvent]) -> None:
-        made = {happening.id: happening for happening in await self._maker.stored(batch)}
+        wanted = [entry for entry in batch if entry.type != "gap" and self._wanted(entry)]
+        made = {happening.id: happening for happening in await self._maker.stored(wanted)}
         for entry in batch:
             happening = _gap_of(entry) if entry.type == "gap" else made.get(entry.id)
-            if happening is not None:
-                for box in self._boxes:
+            for box in self._boxes:
+                if happening is not None:
                     box.put(happening)
+                else:
+                    box.pass_by(entry.id)
+
+    def _wanted(self, entry: StoredEvent) -> bool:
+        """Whether the event can be for anybody who listens now."""
+        job_type = entry.raw[b"ki"].partition(b"\0")[0].decode() if entry.type in JOB_KINDS else ""
+        return any(box.wanted.may_take(entry.type, job_type) for box in self._boxes)
 
 
 def _gap_of(entry: StoredEvent) -> Happening:

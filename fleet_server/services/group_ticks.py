@@ -58,6 +58,11 @@ class GroupTicks:
         known.images[tick.job_id] = _Image(tick.generation, tick.attempt, tick.progress)
         return self._told(group_id, known)
 
+    @property
+    def any(self) -> bool:
+        """Whether any group is known: else no change of a job tells anything."""
+        return bool(self._groups)
+
     def changed(self, record: JobRecord) -> types_pb2.JobProgress | None:
         """A job changed its state: the tick of its group, where that is known here."""
         if record.children:

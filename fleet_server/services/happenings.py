@@ -14,7 +14,7 @@ from fleet_server.services.mailbox import Happening
 from fleet_server.services.nodes import info_of
 from fleet_server.services.ports import Nodes
 from fleet_server.services.views import JobViews
-from fleet_server.store import JobStore, StoredEvent, decode_job, decode_node
+from fleet_server.store import JobStore, StoredEvent, decode_node
 
 _KEPT = 2_048
 JOB_KINDS = frozenset({"job_update", "job_complete"})
@@ -32,7 +32,7 @@ class EventMaker:
     async def stored(self, entries: Sequence[StoredEvent]) -> list[Happening]:
         """The events of entries of the stream, in order; kinds that this version does not know are left out."""
         missing = [entry for entry in entries if entry.id not in self._kept]
-        records = {entry.id: decode_job(entry.fields) for entry in missing if entry.type in JOB_KINDS}
+        records = {entry.id: entry.job for entry in missing if entry.type in JOB_KINDS}
         made = await self._job_events(missing, records) if records else {}
         for entry in missing:
             happening = made.get(entry.id) or self._plain(entry)

@@ -36,6 +36,8 @@ class EventFilter:
     node_id: str | None = None
     service_id: str | None = None
     cluster: str | None = None
+    job_types: frozenset[str] = frozenset()
+    """Events of jobs of other types may be left out."""
     previews: bool = False
     since: str | None = None
 
@@ -54,6 +56,10 @@ class EventFilter:
             and self.node_id in (None, happening.node_id)
             and (self.cluster is None or self.cluster in happening.clusters)
         )
+
+    def may_take(self, kind: str, job_type: str) -> bool:
+        """Whether an event of this kind, about a job of this type ("": about none), can be for this listener."""
+        return self.takes_kind(kind) and (not job_type or not self.job_types or job_type in self.job_types)
 
     def takes_kind(self, kind: str) -> bool:
         """Whether events of this kind can be for this listener."""
@@ -80,8 +86,7 @@ class Mailbox:
     def put(self, happening: Happening) -> None:
         """A state change. Never waits."""
         if not self.wanted.takes(happening):
-            if not self._stored and not self.behind:
-                self.passed = happening.id
+            self.pass_by(happening.id)
             return
         if happening.kind == "job_complete":
             # A tick of what has ended would come after the end.
@@ -92,6 +97,11 @@ class Mailbox:
             else:
                 self._stored.append(happening)
         self._some.set()
+
+    def pass_by(self, event_id: str) -> None:
+        """A state change that is not for this listener."""
+        if not self._stored and not self.behind:
+            self.passed = event_id
 
     def fall_behind(self) -> None:
         """The listener has to read the store from its place on."""

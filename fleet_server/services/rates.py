@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fleet.v1 import queue_pb2
@@ -17,6 +17,7 @@ _STEP = math.log(1.05)
 _LANES_KEPT = 1_024
 _RUNS_KEPT = 32
 _FIRST_VERSION = 1
+_ENDED = frozenset(state.value for state in JobState if state.ended)
 
 
 @dataclass(slots=True)
@@ -42,19 +43,35 @@ class Rates:
 
         Of groups their images count, which are what runs.
         """
-        if record.children:
+        if not record.children:
+            times = record.started_ms, record.enqueued_ms, record.ended_ms or 0
+            self._note(record.version, record.state.value, record.updated_ms, *times, record.lane_id)
+
+    def note_event(self, raw: Mapping[bytes, bytes]) -> None:
+        """As `note`, of the fields of an event: nothing is read but what is counted."""
+        if b"kn" in raw:
             return
-        now = self._slice(record.updated_ms)
-        if record.version == _FIRST_VERSION:
+        started = raw.get(b"sa")
+        times = None if started is None else int(started), int(raw[b"en"]), int(raw.get(b"ee", b"0"))
+        lane_id = raw[b"ki"].rpartition(b"\0")[2].decode()
+        if b"sd" in raw:
+            self._note(0, "running", int(raw[b"up"]), *times, lane_id)
+        self._note(int(raw[b"ve"]), raw[b"st"].decode(), int(raw[b"up"]), *times, lane_id)
+
+    def _note(
+        self, version: int, state: str, at_ms: int, started: int | None, enqueued: int, ended: int, lane_id: str
+    ) -> None:
+        now = self._slice(at_ms)
+        if version == _FIRST_VERSION:
             now.submitted += 1
-        elif record.state is JobState.RUNNING and record.started_ms is not None:
-            now.waits[_class(record.started_ms - record.enqueued_ms)] += 1
-        elif record.state.ended:
+        elif state == "running" and started is not None:
+            now.waits[_class(started - enqueued)] += 1
+        elif state in _ENDED:
             now.ended += 1
-            if record.state is JobState.SUCCEEDED and record.started_ms is not None and record.ended_ms is not None:
-                took = record.ended_ms - record.started_ms
+            if state == "succeeded" and started is not None and ended:
+                took = ended - started
                 now.runs[_class(took)] += 1
-                self._note_lane(record.lane_id, took)
+                self._note_lane(lane_id, took)
 
     def run_ms(self, lane_id: str) -> float | None:
         """How long a job of the lane takes from start to end, by its latest; None before the first."""

@@ -21,7 +21,7 @@ from fleet_server.store.client import (
     gather,
     pack,
 )
-from fleet_server.store.records import StoredEvent, pairs
+from fleet_server.store.records import StoredEvent
 
 KEEP_EVENTS = 100_000
 GATHER_SECONDS = 0.01
@@ -35,9 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def _event(entry: Sequence[Any]) -> StoredEvent:
-    event_id, flat = entry
-    fields = pairs(flat)
-    return StoredEvent(event_id.decode(), int(fields.pop("_ms")), fields.pop("_t").decode(), fields)
+    return StoredEvent.of(*entry)
 
 
 def _order(event_id: str) -> tuple[int, int]:

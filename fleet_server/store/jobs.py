@@ -50,7 +50,7 @@ def _optional(value: int | None) -> Argument:
 
 def _completion(reply: Any) -> Completion:
     outcome, flat = reply
-    return Completion(Outcome(outcome.decode()), short(flat) if flat is not None else None)
+    return Completion(Outcome(outcome.decode()), flat)
 
 
 class JobStore(JobSubmitter, JobReader):

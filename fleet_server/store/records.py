@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, make_dataclass
+from dataclasses import fields as fields_of
+from functools import lru_cache
 from typing import Any
 
 from fleet_server.domain.job import Claim, JobRecord, JobState, Lane, Priority, WaitReason
@@ -161,7 +163,12 @@ class Completion:
     """
 
     outcome: Outcome
-    record: JobRecord | None
+    fields: Sequence[bytes] | None = None
+
+    @property
+    def record(self) -> JobRecord | None:
+        """Read when it is asked for."""
+        return None if self.fields is None else decode_job(pairs(self.fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,18 +208,51 @@ class ReapResult:
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
 class StoredEvent:
     """One entry of the event stream. `type` is job_update, job_complete, node_update..., or `gap`: events were lost.
 
     A gap has fields `since` (the last id that was delivered) and `oldest_id`; read on from there with
-    `EventStore.read`.
+    `EventStore.read`. What most readers pass by is read when it is asked for.
     """
 
-    id: str
-    time_ms: int
-    type: str
-    fields: Mapping[str, bytes] = field(default_factory=dict)
+    __slots__ = ("_fields", "_job", "id", "raw", "time_ms", "type")
+
+    def __init__(self, event_id: str, time_ms: int, kind: str, fields: Mapping[str, bytes] | None = None) -> None:
+        self.id = event_id
+        self.time_ms = time_ms
+        self.type = kind
+        self.raw: Mapping[bytes, bytes] = {}
+        """The fields of an entry as the store has them."""
+        self._fields = fields
+        self._job: JobRecord | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StoredEvent):
+            return NotImplemented
+        return (self.id, self.time_ms, self.type, self.fields) == (other.id, other.time_ms, other.type, other.fields)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @classmethod
+    def of(cls, event_id: bytes, flat: Sequence[bytes]) -> StoredEvent:
+        """An entry of the stream: it begins with its type and time."""
+        event = cls(event_id.decode(), int(flat[3]), flat[1].decode())
+        event.raw = dict(zip(flat[4::2], flat[5::2], strict=True))
+        return event
+
+    @property
+    def fields(self) -> Mapping[str, bytes]:
+        if self._fields is None:
+            self._fields = {name.decode(): value for name, value in self.raw.items()}
+        return self._fields
+
+    @property
+    def job(self) -> JobRecord:
+        """The job of a job_update or job_complete, as it was."""
+        if self._job is None:
+            self._job = decode_job(self.fields)
+        return self._job
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +276,8 @@ def _text(value: bytes) -> str:
 FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     "mo": ("model", _text),
     "ow": ("owner", _text),
-    "st": ("state", lambda v: JobState(v.decode())),
-    "wr": ("wait_reason", lambda v: WaitReason(v.decode())),
+    "st": ("state", {state.value.encode(): state for state in JobState}.__getitem__),
+    "wr": ("wait_reason", {reason.value.encode(): reason for reason in WaitReason}.__getitem__),
     "ge": ("generation", int),
     "ve": ("version", int),
     "at": ("attempt", int),
@@ -265,7 +305,7 @@ FIELDS: Mapping[str, tuple[str, Callable[[bytes], Any]]] = {
     "av": ("avoid_node", _text),
     "au": ("avoid_until_ms", int),
 }
-"""Hash field -> JobRecord attribute and how it is read. `ki` and `li` hold what hardly ever changes, see `_fixed`.
+"""Hash field -> JobRecord attribute and how it is read. `ki` and `li` hold what hardly ever changes, see `_kind`.
 Further fields, of the scripts alone, are in lib/jobs.lua.
 """
 
@@ -273,20 +313,24 @@ Further fields, of the scripts alone, are in lib/jobs.lua.
 _DEFAULTS: Mapping[str, Any] = {"wait_reason": WaitReason.NONE, "model": "", "owner": "", "attempt": 0, "losses": 0}
 
 
-def _fixed(kind: bytes, limits: bytes) -> dict[str, Any]:
+@lru_cache(maxsize=1_024)
+def _kind(kind: bytes) -> Mapping[str, Any]:
     job_type, priority, cluster, lane_id = kind.decode().split("\0", 3)
-    max_retries, timeout, queue_ttl, created, schedule, _ = limits.split(b"\0", 5)
-    return {
-        "job_type": job_type,
-        "priority": Priority(priority),
-        "cluster": cluster,
-        "lane_id": lane_id,
-        "max_retries": int(max_retries),
-        "timeout_ms": int(timeout),
-        "queue_ttl_ms": int(queue_ttl),
-        "created_ms": int(created),
-        "schedule_ms": int(schedule) if schedule else None,
-    }
+    known = {"job_type": job_type, "priority": Priority(priority), "cluster": cluster, "lane_id": lane_id}
+    return {**_DEFAULTS, **known}
+
+
+# A frozen dataclass takes four times as long to make, and records are what a busy server makes most of. A draft has the
+# very same slots, and becomes a record when they are filled.
+_Draft: Any = make_dataclass(
+    "_Draft",
+    [
+        (one.name, one.type, field(default=one.default)) if one.default is not MISSING else (one.name, one.type)
+        for one in fields_of(JobRecord)
+    ],
+    slots=True,
+    eq=False,
+)
 
 
 def pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
@@ -305,9 +349,23 @@ def decode_job(
     """The record of a job event's fields (or of a job's hash, with `job_id`). An event has no spec, result and
     attempts.
     """
-    values: dict[str, Any] = {**_DEFAULTS, **_fixed(fields["ki"], fields["li"])}
+    values = dict(_kind(fields["ki"]))
+    max_retries, timeout, queue_ttl, created, schedule, _ = fields["li"].split(b"\0", 5)
     for short, value in fields.items():
         known = FIELDS.get(short)
         if known is not None:
             values[known[0]] = known[1](value)
-    return JobRecord(job_id=job_id or fields["id"].decode(), spec=spec, result=result, attempts=attempts, **values)
+    record: JobRecord = _Draft(
+        job_id=job_id or fields["id"].decode(),
+        spec=spec,
+        result=result,
+        attempts=attempts,
+        max_retries=int(max_retries),
+        timeout_ms=int(timeout),
+        queue_ttl_ms=int(queue_ttl),
+        created_ms=int(created),
+        schedule_ms=int(schedule) if schedule else None,
+        **values,
+    )
+    record.__class__ = JobRecord
+    return record

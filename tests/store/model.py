@@ -194,6 +194,8 @@ class Model:
             return "already"
         if not self._current(job_id, token) and not (job.state is JobState.QUEUED and job.last_token == token):
             return "refused"
+        # Where nobody said that it had begun, it begins with its end.
+        self.started(job_id, token, now)
         self._end(job, JobState.SUCCEEDED, now)
         return "ok"
 

@@ -212,3 +212,32 @@ async def test_a_full_queue_refuses_those_beyond_its_limit(store: Store) -> None
     done = await asyncio.gather(*(store.jobs.submit([new_job()], limit=3) for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(one, Submitted) for one in done) == 3
     assert (await store.jobs.counts())[JobState.QUEUED] == 3
+
+
+async def test_a_run_that_was_over_before_its_start_was_told(store: Store, clock: ManualClock) -> None:
+    job_id = await submit(store)
+    clock.tick(1_000)
+    claimed = await claim(store)
+    clock.tick(50)
+    done = await store.jobs.complete(job_id, claimed.token, result=b"", load_ms=10, run_ms=30)
+    record = await store.jobs.get(job_id)
+    assert record is not None and done.record is not None
+    assert record.started_ms == done.record.started_ms == clock.now - 40
+    assert record.result == b""
+    events, _ = await store.events.read("0")
+    assert [event.job.state for event in events] == [JobState.QUEUED, JobState.SUCCEEDED]
+    assert await store.jobs.started(job_id, claimed.token) is None
+
+
+async def test_the_group_of_such_a_run_has_begun(store: Store) -> None:
+    children = [new_job(group_job_id="g") for _ in range(2)]
+    group = new_job("g", child_job_ids=tuple(child.job_id for child in children))
+    await store.jobs.submit([group, *children])
+    first = await claim(store)
+    await store.jobs.complete(first.job.job_id, first.token, result=b"")
+    begun = await store.jobs.get("g")
+    assert begun is not None and begun.state is JobState.RUNNING and begun.started_ms is not None
+    second = await claim(store)
+    await store.jobs.complete(second.job.job_id, second.token, result=b"")
+    ended = await store.jobs.get("g")
+    assert ended is not None and ended.state is JobState.SUCCEEDED

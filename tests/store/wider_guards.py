@@ -132,7 +132,7 @@ WIDER_GUARDS = [
         not_dead,
     ),
     Guard("lib/jobs", "(j.gj and K.child_state or K.state)", "(K.state)", unlisted),
-    Guard("started", "if g and g.st == 'queued' then", "if g then", runs),
+    Guard("lib/jobs", "if g and g.st == 'queued' then", "if g then", runs),
     Guard("lib/ends", "    if all then", "    if true then", stays),
     Guard(
         "lib/ends", "      for _, child in ipairs(children) do\n        forget(child)\n      end\n", "", with_children

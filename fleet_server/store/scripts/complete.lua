@@ -23,6 +23,13 @@ local function completed(id, token, at)
   if late then
     set.no = j.pn
     set.sa = j.ps
+  elseif not j.sa then
+    -- A short run's start is told with its end; `sd` says so in the event.
+    local took = (tonumber(ARGV[at + 3]) or 0) + (tonumber(ARGV[at + 4]) or 0)
+    set.sa, j.sd = math.max(tonumber(j.en), NOW - took), '1'
+    if j.gj then
+      group_started(j.gj)
+    end
   end
   for n, field in ipairs({'lm', 'rm', 'um'}) do
     if ARGV[at + 2 + n] ~= '' then

@@ -2,17 +2,6 @@
 -- Engines began. KEYS: jobs. ARGV: for each: id, token -> for each fields | false
 -- include: jobs
 
--- A group runs from the first start of one of its children.
-local function group_started(group)
-  local g = load(group)
-  if g and g.st == 'queued' then
-    leave(group, g)
-    save(group, g, {st = 'running', sa = NOW}, {'wr', 'wa'})
-    redis.call('ZADD', listed(g, 'running'), g.cr, group)
-    emit('job_update', group, g)
-  end
-end
-
 local out = {}
 for i = 3, #ARGV, 2 do
   local id = ARGV[i]

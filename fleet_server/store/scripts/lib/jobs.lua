@@ -128,3 +128,14 @@ local function arrive(id, j, due)
     list(K.ttl, tonumber(j.tb or j.en) + tonumber(j.qt), id)
   end
 end
+
+-- A group runs from the first start of one of its children.
+local function group_started(group)
+  local g = load(group)
+  if g and g.st == 'queued' then
+    leave(group, g)
+    save(group, g, {st = 'running', sa = NOW}, {'wr', 'wa'})
+    list(listed(g, 'running'), g.cr, group)
+    emit('job_update', group, g)
+  end
+end
