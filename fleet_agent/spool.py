@@ -29,6 +29,7 @@ from fleet_agent.journal import Journal
 
 _log = structlog.get_logger("fleet.agent.spool")
 _END = ".end"
+_DESKS = 64
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
 
@@ -71,17 +72,27 @@ class Spool:
         self._inline_bytes = inline_bytes
         self._entries = folder / "entries"
         self._scratch = folder / "scratch"
+        self._desks = folder / "desks"
+        self._spare: list[Path] = []
+        self._taken: dict[str, Path] = {}
+        """Work folders that were used before, by the attempt that has one now."""
         self._entries.mkdir(parents=True, exist_ok=True)
         self._remove_halves()
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(exist_ok=True)
+        for emptied in (self._scratch, self._desks):
+            shutil.rmtree(emptied, ignore_errors=True)
+            emptied.mkdir(exist_ok=True)
         for made in (folder, folder.parent):
             _sync(made)
         self._journal = Journal(folder / "journal")
 
     def work_folder(self, token: str) -> Path:
-        """A new empty folder for an attempt's outputs. Raises BadTokenError or OSError."""
+        """An empty folder for an attempt's outputs. Raises BadTokenError or OSError."""
         folder = self._scratch / _checked(token)
+        if token in self._taken:
+            self.discard(token)
+        if self._spare:
+            self._taken[token] = self._spare.pop()
+            return self._taken[token]
         try:
             folder.mkdir()
         except (FileExistsError, FileNotFoundError):
@@ -91,17 +102,40 @@ class Spool:
 
     def discard(self, token: str) -> None:
         """Removes an attempt's work folder."""
-        shutil.rmtree(self._scratch / _checked(token), ignore_errors=True)
+        shutil.rmtree(self._work(_checked(token), forget=True), ignore_errors=True)
+
+    def _work(self, token: str, *, forget: bool = False) -> Path:
+        taken = self._taken.pop(token, None) if forget else self._taken.get(token)
+        return taken or self._scratch / token
+
+    def _tidy(self, token: str) -> bool:
+        """Keeps an attempt's work folder for another where nothing is in it: making and removing folders waits for
+        other programs' fsyncs. False: something is in it."""
+        taken = self._taken.get(token)
+        try:
+            if taken is not None:
+                if any(taken.iterdir()):
+                    return False
+                self._spare.append(self._taken.pop(token))
+            elif len(self._spare) + len(self._taken) < _DESKS:
+                if any((self._scratch / token).iterdir()):
+                    return False
+                desk = self._desks / token
+                (self._scratch / token).rename(desk)
+                self._spare.append(desk)
+            else:
+                (self._scratch / token).rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
 
     async def keep(self, complete: node_pb2.JobComplete) -> SpoolEntry:
         """Keeps an end without files; returns when it is on the disk: one fsync for all that wait. Raises OSError."""
         token = _checked(complete.token)
         await self._journal.add(complete)
-        try:
-            (self._scratch / token).rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError:
+        if not self._tidy(token):
             await asyncio.to_thread(self.discard, token)
         return SpoolEntry(self._entries, complete, ())
 
@@ -129,7 +163,7 @@ class Spool:
         `remove`. Raises BadOutputError for a path that is no plain file there, and OSError, with nothing left behind.
         """
         token = _checked(complete.token)
-        work = self._scratch / token
+        work = self._work(token)
         sizes = [_judged(path, work) for path, _ in outputs]
         if len(sizes) == len(complete.outputs) and sum(sizes) <= self._inline_bytes:
             return SpoolEntry(self._entries, _with_data(complete, [path for path, _ in outputs]), ())

@@ -349,3 +349,22 @@ def test_a_disk_that_takes_no_more_leaves_no_entry_behind(tmp_path: Path, small_
     assert everything(tmp_path) == []
     spool.add(complete_of(), [])
     assert len(spool.entries()) == 1
+
+
+async def test_an_empty_work_folder_is_another_attempts_next(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    first = spool.work_folder("a")
+    await spool.keep(complete_of("a"))
+    again = spool.work_folder("b")
+    assert again.is_dir() and not any(again.iterdir())
+    (again / "half.png").write_bytes(b"half")
+    assert spool.work_folder("c") not in {first, again}
+    await spool.keep(complete_of("b"))
+    assert not again.exists()
+    kept = spool.work_folder("d")
+    (kept / "picture.png").write_bytes(b"picture")
+    entry = spool.add(complete_of("d", 1), [(kept / "picture.png", "image/png")])
+    assert (entry.folder / entry.files[0].name).read_bytes() == b"picture"
+    await spool.aclose()
+    Spool(tmp_path)
+    assert not any((tmp_path / "desks").iterdir())
