@@ -45,7 +45,7 @@ class EngineFacts:
     """manager, worker, or "" where it is in no swarm."""
     swarm_node_id: str = ""
     managed_containers: int = 0
-    """Containers of the fleet that run there."""
+    """Containers of the fleet that run there or are being deployed."""
 
 
 NO_ENGINE = EngineFacts()
@@ -58,8 +58,12 @@ class DockerEngine:
     refuses. At most `threads` calls run at once; further ones wait their turn.
     """
 
-    def __init__(self, url: str | None = None, *, threads: int = 16, timeout_seconds: float = 60) -> None:
+    def __init__(
+        self, url: str | None = None, *, threads: int = 16, timeout_seconds: float = 60, place: str = ""
+    ) -> None:
         self.url = url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
+        self.place = place or f"at {self.url}"
+        """Where it is, for people."""
         self.facts = NO_ENGINE
         """As of the last `look`."""
         self._threads = threads
@@ -77,7 +81,7 @@ class DockerEngine:
         except requests.exceptions.RequestException as error:
             if isinstance(error, APIError):
                 raise
-            raise _unavailable(self.url, error) from error
+            raise _unavailable(self.place, error) from error
 
     async def look(self) -> EngineFacts:
         """Reads `facts` again; those of no engine where it is away. Never raises."""
@@ -107,7 +111,7 @@ class DockerEngine:
                         raise DockerRefusedError(reply.status_code, _explanation(await reply.aread()))
                     yield reply.aiter_raw()
             except httpx.TransportError as error:
-                raise _unavailable(self.url, error) from error
+                raise _unavailable(self.place, error) from error
 
     async def close(self) -> None:
         """Ends the connections. Calls under way fail or end by themselves."""
@@ -132,7 +136,7 @@ class DockerEngine:
                 max_pool_size=self._threads,
             )
         except (DockerException, requests.exceptions.RequestException) as error:
-            raise _unavailable(self.url, error) from error
+            raise _unavailable(self.place, error) from error
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
@@ -210,9 +214,9 @@ def _explanation(body: bytes) -> str:
         return body.decode(errors="replace").strip()
 
 
-def _unavailable(url: str, error: Exception) -> DockerUnavailableError:
+def _unavailable(place: str, error: Exception) -> DockerUnavailableError:
     return DockerUnavailableError(
-        f"the Docker engine at {url} does not answer ({_root(error)}): start it, or let the agent's user use it"
+        f"the Docker engine {place} does not answer ({_root(error)}): start it, or let the agent's user use it"
     )
 
 

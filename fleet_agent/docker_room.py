@@ -29,10 +29,15 @@ Say = Callable[[node_pb2.AgentMessage], bool]
 
 
 class DockerRoom:
-    """`open`, then `run` beside the session, `close` in the end. Without a Docker engine its commands say so."""
+    """`open`, then `run` beside the session, `close` in the end. Without a Docker engine its commands say so.
 
-    def __init__(self, settings: AgentSettings, desk: CommandDesk, policy: MountPolicy | None = None) -> None:
-        self.engine = DockerEngine(settings.docker_host, threads=settings.docker_threads)
+    `place` says where the engine is, where its socket's path would not.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, desk: CommandDesk, policy: MountPolicy | None = None, place: str = ""
+    ) -> None:
+        self.engine = DockerEngine(settings.docker_host, threads=settings.docker_threads, place=place)
         self._say: Say = lambda _: False
         swarm = SwarmManager(self.engine)
         SwarmCommands(swarm, ServiceLogs(self.engine, swarm, poll_seconds=settings.docker_seconds)).register(desk)
@@ -41,17 +46,18 @@ class DockerRoom:
         limits = ContainerLimits(pids=settings.container_pids)
         self._containers = Containers(settings.node_id, self.engine, policy, limits)
         logs = ContainerLogs(self.engine, self._containers)
-        ContainerCommands(settings.node_id, self._containers, logs).register(desk)
         ShellCommands(settings.node_id, self.engine).register(desk)
         self._container_watch = ContainerWatch(
             self.engine, self._containers, self._container_changed, seconds=settings.docker_seconds
         )
+        ContainerCommands(settings.node_id, self._containers, logs, self._container_watch.look).register(desk)
         self._watch = SwarmWatch(self.engine, swarm, self._service_changed, seconds=settings.docker_seconds)
 
     @property
     def facts(self) -> EngineFacts:
-        """What the engine said of itself lately, and how many containers of the fleet run there."""
-        return replace(self.engine.facts, managed_containers=self._container_watch.running)
+        """What the engine said of itself lately, and how many containers of the fleet run there or are on their way."""
+        count = self._container_watch.running + self._containers.deploying.total()
+        return replace(self.engine.facts, managed_containers=count)
 
     def report_by(self, say: Say) -> None:
         """`say` queues a message for the server; false where none is connected. Without it nobody is told."""

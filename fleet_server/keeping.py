@@ -29,7 +29,9 @@ class Keeping:
         joins: Joins | None = None,
     ) -> None:
         self._fleet = fleet
-        self._drains = Drains(store, fleet, sessions, stop_containers=container_stopper(commands))
+        self._drains = Drains(
+            store, fleet, sessions, stop_containers=container_stopper(commands), deployed_ms=commands.deployed_ms
+        )
         self._history = History()
         self.parts = MachineParts(
             Machines(store.nodes, fleet, self._drains.wake),

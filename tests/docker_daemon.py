@@ -217,6 +217,8 @@ def add_image(client: docker.DockerClient, name: str = IMAGE, command: str = _CO
             "false",
             "yes",
             "head",
+            "ps",
+            "tail",
         ):
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"

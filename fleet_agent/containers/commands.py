@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import structlog
@@ -16,12 +17,18 @@ _GRACE_SECONDS = 10
 
 
 class ContainerCommands:
-    """Handlers of the commands that name containers. Each raises CommandFault as Containers does."""
+    """Handlers of the commands that name containers. Each raises CommandFault as Containers does.
 
-    def __init__(self, node_id: str, containers: Containers, logs: ContainerLogs) -> None:
+    `look` counts the node's containers anew: one that was started counts as on its way until it counts as running.
+    """
+
+    def __init__(
+        self, node_id: str, containers: Containers, logs: ContainerLogs, look: Callable[[], Awaitable[None]]
+    ) -> None:
         self._node_id = node_id
         self._containers = containers
         self._logs = logs
+        self._look = look
 
     def register(self, desk: CommandDesk) -> None:
         """Makes them answer their commands."""
@@ -42,7 +49,9 @@ class ContainerCommands:
             progress.done_bytes, progress.total_bytes = done, total
             await channel.progress(progress)
 
-        container = await self._containers.deploy(request, command.command_id, tell)
+        with self._containers.on_its_way(request.name):
+            container = await self._containers.deploy(request, command.command_id, tell)
+            await self._look()
         await channel.progress(self._progress(request.name, 100, "running"))
         return command_pb2.CommandEnd(container=container)
 

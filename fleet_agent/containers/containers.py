@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import docker
+import requests
 import structlog
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, LogConfig, Mount
 from fleet.v1 import fleet_pb2, types_pb2
 
-from fleet_agent.commands.faults import CommandFault
+from fleet_agent.commands.faults import CommandFault, unknown
 from fleet_agent.containers.faults import gone, refused
 from fleet_agent.containers.messages import (
     COMMAND,
@@ -61,8 +63,21 @@ class Containers:
         self._policy = policy
         self._limits = limits or ContainerLimits()
         self._images = Images(engine)
-        self.deploying: set[str] = set()
-        """Names of containers that are on their way."""
+        self._lost: set[str] = set()
+        """Deploys during which the engine went away."""
+        self.deploying: Counter[str] = Counter()
+        """Names of containers that are on their way, and how many deploys of each."""
+
+    @contextlib.contextmanager
+    def on_its_way(self, name: str) -> Iterator[None]:
+        """While the block runs, the container is being deployed."""
+        self.deploying[name] += 1
+        try:
+            yield
+        finally:
+            self.deploying[name] -= 1
+            if not self.deploying[name]:
+                del self.deploying[name]
 
     async def deploy(
         self, request: fleet_pb2.DeployContainerRequest, command_id: str, tell: Tell
@@ -72,13 +87,9 @@ class Containers:
         mounts = await asyncio.to_thread(self._policy.judge, list(request.mounts))
         with _unavailable():
             await self._engine.run(lambda client: _check_name(client, request.name))
-            self.deploying.add(request.name)
-            try:
-                await self._images.ensure(request, tell)
-                options = self._options(request, mounts, command_id)
-                return await self._engine.run(lambda client: self._start(client, request, options))
-            finally:
-                self.deploying.discard(request.name)
+            await self._images.ensure(request, tell)
+            options = self._options(request, mounts, command_id)
+            return await self._engine.run(lambda client: self._start(client, request, options))
 
     async def remove(self, name: str, grace_seconds: int) -> types_pb2.Container:
         """The container, stopped and removed with its own volumes. PRIVILEGE_FORBIDDEN where the fleet did not start
@@ -133,20 +144,22 @@ class Containers:
         with _unavailable():
             return await self._engine.run(work)
 
-    async def tidy(self, command_ids: Sequence[str]) -> None:
-        """Removes what deploys that a crash cut short have left behind, unless it runs."""
-        if not command_ids:
+    async def tidy(self, command_ids: Sequence[str] = ()) -> None:
+        """Removes what deploys that a crash, or the engine's absence, cut short have left behind, unless it runs."""
+        wanted = {*command_ids, *self._lost}
+        if not wanted:
             return
 
         def work(client: docker.DockerClient) -> None:
             for summary in client.api.containers(all=True, filters={"label": COMMAND, "status": "created"}):
-                if summary["Labels"].get(COMMAND) in command_ids:
+                if summary["Labels"].get(COMMAND) in wanted:
                     with contextlib.suppress(APIError):
                         client.api.remove_container(summary["Id"], force=True, v=True)
                         _log.warning("a container that was never started is removed", name=summary["Names"])
 
         with contextlib.suppress(CommandFault), _unavailable():
             await self._engine.run(work)
+            self._lost -= wanted
 
     def _message(self, client: docker.DockerClient, container: Container) -> types_pb2.Container:
         attrs: dict[str, Any] = container.attrs or {}
@@ -203,10 +216,13 @@ class Containers:
             return self._message(client, container)
         except BaseException as error:
             if container is not None:
-                with contextlib.suppress(APIError):
+                with contextlib.suppress(requests.exceptions.RequestException):
                     container.remove(force=True, v=True)
             if isinstance(error, APIError):
                 raise refused(error) from None
+            if isinstance(error, requests.exceptions.RequestException):
+                self._lost.add(options["labels"][COMMAND])
+                raise unknown(f"the Docker engine went away while it started the container ({error})") from None
             raise
 
 

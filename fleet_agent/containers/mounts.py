@@ -29,7 +29,7 @@ class MountPolicy:
 
     def __init__(self, roots: Iterable[Path], forbidden: Iterable[Path] = ()) -> None:
         self._roots = tuple(roots)
-        self._forbidden = tuple(Path(os.path.realpath(path)) for path in (*map(Path, FORBIDDEN), *forbidden))
+        self._trees = (*map(Path, FORBIDDEN), *forbidden)
 
     def judge(self, mounts: Sequence[str]) -> list[BindMount]:
         """The mounts of a request. Blocks. Raises CommandFault INVALID_FIELD and MOUNT_FORBIDDEN."""
@@ -55,11 +55,15 @@ class MountPolicy:
         roots = [self._real_root(root) for root in self._roots]
         if not any(_within(real, root) for root in roots):
             raise self._refusal(field)
-        if any(_within(real, tree) or _within(tree, real) for tree in self._forbidden):
+        if any(_within(real, tree) or _within(tree, real) for tree in self._closed()):
             raise self._refusal(field)
         if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
             raise self._refusal(field)
         return BindMount(str(real), target, read_only)
+
+    def _closed(self) -> frozenset[Path]:
+        """The forbidden trees, by their words and by what they stand for on the node."""
+        return frozenset((*self._trees, *(Path(os.path.realpath(tree)) for tree in self._trees)))
 
     def _real(self, path: str) -> tuple[str, int]:
         """The path after every symbolic link, and its mode. Raises OSError."""

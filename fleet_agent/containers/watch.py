@@ -40,8 +40,9 @@ class ContainerWatch:
         self._seconds = seconds
         self._known: dict[str, tuple[_Told, types_pb2.Container]] | None = None
         self._look_now = asyncio.Event()
+        self._looking = asyncio.Lock()
         self.running = 0
-        """How many containers of the fleet run, as of the last look."""
+        """How many containers of the fleet run, as of the last look that the engine answered."""
 
     async def run(self) -> None:
         """Until cancelled. Whatever the engine does, it goes on looking."""
@@ -55,10 +56,18 @@ class ContainerWatch:
                         await self._look_now.wait()
 
     async def look(self) -> None:
-        """Reads the fleet's containers and tells what is new. What was there at the first look is no news."""
+        """Reads the fleet's containers and tells what is new. What was there at the first look is no news.
+
+        What is seen is no older than the call.
+        """
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
+        # Containers outlive an engine that is away: nobody says that they have ended.
         if not self._engine.facts.version:
-            self.running = 0
             return
+        await self._containers.tidy()
         try:
             found = {one.container_id: one for one in await self._containers.all(managed=True)}
         except CommandFault as fault:

@@ -15,6 +15,7 @@ from fleet_agent.commands import CommandChannel, CommandDesk, CommandFault
 from fleet_agent.docker_engine import DockerEngine
 from fleet_agent.shell.container import missing_program, start_in_container
 from fleet_agent.shell.node import node_env, start_on_node
+from fleet_agent.shell.processes import kill_all, marked
 from fleet_agent.shell.program import NoProgramError, Program, check_env, words_of
 
 _log = structlog.get_logger("fleet.agent.audit")
@@ -103,8 +104,12 @@ class ShellCommands:
         if place is None:
             return await start_on_node(words, node_env(command_id, env), stdin=live, tty=tty, **terminal)
         return await start_in_container(
-            self._engine, place, words, env, command_id=command_id, stdin=live, tty=tty, **terminal
+            self._engine, place, words, env, self._kill_marked, command_id=command_id, stdin=live, tty=tty, **terminal
         )
+
+    async def _kill_marked(self, mark: str, container_id: str) -> int:
+        """Kills what was started with that variable in the container, seen from its machine; how many there were."""
+        return await asyncio.to_thread(kill_all, lambda pid: marked(pid, mark, container_id))
 
 
 class _Kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,17 +13,18 @@ import docker
 from docker.errors import APIError
 from fleet.v1 import types_pb2
 
-from fleet_agent.commands.faults import CommandFault
+from fleet_agent.commands.faults import CommandFault, unknown
 from fleet_agent.containers.containers import find
 from fleet_agent.containers.faults import refused, words_of
 from fleet_agent.containers.messages import signal_of
 from fleet_agent.docker_engine import DockerEngine, DockerUnavailableError, frames
-from fleet_agent.shell.processes import kill_all, marked
 from fleet_agent.shell.program import CHUNK_BYTES, MARK, NoProgramError
 
 _MISSING = ("executable file not found", "no such file or directory")
 _POLL_SECONDS = 0.02
 _RESIZE_TRIES = 25
+Kill = Callable[[str, str], Awaitable[int]]
+"""Kills what was started with a variable in a container, from outside of it; how many processes were found."""
 
 
 async def start_in_container(
@@ -31,6 +32,7 @@ async def start_in_container(
     name: str,
     words: Sequence[str],
     env: Mapping[str, str],
+    kill: Kill,
     *,
     command_id: str,
     stdin: bool = False,
@@ -58,12 +60,12 @@ async def start_in_container(
     try:
         exec_id, container_id, version = await engine.run(create)
         start = json.dumps({"Detach": False, "Tty": tty}).encode()
-        reader, writer = await _hijacked(engine.url, f"/v{version}/exec/{exec_id}/start", start)
+        reader, writer = await _hijacked(engine, f"/v{version}/exec/{exec_id}/start", start)
     except DockerUnavailableError as error:
         raise CommandFault("DOCKER_UNAVAILABLE", str(error)) from None
     except APIError as error:
         raise refused(error) from None
-    program = ContainerProgram(engine, exec_id, container_id, command_id, reader, writer, tty=tty)
+    program = ContainerProgram(engine, exec_id, container_id, command_id, reader, writer, kill, tty=tty)
     if tty and rows and columns:
         # The engine has begun to start it, but a terminal has a size only once it is there.
         for _ in range(_RESIZE_TRIES):
@@ -84,6 +86,7 @@ class ContainerProgram:
         command_id: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        kill: Kill,
         *,
         tty: bool,
     ) -> None:
@@ -93,6 +96,7 @@ class ContainerProgram:
         self._command_id = command_id
         self._reader = reader
         self._writer = writer
+        self._kill = kill
         self._tty = tty
         self._exit: types_pb2.Exit | None = None
 
@@ -146,8 +150,7 @@ class ContainerProgram:
 
     async def kill(self) -> None:
         """The engine cannot end a program: it is found by its mark, from outside, or from inside the container."""
-        mark, place = f"{MARK}={self._command_id}", self._container_id
-        if await asyncio.to_thread(kill_all, lambda pid: marked(pid, mark, place)):
+        if await self._kill(f"{MARK}={self._command_id}", self._container_id):
             return
         script = (
             f'for p in /proc/[0-9]*; do grep -qs "{MARK}={self._command_id}" "$p/environ" '
@@ -171,7 +174,7 @@ class ContainerProgram:
         try:
             return await self._engine.run(lambda client: client.api.exec_inspect(self._exec_id))
         except DockerUnavailableError as error:
-            raise CommandFault("DOCKER_UNAVAILABLE", str(error), acted=True) from None
+            raise unknown(str(error)) from None
         except APIError as error:
             # The engine forgets the programs of a container that ended.
             raise CommandFault("CONTAINER_NOT_RUNNING", f"container_name: {words_of(error)}", acted=True) from None
@@ -185,12 +188,12 @@ def missing_program(exit_code: int, output: bytes) -> str | None:
     return None
 
 
-async def _hijacked(url: str, path: str, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _hijacked(engine: DockerEngine, path: str, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that the engine has given over to a program."""
-    parts = urlsplit(url)
+    parts = urlsplit(engine.url)
     try:
         if parts.scheme in ("unix", "http+unix"):
-            reader, writer = await asyncio.open_unix_connection(url.partition("://")[2], limit=CHUNK_BYTES)
+            reader, writer = await asyncio.open_unix_connection(engine.url.partition("://")[2], limit=CHUNK_BYTES)
         else:
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 2375, limit=CHUNK_BYTES)
         head = (
@@ -201,7 +204,7 @@ async def _hijacked(url: str, path: str, body: bytes) -> tuple[asyncio.StreamRea
         await writer.drain()
         status = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise DockerUnavailableError(f"the Docker engine at {url} does not answer: {error}") from error
+        raise DockerUnavailableError(f"the Docker engine {engine.place} does not answer: {error}") from error
     code = int(status.split()[1])
     if code in (101, 200):
         return reader, writer

@@ -5,26 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncssh
 from fleet.v1 import fleet_pb2, types_pb2
 
+from fleet_agent.commands.faults import CommandFault, unknown
 from fleet_agent.shell.commands import ShellCommands
 from fleet_agent.shell.program import CHUNK_BYTES, MARK, NoProgramError, Program, check_env, words_of
-from fleet_agent.ssh.link import SshLink
+from fleet_agent.ssh.link import LinkError, Process, SshLink
 
-_FIND = """
-case $1 in
-  */*) test -e "$1" ;;
-  *) IFS=:; for folder in $PATH; do test -f "$folder/$1" && test -x "$folder/$1" && exit 0; done; exit 1 ;;
-esac
+_RUN = """
+word=$1; shift
+cd "$HOME" 2>/dev/null
+case $word in
+  */*) test -e "$word" ;;
+  *) (IFS=:; for folder in $PATH; do test -f "$folder/$word" && test -x "$folder/$word" && exit 0; done; exit 1) ;;
+esac || { echo missing; exit 127; }
+(read -r stat <"/proc/$$/stat"; set -- ${stat##*) }; echo "$4")
+exec env "$@"
 """
 """The shell's own words for a missing program differ from machine to machine: it is looked for first. (`command -v`
-would find what is built into the shell.)"""
-_RUN = 'cd "$HOME" 2>/dev/null; echo "$$"; exec env "$@"'
-"""Says its process id first: it leads a session, and so everything that it starts can be ended with it."""
+would find what is built into the shell.) Then it says which session it is in: all that it starts is in there too."""
+_KILL = 'pkill -KILL -s "$1" 2>/dev/null; kill -KILL "-$1" "$1" 2>/dev/null; true'
+_KILL_MARKED = """
+killed=0
+for again in 1 2 3 4 5 6 7 8 9; do
+  found=0
+  for file in $(grep -lsF -- "$1" /proc/[0-9]*/cgroup); do
+    folder=${file%/cgroup}
+    if tr "\\0" "\\n" <"$folder/environ" 2>/dev/null | grep -qxF -- "$2"; then
+      kill -KILL "${folder#/proc/}" 2>/dev/null && found=1 killed=$((killed + 1))
+    fi
+  done
+  test "$found" = 0 && break
+done
+echo "$killed"
+"""
+"""As shell.processes.kill_all does it here: what is being started meanwhile is found by looking again."""
 
 
 class SshShell(ShellCommands):
@@ -38,45 +57,61 @@ class SshShell(ShellCommands):
         words = words_of(request.command, shell=request.shell)
         env = {MARK: command_id, **check_env(dict(request.env))}
         if self.link is None:
-            raise NoProgramError(126, "the node's SSH connection is lost")
+            raise CommandFault("NODE_OFFLINE", "the node's SSH connection is lost: try again")
         if isinstance(request, fleet_pb2.ExecStart) and request.tty:
             return await start_over_ssh(self.link, words, env, rows=request.rows or 24, columns=request.columns or 80)
         return await start_over_ssh(self.link, words, env)
+
+    async def _kill_marked(self, mark: str, container_id: str) -> int:
+        if self.link is None:
+            return 0
+        try:
+            return int(await self.link.ask(_KILL_MARKED, container_id, mark))
+        except (LinkError, ValueError):
+            return 0
 
 
 async def start_over_ssh(
     link: SshLink, words: Sequence[str], env: Mapping[str, str], *, rows: int = 0, columns: int = 0
 ) -> SshProgram:
-    """With `rows` and `columns` on a terminal. Raises NoProgramError."""
-    found = await link.connection.run(shlex.join(["sh", "-c", _FIND, "sh", words[0]]), check=False)
-    if found.exit_status:
-        raise NoProgramError(127, f"{words[0]}: No such file or directory")
+    """With `rows` and `columns` on a terminal. Raises NoProgramError, CommandFault NODE_OFFLINE."""
     assigned = [f"{name}={value}" for name, value in env.items()]
-    inner = shlex.join(["sh", "-c", _RUN, "sh", *assigned, *words])
+    inner = shlex.join(["sh", "-c", _RUN, "sh", words[0], *assigned, *words])
     terminal: dict[str, Any] = {"term_type": "xterm-256color", "term_size": (columns, rows)} if rows else {}
     try:
-        process = await link.connection.create_process(inner, encoding=None, **terminal)
-    except asyncssh.Error as error:
-        raise NoProgramError(126, f"{words[0]}: {error}") from None
-    leader = (await process.stdout.readline()).strip()
-    return SshProgram(link, process, leader.decode(errors="replace"))
+        process, left = await link.start(inner, **terminal)
+    except (asyncssh.Error, LinkError, OSError) as error:
+        raise CommandFault("NODE_OFFLINE", f"the node is not reached by SSH: {error}: try again") from None
+    program = SshProgram(link, process, left)
+    try:
+        program.session = (await process.stdout.readline()).strip().decode(errors="replace")
+    except BaseException:
+        await program.close()
+        raise
+    if program.session == "missing":
+        await program.close()
+        raise NoProgramError(127, f"{words[0]}: No such file or directory")
+    return program
 
 
 class SshProgram:
     """See Program."""
 
-    def __init__(self, link: SshLink, process: asyncssh.SSHClientProcess[bytes], leader: str) -> None:
+    def __init__(self, link: SshLink, process: Process, left: Callable[[], None]) -> None:
+        self.session = ""
         self._link = link
         self._process = process
-        self._leader = leader
+        self._left = left
 
     async def output(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """(stdout or stderr, bytes) to the end of both."""
         found: asyncio.Queue[tuple[str, bytes] | None] = asyncio.Queue(2)
 
         async def pump(name: str, stream: asyncssh.SSHReader[bytes]) -> None:
-            while data := await stream.read(CHUNK_BYTES):
-                await found.put((name, data))
+            # Of a connection that was lost `wait` tells.
+            with contextlib.suppress(asyncssh.Error, OSError):
+                while data := await stream.read(CHUNK_BYTES):
+                    await found.put((name, data))
 
         async def both() -> None:
             await asyncio.gather(pump("stdout", self._process.stdout), pump("stderr", self._process.stderr))
@@ -109,18 +144,22 @@ class SshProgram:
         if signal is not None:
             return types_pb2.Exit(exit_code=128, signal=f"SIG{signal[0]}")
         code = self._process.exit_status
-        return types_pb2.Exit(exit_code=255 if code is None else code)
+        if code is None:
+            raise unknown("the node's SSH connection was lost while the program ran")
+        return types_pb2.Exit(exit_code=code)
 
     async def kill(self) -> None:
-        if self._leader.isdigit():
-            with contextlib.suppress(asyncssh.Error, OSError):
-                script = 'pkill -KILL -s "$1" 2>/dev/null; kill -KILL "-$1" "$1" 2>/dev/null; true'
-                await self._link.connection.run(shlex.join(["sh", "-c", script, "sh", self._leader]), check=False)
+        if self.session.isdigit():
+            with contextlib.suppress(asyncssh.Error, LinkError, OSError):
+                await self._link.run(_KILL, self.session)
 
     async def close(self) -> None:
         if self._process.exit_status is None and self._process.exit_signal is None:
             await self.kill()
         self._process.close()
-        with contextlib.suppress(asyncssh.Error, TimeoutError):
-            async with asyncio.timeout(5):
-                await self._process.wait_closed()
+        try:
+            with contextlib.suppress(asyncssh.Error, TimeoutError):
+                async with asyncio.timeout(5):
+                    await self._process.wait_closed()
+        finally:
+            self._left()

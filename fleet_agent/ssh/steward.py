@@ -27,14 +27,14 @@ from fleet_agent.runner import Runner
 from fleet_agent.session import Session
 from fleet_agent.settings import AgentSettings
 from fleet_agent.spool import Spool
-from fleet_agent.ssh.link import Address, LinkError, SshLink, linked
+from fleet_agent.ssh.link import DOCKER, Address, LinkError, SshLink, linked
 from fleet_agent.ssh.mounts import SshMounts
 from fleet_agent.ssh.programs import SshShell
 from fleet_agent.ssh.readings import SshReadings
 
 _log = structlog.get_logger("fleet.agent.ssh")
 _AGAIN_SECONDS, _LONGEST_SECONDS = 1.0, 30.0
-_ABOUT = "uname -n; uname -m; uname -s; command -v docker >/dev/null && echo docker || echo none"
+_ABOUT = "uname -n; uname -m; uname -s"
 
 
 class SshSettings(BaseSettings):
@@ -97,7 +97,7 @@ async def run_steward(settings: AgentSettings, address: Address) -> None:
             try:
                 async with linked(address, socket) as link:
                     pause = _AGAIN_SECONDS
-                    await _serve(settings, door, desk, link, socket, stopping, unfinished)
+                    await _serve(settings, door, desk, link, address, socket, stopping, unfinished)
                     unfinished = []
             except LinkError as error:
                 _log.warning("the node is not reached", node_id=settings.node_id, why=str(error))
@@ -114,15 +114,20 @@ async def _serve(
     door: Door,
     desk: CommandDesk,
     link: SshLink,
+    address: Address,
     socket: Path,
     stopping: asyncio.Event,
     unfinished: list[str],
 ) -> None:
     """One connection: an agent's life, which ends with it."""
-    name, arch, system, _ = (await link.ask(_ABOUT)).split("\n")[:4]
+    said = (await link.ask(_ABOUT)).splitlines()
+    if len(said) != 3:
+        raise LinkError(f"the host's shell says more than it was asked, or less: {said[:3]}")
+    name, arch, system = said
     loop = asyncio.get_running_loop()
     settings = settings.model_copy(update={"docker_host": f"unix://{socket}"})
-    docker = DockerRoom(settings, desk, SshMounts(settings.mount_roots, link, loop))
+    place = f"behind {DOCKER} of {address.user}@{address.host}"
+    docker = DockerRoom(settings, desk, SshMounts(settings.mount_roots, link, loop), place)
     shell = SshShell(settings.node_id, docker.engine)
     shell.link = link
     shell.register(desk)

@@ -17,6 +17,7 @@ from fleet.v1 import command_pb2, node_pb2, types_pb2
 from fleet_server.domain.errors import Code, FleetError, invalid_field
 from fleet_server.services.exchange import Exchange, ServedCall, error_of, offline
 from fleet_server.services.fleet import FleetView
+from fleet_server.services.nodes import now_ms
 from fleet_server.services.refusals import forbidden
 from fleet_server.services.relay import Relay
 
@@ -104,6 +105,7 @@ class Commands:
         self._fleet = fleet
         self._settings = settings or CommandSettings()
         self._exchanges: dict[str, Exchange] = {}
+        self._deployed_ms: dict[str, int] = {}
         self._changed = asyncio.Event()
         fleet.subscribe_changes(self._on_change)
 
@@ -199,6 +201,11 @@ class Commands:
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
 
+    def deployed_ms(self, node_id: str) -> int:
+        """Until when (Unix ms) this server knows of a deploy on the node: now, where one is under way."""
+        under_way = any(one.node_id == node_id and one.deploys for one in self._exchanges.values())
+        return now_ms() if under_way else self._deployed_ms.get(node_id, 0)
+
     # The life of a command.
 
     async def _enter(self, node_id: str, command: command_pb2.Command, seconds: float) -> Exchange:
@@ -209,11 +216,17 @@ class Commands:
         mine.timeout_seconds = command.timeout_seconds or seconds
         while (other := self._exchanges.get(mine.command_id)) is not None:
             await other.over.wait()
-        exchange = self._exchanges[mine.command_id] = Exchange(node_id, mine)
+        exchange = Exchange(node_id, mine)
+        row = self._fleet.row(node_id) if exchange.deploys else None
+        if row is not None and row.draining and row.drain_containers:
+            raise FleetError("NO_NODE", f"node_id: {node_id!r} is being drained: uncordon it, or choose another")
+        self._exchanges[mine.command_id] = exchange
         return exchange
 
     def _leave(self, exchange: Exchange) -> None:
         exchange.close()
+        if exchange.deploys and exchange.sent:
+            self._deployed_ms[exchange.node_id] = now_ms()
         self._exchanges.pop(exchange.command.command_id, None)
 
     async def _conduct(self, exchange: Exchange, progress: Progress | None) -> command_pb2.CommandEnd:

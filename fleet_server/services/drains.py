@@ -35,7 +35,7 @@ class Drains:
     looked after by all, which do no harm to each other.
 
     `done` is written when nothing is left by the agent's own word: the store holds no attempt of the node, its slots
-    are empty, and a heartbeat that is younger than the drain names no container.
+    are empty, and a heartbeat that is younger than the drain, and than every deploy, names no container.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Drains:
         sessions: Sessions,
         *,
         stop_containers: StopContainers | None = None,
+        deployed_ms: Callable[[str], int] = lambda _: 0,
         settings: DrainSettings | None = None,
         clock: Callable[[], int] = now_ms,
     ) -> None:
@@ -52,6 +53,7 @@ class Drains:
         self._fleet = fleet
         self._sessions = sessions
         self._stop_containers = stop_containers
+        self._deployed_ms = deployed_ms
         self._settings = settings or DrainSettings()
         self._clock = clock
         self._some = asyncio.Event()
@@ -114,15 +116,20 @@ class Drains:
             _log.info("node is drained", node_id=row.node_id)
 
     def _containers(self, row: NodeRow) -> tuple[int, bool]:
-        """Containers that are left, and whether a heartbeat has said so since the drain is known here."""
+        """Containers that are left, and whether a heartbeat has said so since the drain is known here, and since the
+        last deploy that it met."""
         if not row.drain_containers:
             return 0, True
         count, at_ms = self._fleet.containers(row.node_id)
+        hello = self._fleet.hello(row.node_id)
+        if row.drain_left and (hello is None or not hello.docker_version):
+            # Containers outlive their engine; an agent that was started since has not seen them.
+            return row.drain_left, False
         since, first = self._since.get(row.node_id, (0, 0))
         if since != row.drain_start_ms:
             first = at_ms
             self._since[row.node_id] = row.drain_start_ms, first
-        return count, at_ms > first
+        return count, at_ms > max(first, self._deployed_ms(row.node_id))
 
     async def _stop_jobs(self, node_id: str, held: dict[str, str]) -> None:
         """They go back to the queue uncounted, to their old places, and the agent is told to stop them."""
@@ -162,6 +169,10 @@ class Runs(Protocol):
         timeout: float,  # noqa: ASYNC109 - it travels with the command
     ) -> command_pb2.CommandEnd:
         """Its end; raises FleetError."""
+        ...
+
+    def deployed_ms(self, node_id: str) -> int:
+        """Until when (Unix ms) a deploy on the node is known of here."""
         ...
 
 

@@ -58,6 +58,11 @@ class Exchange:
         return self.command.WhichOneof("command") in EFFECTS
 
     @property
+    def deploys(self) -> bool:
+        """Whether it starts a container that stays."""
+        return self.command.HasField("deploy")
+
+    @property
     def answered(self) -> bool:
         """Whether a call has come that `called` has not given out yet."""
         return self._called.is_set()

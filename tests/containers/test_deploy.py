@@ -7,6 +7,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +150,68 @@ def test_changes_of_containers_are_events(door: httpx.Client, dockerd: docker.Do
             if told["status"] == "removed":
                 break
     assert found == [("running", None), ("exited", 137), ("removed", 137)]
+
+
+def test_a_drain_waits_for_containers_and_removes_them_at_its_deadline(
+    door: httpx.Client, engine: DockerDaemon, dockerd: docker.DockerClient
+) -> None:
+    path, ends = f"/api/nodes/{NODE}", "sh -c 'trap exit TERM; while :; do sleep 0.1; done'"
+
+    def drain(seconds: int | None = None) -> dict[str, Any]:
+        asked = {"deadline_seconds": seconds}
+        reply = door.get(path) if seconds is None else door.post(f"{path}/drain", json=asked)
+        found: dict[str, Any] = reply.json()["drain"]
+        return found
+
+    for name in ("first", "second"):
+        deployed(door, name, command=ends)
+    dockerd.containers.run(IMAGE, name="theirs", detach=True)
+    with ThreadPoolExecutor(1) as callers, silent_registry(engine) as (image, asked):
+        pulls = callers.submit(door.post, "/api/fleet/deploy", json={"node_id": NODE, "image": image, "name": "third"})
+        assert asked() == b"asked\n"
+        drain(3600)
+        # The one that is still being pulled counts too.
+        wait_until_now(lambda: drain()["remaining_containers"] == 3)
+        assert refused(door, 503, "NO_NODE", "late").startswith("node_id")
+        assert door.delete(f"/api/fleet/deploy/{NODE}/first").status_code == 200
+        wait_until_now(lambda: drain()["remaining_containers"] == 2)
+        # The deadline is now: what runs is removed, what is not there yet is waited for.
+        drain(0)
+        wait_until_now(lambda: names(dockerd) == ["theirs"])
+        wait_until_now(lambda: drain()["remaining_containers"] == 1)
+        assert not drain()["done"]
+    assert pulls.result().json()["reason"] == "REGISTRY_UNAVAILABLE"
+    wait_until_now(lambda: drain()["done"])
+    assert dockerd.containers.get("theirs").status == "running"
+    assert door.post(f"{path}/uncordon").json()["drain"] is None
+    deployed(door, "after")
+
+
+def names(dockerd: docker.DockerClient) -> list[str | None]:
+    """Containers that are there; one that goes meanwhile is none."""
+    return [one.name for one in dockerd.containers.list(all=True, ignore_removed=True)]
+
+
+@contextlib.contextmanager
+def silent_registry(engine: DockerDaemon) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The name of an image whose registry takes connections and says nothing until the block ends, and what waits until
+    it is asked."""
+    listens = [
+        "import socket, time",
+        "door = socket.create_server(('127.0.0.1', 5077))",
+        "print('listens', flush=True)",
+        "called = door.accept()",
+        "print('asked', flush=True)",
+        "time.sleep(1000)",
+    ]
+    command = engine.entering(sys.executable, "-c", "\n".join(listens))
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"listens\n"
+            yield "127.0.0.1:5077/app:1", process.stdout.readline
+        finally:
+            process.kill()
 
 
 def test_the_documented_lines_where_the_engine_has_gpus(tmp_path: Path, place: Path, roots: Path) -> None:

@@ -1,10 +1,13 @@
-"""Debian's sshd in a network namespace of its own, as a host that Fleet Commander reaches by SSH alone."""
+"""Debian's sshd in namespaces of its own, as a host that Fleet Commander reaches by SSH alone."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +22,10 @@ from tests.waiting import wait_until_now
 
 @dataclass(frozen=True, slots=True)
 class SshHost:
-    """`address` reaches it from here, `gateway` is this machine as it sees us; `identity` is a key that it lets in."""
+    """`address` reaches it from here, `gateway` is this machine as it sees us; `identity` is a key that it lets in.
+
+    Whoever logs in finds at /var/run/docker.sock what `docker` leads to, a link that tests make.
+    """
 
     address: str
     gateway: str
@@ -28,6 +34,7 @@ class SshHost:
     identity: Path
     folder: Path
     authorized: Path
+    docker: Path
     pid: int
 
     def let_in(self, public_key: str) -> None:
@@ -35,11 +42,19 @@ class SshHost:
         with self.authorized.open("a") as stream:
             stream.write(public_key.strip() + "\n")
 
+    def cut(self) -> None:
+        """Ends everybody's connections, and what they run."""
+        ended = [process for process in _inside(self.namespace) if process.pid != self.pid]
+        for process in ended:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ended, timeout=10)
+
 
 @contextmanager
 def ssh_host(number: int) -> Iterator[SshHost]:
     """A host of its own; `number` (1-200) tells those of one test session apart. What runs in it ends with it."""
-    need("sshd", "ssh-keygen", "ip", root=True)
+    need("sshd", "ssh-keygen", "ip", "nsenter", "unshare", root=True)
     name = f"fleet{os.getpid() % 10_000}-{number}"
     near, far = f"10.91.{number}.1", f"10.91.{number}.2"
     folder = Path(tempfile.mkdtemp(prefix="fleet-sshd-"))
@@ -59,17 +74,23 @@ def ssh_host(number: int) -> Iterator[SshHost]:
         authorized = folder / "authorized"
         authorized.write_text(identity.with_suffix(".pub").read_text())
         (folder / "sshd_config").write_text(_config(host_key, authorized, folder))
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         sshd = found("sshd")
         assert sshd is not None
+        steps = [
+            "mount -t tmpfs none /run",
+            "mkdir -m 755 /run/sshd",
+            f"ln -s {folder / 'docker'} /run/docker.sock",
+            # What this machine's user has in there is slow at best.
+            'if [ -e "$HOME/.bashrc" ]; then mount --bind /dev/null "$HOME/.bashrc"; fi',
+            f"exec {shlex.join([sshd, '-D', '-e', '-f', str(folder / 'sshd_config')])}",
+        ]
+        inside = ["nsenter", f"--net=/run/netns/{name}", "unshare", "--mount", "sh", "-c", " && ".join(steps)]
         with (folder / "log").open("wb") as log:
-            daemon = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{name}", sshd, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log
-            )
+            daemon = subprocess.Popen(inside, stderr=log)
         try:
             wait_until_now(lambda: b"Server listening" in (folder / "log").read_bytes())
             public = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
-            yield SshHost(far, near, name, public, identity, folder, authorized, daemon.pid)
+            yield SshHost(far, near, name, public, identity, folder, authorized, folder / "docker", daemon.pid)
         finally:
             daemon.terminate()
             daemon.wait(10)
@@ -90,6 +111,7 @@ def _config(host_key: Path, authorized: Path, folder: Path) -> str:
             "PasswordAuthentication no",
             "UsePAM no",
             "StrictModes no",
+            f"SetEnv PATH={Path(sys.base_prefix) / 'bin'}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "Subsystem sftp internal-sftp",
             "",
         ]
@@ -103,16 +125,20 @@ def _key(path: Path) -> Path:
 
 def _end_all(namespace: str) -> None:
     """Ends what still runs in the namespace: agents that were started to stay."""
-    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    ended = []
-    for word in listed.stdout.split():
-        try:
-            process = psutil.Process(int(word))
+    ended = _inside(namespace)
+    for process in ended:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-            ended.append(process)
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(ended, timeout=10)
+
+
+def _inside(namespace: str) -> list[psutil.Process]:
+    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    found = []
+    for word in listed.stdout.split():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(int(word)))
+    return found
 
 
 def _ip(*words: str) -> None:

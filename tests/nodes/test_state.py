@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
 import pytest
+from fleet.v1 import command_pb2, fleet_pb2, types_pb2
 from fleet.v1 import node_pb2 as pb
-from fleet.v1 import types_pb2
 from google.protobuf.struct_pb2 import ListValue, Struct
 
 from fleet_server.domain.errors import FleetError
@@ -16,6 +17,8 @@ from fleet_server.services.machines import Machines
 from fleet_server.store import decode_node
 from tests.services.agents.agent import ScriptedAgent, wait_until
 from tests.services.agents.bench import Bench
+
+ENGINE: dict[str, Any] = {"docker_version": "20.10.24"}
 
 
 def machines(bench: Bench) -> Machines:
@@ -149,21 +152,68 @@ async def test_a_drain_outlasts_the_connection_and_is_never_done_without_the_age
 
 
 async def test_containers_hold_a_drain_up_until_they_have_stopped(bench: Bench) -> None:
-    agent = bench.agent()
+    agent = bench.agent(**ENGINE)
     await agent.dial()
-    await agent.beat(managed_containers=2)
+    await agent.beat(managed_containers=2, **ENGINE)
     await agent.stub.DrainNode(pb.DrainNodeRequest(node_id="agx0", deadline_seconds=0))
     command = (await agent.next("command")).command
     assert command.WhichOneof("command") == "list_containers", "which are the fleet's own"
-    await agent.beat(managed_containers=2)
+    await agent.beat(managed_containers=2, **ENGINE)
 
     async def left(count: int) -> bool:
         drain = (await node(agent)).drain
         return drain.remaining_containers == count and drain.done == (count == 0)
 
     await wait_until(lambda: left(2), "two left")
+    # An agent that was started anew while its engine is away has seen none: that says nothing.
+    await agent.hang_up()
+    await agent.dial(instance_id="boot-2", docker_version="")
     await agent.beat(managed_containers=0)
+    await looks(bench)
+    assert await left(2)
+    await agent.beat(managed_containers=0, **ENGINE)
     await wait_until(lambda: left(0), "the drain's end")
+
+
+async def looks(bench: Bench, node_id: str = "agx0") -> None:
+    """Gives drains the time to look, and to write down what they see."""
+    for _ in range(20):
+        bench.fleet.touch(node_id)
+        await bench.store.nodes.get(node_id)
+
+
+async def test_a_deploy_under_way_holds_a_drain_up_and_a_new_one_is_refused(bench: Bench) -> None:
+    agent = bench.agent(**ENGINE)
+    await agent.dial()
+
+    def deploy() -> Any:
+        request = fleet_pb2.DeployContainerRequest(node_id="agx0", image="app:1", name="app")
+        return bench.commands.run("agx0", command_pb2.Command(deploy=request), timeout=20)
+
+    async def done() -> bool:
+        return (await node(agent)).drain.done
+
+    pulls = asyncio.create_task(deploy())
+    await agent.next("command")
+    await agent.stub.DrainNode(pb.DrainNodeRequest(node_id="agx0"))
+    # The agent has not begun it when it says that nothing runs.
+    for _ in range(2):
+        await agent.beat(managed_containers=0, **ENGINE)
+        await looks(bench)
+        assert not await done()
+    with pytest.raises(FleetError) as refused:
+        await deploy()
+    assert refused.value.reason == "NO_NODE"
+    pulls.cancel()
+    await asyncio.gather(pulls, return_exceptions=True)
+    await looks(bench)
+    assert not await done(), "what came of it is known from the next word of the agent"
+    await agent.beat(managed_containers=0, **ENGINE)
+    await wait_until(done, "the drain's end")
+    await agent.stub.UncordonNode(pb.UncordonNodeRequest(node_id="agx0"))
+    again = asyncio.create_task(deploy())
+    await agent.next("command")
+    again.cancel()
 
 
 async def test_labels_and_clusters_are_replaced_as_a_whole_and_outlast_the_agents_own(bench: Bench) -> None:
