@@ -15,6 +15,8 @@ import httpx
 import requests
 from docker.errors import APIError, DockerException, create_api_error_from_http_exception
 
+from fleet_agent.docker_client import connected_client
+
 T = TypeVar("T")
 DEFAULT_URL = "unix:///var/run/docker.sock"
 _HEADER_BYTES = 8
@@ -129,12 +131,7 @@ class DockerEngine:
 
     def _connect(self) -> docker.DockerClient:
         try:
-            return docker.DockerClient(
-                base_url=self.url,
-                version="auto",
-                timeout=self._timeout,  # type: ignore[arg-type]  # the stubs want whole seconds, requests does not
-                max_pool_size=self._threads,
-            )
+            return connected_client(self.url, timeout_seconds=self._timeout, pool_size=self._threads)
         except (DockerException, requests.exceptions.RequestException) as error:
             raise _unavailable(self.place, error) from error
 

@@ -19,6 +19,7 @@ from fleet.v1 import types_pb2
 from fleet_agent.commands.faults import CommandFault
 from fleet_agent.containers.containers import ContainerLimits
 from fleet_agent.containers.mounts import MountPolicy
+from fleet_agent.docker_client import connected_client
 from fleet_agent.docker_engine import DEFAULT_URL, DockerEngine
 from fleet_agent.engines.base import (
     Cancelled,
@@ -171,7 +172,7 @@ class ContainerEngine:
     def _client(self) -> Iterator[docker.DockerClient]:
         """The engine, for plain calls. Raises EngineError where it is away, or fails in between."""
         try:
-            client = docker.DockerClient(base_url=self._url, timeout=60)
+            client = connected_client(self._url)
         except (DockerException, requests.exceptions.RequestException) as error:
             raise _away(error) from error
         try:
