@@ -11,11 +11,11 @@ import grpc
 from fleet.v1 import node_pb2 as pb
 from fleet.v1 import node_pb2_grpc, types_pb2
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 40.0
 
 
 async def wait_until(ready: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str = "") -> Any:
-    """The first truthy answer of `ready`, which may be async; fails after ten seconds."""
+    """The first truthy answer of `ready`, which may be async; fails after PATIENCE_SECONDS."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE_SECONDS
     while True:
