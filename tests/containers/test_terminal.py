@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -22,17 +21,19 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.containers.conftest import NODE
+from tests.containers.exec_stream import SECONDS, Frame, Typist, ended
 from tests.docker_daemon import IMAGE
 from tests.e2e.fleet_process import FleetProcess, clean_environment
 from tests.parts import need
 from tests.waiting import wait_until, wait_until_now
 
 pytestmark = pytest.mark.usefixtures("clean")
-Frame = fleet_pb2.ExecStreamRequest
 FLOOD = 8 << 20
 """Bytes of the streams in the ordinary suite; TEST_FLOOD_BYTES asks for more."""
 NAPS = str(20_000_000 + os.getpid())
 """Seconds that no other run of these tests sleeps."""
+SIZED = 'until [ "$(stty size)" = "{}" ]; do sleep 0.1; done'
+"""Waits for a size of the terminal."""
 
 
 @pytest.fixture
@@ -52,16 +53,6 @@ def start(command: str, **fields: Any) -> fleet_pb2.ExecStreamRequest:
     return Frame(node_id=NODE, start=fleet_pb2.ExecStart(command=command, **fields))
 
 
-async def ended(call: Any) -> tuple[bytes, bytes, int]:
-    out, err, code = b"", b"", -1
-    while (frame := await call.read()) is not grpc.aio.EOF:
-        out += frame.stdout
-        err += frame.stderr
-        if frame.HasField("exit"):
-            code = frame.exit.exit_code
-    return out, err, code
-
-
 @pytest.mark.parametrize("where", [None, "box"])
 async def test_input_output_and_exit_over_grpc(stub: Any, box: str, where: str | None) -> None:
     call = stub.ExecStream()
@@ -75,33 +66,19 @@ async def test_input_output_and_exit_over_grpc(stub: Any, box: str, where: str |
 
 @pytest.mark.parametrize("where", [None, "box"])
 async def test_a_terminal_is_resized_and_takes_ctrl_c(stub: Any, box: str, where: str | None) -> None:
-    call = stub.ExecStream()
-    await call.write(start("sh", container_name=where, tty=True, rows=40, columns=111))
-    seen = b""
-
-    async def until(words: bytes) -> None:
-        nonlocal seen
-        try:
-            async with asyncio.timeout(20):
-                while words not in seen:
-                    frame = await call.read()
-                    assert frame is not grpc.aio.EOF, seen
-                    seen += frame.stdout
-        except TimeoutError:
-            raise AssertionError(f"{words!r} did not come, but {seen!r}") from None
-        seen = seen.partition(words)[2]
-
-    await call.write(Frame(stdin=b"stty size; tty >/dev/null && echo terminal\n" if where is None else b"stty size\n"))
-    await until(b"40 111")
-    await call.write(Frame(resize=fleet_pb2.TerminalSize(rows=50, columns=120)))
-    await call.write(Frame(stdin=b"stty size\n"))
-    await until(b"50 120")
-    await call.write(Frame(stdin=f"sleep {NAPS}\n".encode()))
-    await wait_until(lambda: _running(NAPS))
-    await call.write(Frame(stdin=b"\x03"))
-    await call.write(Frame(stdin=b"echo code $?; exit 7\n"))
-    await until(b"code 130")
-    assert (await ended(call))[2] == 7
+    typist = Typist(stub, NODE, "sh", container_name=where, tty=True, rows=40, columns=111)
+    await typist.types("stty size; test -t 0 && echo termi-'nal'")
+    await typist.sees("40 111")
+    await typist.sees("termi-nal")
+    await typist.resize(50, 120)
+    await typist.types(f"{SIZED.format('50 120')}; stty size")
+    await typist.sees("50 120")
+    # Said by the program itself: only now it has the terminal.
+    await typist.types(f"sh -c 'echo so-\"far\"; exec sleep {NAPS}'")
+    await typist.sees("so-far")
+    await typist.types("echo code $?; exit 7", before="\x03")
+    await typist.sees("code 130")
+    assert await typist.exit_code() == 7
 
 
 @pytest.mark.parametrize("where", [None, "box"])
@@ -229,10 +206,14 @@ class Tmux:
         self("send-keys", "Enter")
 
     def shows(self, words: str) -> None:
+        """Waits for them. What is typed is shown too: they must not stand in the line that asks for them."""
         try:
-            wait_until_now(lambda: words in self("capture-pane", "-p", "-S", "-100"))
+            wait_until_now(lambda: words in self.screen(), seconds=SECONDS)
         except AssertionError:
-            raise AssertionError(f"{words!r} is not in:\n{self('capture-pane', '-p', '-S', '-100')}") from None
+            raise AssertionError(f"{words!r} is not in:\n{self.screen()}") from None
+
+    def screen(self) -> str:
+        return self("capture-pane", "-p", "-S", "-100")
 
 
 @pytest.fixture
@@ -245,22 +226,19 @@ def tmux(fleet: FleetProcess, short_path: Path) -> Iterator[Tmux]:
 
 def test_fleet_exec_at_a_terminal(tmux: Tmux) -> None:
     cli = f"{sys.executable} -m fleet_client"
-    tmux.type(f"{cli} exec -it {NODE} -- sh; echo ended=$?")
-    tmux.type("stty size")
-    tmux.shows("30 100")
+    tmux.type(f"{cli} exec -it {NODE} -- sh -c 'echo be-\"gun\"; exec sh'; echo ended=$?")
+    tmux.shows("be-gun")
+    tmux.type("echo at $(stty size)")
+    tmux.shows("at 30 100")
     tmux("resize-window", "-x", "120", "-y", "33")
-    wait_until_now(lambda: _resized(tmux))
-    tmux.type(f"trap 'echo caught' INT; sleep {NAPS}")
-    wait_until_now(lambda: _running(NAPS))
+    tmux.type(f"{SIZED.format('33 120')}; echo at $(stty size)")
+    tmux.shows("at 33 120")
+    tmux.type(f"trap 'echo caught-\"it\"' INT; sh -c 'echo na-\"ps\"; exec sleep {NAPS}'")
+    tmux.shows("na-ps")
     tmux("send-keys", "C-c")
-    tmux.shows("caught")
+    tmux.shows("caught-it")
     tmux.type("exit 37")
     tmux.shows("ended=37")
     # The terminal is as it was: what is typed is shown, and lines end.
-    tmux.type("echo back-again; stty -a | grep -o ' echo '")
+    tmux.type("echo back-'again'; stty -a | grep -o ' echo '")
     tmux.shows("back-again")
-
-
-def _resized(tmux: Tmux) -> bool:
-    tmux.type("stty size")
-    return "33 120" in tmux("capture-pane", "-p", "-S", "-100")
