@@ -32,7 +32,7 @@ def encode(message: Message, blob: bytes = b"") -> bytes:
     return _HEAD.pack(len(text), len(blob)) + text + blob
 
 
-def _lengths(head: bytes) -> tuple[int, int]:
+def _lengths(head: bytes | bytearray) -> tuple[int, int]:
     text, blob = _HEAD.unpack(head)
     if text > MAX_JSON_BYTES or blob > MAX_BLOB_BYTES:
         raise BadFrameError(f"a frame that claims {text:,} + {blob:,} bytes")
@@ -70,6 +70,29 @@ def _exactly(stream: BinaryIO, length: int) -> bytes | None:
             return None
         parts += part
     return bytes(parts)
+
+
+class Parts:
+    """Takes frames out of bytes as they come."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """What has come."""
+        self._bytes += data
+
+    def next(self) -> tuple[Message, bytes] | None:
+        """The next whole frame. Raises BadFrameError."""
+        if len(self._bytes) < _HEAD.size:
+            return None
+        text, blob = _lengths(self._bytes[: _HEAD.size])
+        end = _HEAD.size + text + blob
+        if len(self._bytes) < end:
+            return None
+        frame = bytes(self._bytes[_HEAD.size : end])
+        del self._bytes[:end]
+        return _decode(frame[:text]), frame[text:]
 
 
 async def receive(stream: asyncio.StreamReader) -> tuple[Message, bytes] | None:

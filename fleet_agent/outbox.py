@@ -3,12 +3,14 @@ protocols (FIFO), previews (latest, few).
 
 One writer per stream takes from here. Bounded: 1,024 control messages, one tick and one preview for each attempt, the
 frames as `frame_queue` says; at most ten ticks and two previews a second and attempt. The texts of a language model are
-put together while they wait.
+put together while they wait. While the writer says that many short jobs go by, what is said of an attempt's beginning
+is held back a little, and left out where its success is said meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 
@@ -22,6 +24,8 @@ BATCH_BYTES = 1 << 20
 """A batch with so many bytes takes no further message."""
 GATHER_SECONDS = 0.004
 """What need not be heard at once waits so long for company: a short job's start then travels with its end."""
+START_SECONDS = 0.025
+"""So long, where many short jobs go by: the end of one says that it began, and that it was taken."""
 TICK_SECONDS = 0.1
 PREVIEW_SECONDS = 0.5
 
@@ -73,6 +77,12 @@ class Outbox:
     def __init__(self) -> None:
         self._control: deque[node_pb2.AgentMessage] = deque()
         self._held_until = 0.0
+        self._starts: dict[str, tuple[float, list[node_pb2.AgentMessage]]] = {}
+        """What is held back of the beginnings of attempts, by token, and until when; in the order of those times."""
+        self.crowded = False
+        """Many short jobs go by: the writer says so."""
+        self.spared = 0
+        """Messages left out so far."""
         self._ticks = _Lane(TICK_SECONDS)
         self._previews = _Lane(PREVIEW_SECONDS)
         self._frames = FrameQueue()
@@ -86,6 +96,11 @@ class Outbox:
         """Queues a message that must go in order; past the bound the session is ended. `soon`: it may wait a little."""
         if self._over:
             return
+        if soon and self.crowded:
+            self._hold(message)
+            return
+        if self._starts:
+            self._settle_start(message)
         if not soon:
             self._held_until = 0.0
         elif not self._control:
@@ -97,8 +112,43 @@ class Outbox:
         self._settled.clear()
         self._changed.set()
 
+    def _hold(self, message: node_pb2.AgentMessage) -> None:
+        """Keeps what an attempt begins with until its end is said, or for a while."""
+        token = message.started.token if message.HasField("started") else message.accepted.token
+        held = self._starts.get(token)
+        if held is not None:
+            held[1].append(message)
+            return
+        self._starts[token] = time.monotonic() + START_SECONDS, [message]
+        self._settled.clear()
+        if len(self._starts) == 1:
+            self._changed.set()
+
+    def _settle_start(self, message: node_pb2.AgentMessage) -> None:
+        """Of an attempt that has succeeded nobody need hear that it began; else its beginning goes first."""
+        kind = message.WhichOneof("message")
+        token = getattr(getattr(message, kind), "token", "") if kind is not None else ""
+        held = self._starts.pop(token, None)
+        if held is None:
+            return
+        if kind == "complete" and not message.complete.HasField("error"):
+            self.spared += len(held[1])
+        else:
+            self._control.extend(held[1])
+
+    def _release_starts(self, now: float) -> None:
+        """Queues what has been held back long enough; all of it once no crowd goes by."""
+        for token in list(self._starts):
+            until, held = self._starts[token]
+            if until > now and self.crowded:
+                break
+            del self._starts[token]
+            self._control.extend(held)
+
     def last(self, message: node_pb2.AgentMessage) -> None:
         """Queues the last message: of what else waits only control messages go before it, and nothing goes after it."""
+        self.crowded = False
+        self._release_starts(0.0)
         self.control(message)
         self._over = True
 
@@ -147,6 +197,8 @@ class Outbox:
             now = time.monotonic()
             # Nothing of an attempt overtakes its start.
             others = self._ticks or self._previews or self._frames
+            if self._starts:
+                self._release_starts(math.inf if others else now)
             held = self._held_until - now if self._control and not others else 0.0
             if self._control and held <= 0:
                 return self._control.popleft()
@@ -163,8 +215,9 @@ class Outbox:
             if message is not None:
                 return message
             self._changed.clear()
+            start = next((until - now for until, _ in self._starts.values()), None)
             try:
-                async with asyncio.timeout(_sooner(tick_wait, preview_wait, held or None)):
+                async with asyncio.timeout(_sooner(tick_wait, preview_wait, held or None, start)):
                     await self._changed.wait()
             except TimeoutError:
                 continue
@@ -183,7 +236,7 @@ class Outbox:
 
     def written(self) -> None:
         """What `next` gave last has been written."""
-        if not self._control and not self._full:
+        if not self._control and not self._starts and not self._full:
             self._settled.set()
 
     async def drained(self) -> None:

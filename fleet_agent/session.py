@@ -253,7 +253,8 @@ class Session:
                     # Where much is said, more is on its way: many small writes cost more than what they carry.
                     await asyncio.sleep(GATHER_SECONDS)
                 message = outbox.with_company(message)
-                flow.note(max(1, len(message.batch.messages)))
+                flow.note(max(1, len(message.batch.messages)) + outbox.spared)
+                outbox.crowded, outbox.spared = flow.busy, 0
             async with _deadline(seconds, f"a message could not be written within {seconds:g} s"):
                 await call.write(message)
             outbox.written()

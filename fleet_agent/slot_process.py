@@ -23,6 +23,7 @@ from fleet_agent.memory_limit import EXIT_CODE
 _log = structlog.get_logger("fleet.agent.slot")
 _BACKOFF_SECONDS = (0.1, 0.5, 2, 5, 15)
 _START_SECONDS = 60.0
+_READ_BYTES = 65_536
 _TOO_MUCH = "it needed more memory than FLEET_AGENT_ENGINE_MEMORY_BYTES lets it have"
 _LAST = frozenset({"done", "failed", "cancelled"})
 # The child has no call to make: what it does not know, no plug-in gives away.
@@ -168,14 +169,19 @@ class SlotProcess:
         """Reads the child's frames as long as it lives, and hands each to the task that it is about."""
         assert process.stdout is not None
         why: Exception | None = None
+        parts = frames.Parts()
         try:
-            while (frame := await frames.receive(process.stdout)) is not None:
-                inbox = self._inboxes.get(frame[0].get("token", ""))
-                if inbox is not None:
-                    await inbox.put(frame)
-                # Frames that are already here come without a wait: an engine that talks without end must not keep the
-                # loop from its heartbeats.
-                await asyncio.sleep(0)
+            while data := await process.stdout.read(_READ_BYTES):
+                parts.feed(data)
+                while (frame := parts.next()) is not None:
+                    inbox = self._inboxes.get(frame[0].get("token", ""))
+                    if inbox is not None:
+                        await inbox.put(frame)
+                    # Frames that are already here come without a wait: an engine that talks without end must not keep
+                    # the loop from its heartbeats.
+                    await asyncio.sleep(0)
+        except ConnectionError:
+            pass
         except Exception as error:
             why = error
         for inbox in self._inboxes.values():

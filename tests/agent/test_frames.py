@@ -79,3 +79,22 @@ async def test_nonsense_is_refused_by_the_reader(data: bytes) -> None:
         frames.read(io.BytesIO(data))
     with pytest.raises(frames.BadFrameError):
         await received(data)
+
+
+def test_frames_are_taken_out_of_bytes_however_they_come() -> None:
+    sent: list[tuple[frames.Message, bytes]] = [
+        ({"event": "started"}, b""),
+        ({"event": "preview", "text": "x" * 300}, b"\0picture"),
+        ({"n": 1}, b""),
+    ]
+    stream = b"".join(frames.encode(*frame) for frame in sent)
+    for size in (1, 7, 64, len(stream)):
+        parts, found = frames.Parts(), []
+        for at in range(0, len(stream), size):
+            parts.feed(stream[at : at + size])
+            while (frame := parts.next()) is not None:
+                found.append(frame)
+        assert found == sent
+    parts.feed(b"\xff" * 8)
+    with pytest.raises(frames.BadFrameError):
+        parts.next()

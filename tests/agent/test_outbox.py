@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
-from fleet.v1 import node_pb2
+from fleet.v1 import node_pb2, types_pb2
 
 from fleet_agent import outbox as module
 from fleet_agent.outbox import CONTROL_LIMIT, Outbox, OutboxFullError
@@ -191,3 +192,59 @@ async def test_nothing_goes_after_the_last_message() -> None:
     outbox.finish("a")
     assert told(await taken(outbox)) == [("heartbeat", "", 1), ("heartbeat", "", 2)]
     await outbox.drained()
+
+
+def about(kind: str, token: str, **more: Any) -> node_pb2.AgentMessage:
+    message = node_pb2.AgentMessage()
+    getattr(message, kind).SetInParent()
+    getattr(message, kind).token = token
+    if more:
+        getattr(message, kind).MergeFrom(type(getattr(message, kind))(**more))
+    return message
+
+
+async def in_one(outbox: Outbox) -> list[tuple[str | None, str]]:
+    """All that goes in the next batch."""
+    whole = outbox.with_company(await outbox.next())
+    outbox.written()
+    messages = whole.batch.messages or [whole]
+    kinds = [one.WhichOneof("message") for one in messages]
+    return [(kind, getattr(one, str(kind)).token) for kind, one in zip(kinds, messages, strict=True)]
+
+
+async def test_in_a_crowd_a_success_stands_for_its_beginning() -> None:
+    outbox = Outbox()
+    outbox.crowded = True
+    for token in ("good", "bad", "given back"):
+        outbox.control(about("accepted", token), soon=True)
+        outbox.control(about("started", token), soon=True)
+    outbox.control(about("complete", "good"))
+    outbox.control(about("complete", "bad", error=types_pb2.JobError(reason="ENGINE_FAILED")))
+    outbox.control(about("released", "given back"))
+    assert await in_one(outbox) == [
+        ("complete", "good"),
+        ("accepted", "bad"),
+        ("started", "bad"),
+        ("complete", "bad"),
+        ("accepted", "given back"),
+        ("started", "given back"),
+        ("released", "given back"),
+    ]
+    assert outbox.spared == 2
+
+
+async def test_in_a_crowd_beginnings_are_told_after_a_while_or_ahead_of_progress() -> None:
+    outbox = Outbox()
+    outbox.crowded = True
+    outbox.control(about("started", "long"), soon=True)
+    assert not outbox._settled.is_set()
+    assert await in_one(outbox) == [("started", "long")]
+    await outbox.drained()
+    outbox.control(about("started", "steps"), soon=True)
+    outbox.tick(about("tick", "steps"))
+    assert await in_one(outbox) == [("started", "steps")]
+    assert await in_one(outbox) == [("tick", "steps")]
+    outbox.control(about("started", "last"), soon=True)
+    outbox.last(node_pb2.AgentMessage(goodbye=node_pb2.AgentGoodbye()))
+    whole = outbox.with_company(await outbox.next())
+    assert [one.WhichOneof("message") for one in whole.batch.messages] == ["started", "goodbye"]
