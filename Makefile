@@ -23,7 +23,8 @@ BIN := $(dir $(PY))
 ARGS ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
-WORKERS ?= 2
+# On two cores: half of what tests do is waiting for the processes that they start.
+WORKERS ?= 3
 # Files for check-types; all of [tool.mypy] files where empty.
 TYPES ?=
 
@@ -45,7 +46,7 @@ up: $(RUNTIME) ## Start Fleet Commander here: server, agent, store, all in the f
 	@exec $(BIN)fleet up $(ARGS)
 
 test: $(DEV) ## Run every test
-	@$(PY) -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --durations 15 $(PYTEST_ARGS)
+	@$(PY) -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 $(PYTEST_ARGS)
 
 check: $(DEV) ## Lint, format, types, imports between rooms, generated code, protos
 	@$(MAKE) --keep-going PY=$(PY) $(CHECKS)
