@@ -82,11 +82,12 @@ chaos: $(DEV) ## Kill, cut and stop parts of a fleet in 20 trials, mutants and 5
 	@$(PY) -m tests.chaos $(ARGS)
 	@FLEET_POWER_CUTS=50 $(PY) -m pytest tests/chaos/test_power.py -q
 
-soak: $(DEV) ## The long forms of tests that `make test` runs short: state machine, webhooks, codec, outputs without S3, lost ComfyUI nodes
+soak: $(DEV) ## The long forms of tests that `make test` runs short: state machine, webhooks, codec, outputs without S3, lost ComfyUI nodes, commands
 	@FLEET_STATE_STEPS=100000 FLEET_WEBHOOK_COUNT=20000 FLEET_CODEC_MESSAGES=50000 FLEET_SOAK_GENERATIONS=500 \
-	FLEET_COMFY_LEASE=full FLEET_NODE_LOSS=full \
+	FLEET_COMFY_LEASE=full FLEET_NODE_LOSS=full FLEET_COMMANDS=10000 FLEET_DEPLOYS=50 \
 	$(PY) -m pytest tests/store/test_machine.py tests/webhooks/test_many.py tests/protojson/test_differential.py \
 	tests/outputs/test_soak.py tests/nodes/test_node_loss.py tests/comfy/test_fleet.py \
+	tests/commands/test_never_twice.py tests/containers/test_deploy_once.py \
 	-n $(WORKERS) --timeout 0 --durations 15 $(PYTEST_ARGS)
 
 generate: $(DEV) ## Make the Python stubs from the protos again

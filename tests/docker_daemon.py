@@ -143,6 +143,9 @@ class DockerDaemon:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         process.wait(STOP_SECONDS)
+        # The next one, the first process of its namespace too, would take itself for this one.
+        for left in (self.folder / "pid", self.socket, *(self.folder / "exec").glob("**/*.pid")):
+            left.unlink(missing_ok=True)
         self._clear_groups()
 
     def _clear_groups(self) -> None:
@@ -156,7 +159,10 @@ class DockerDaemon:
 
     @staticmethod
     def _children(pid: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except FileNotFoundError:
+            return []
 
     def _wait(self) -> None:
         assert self._process is not None

@@ -1,16 +1,22 @@
-"""Whatever is lost on the way, a command takes effect once, or its caller hears that nobody knows."""
+"""Whatever is lost on the way, a command takes effect once, or its caller hears that nobody knows.
+
+`make soak` gives 10,000 commands.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import random
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from fleet.v1 import command_pb2, fleet_pb2
 
-from fleet_agent.commands import CommandCall
+from fleet_agent.commands import CommandCall, CommandJournal
 from fleet_agent.docker_engine import DockerEngine
 from fleet_agent.shell.commands import ShellCommands
 from fleet_server.domain.errors import FleetError
@@ -18,8 +24,11 @@ from fleet_server.services.commands import Commands, CommandSettings
 from tests.commands.node import NODE, DeskNode
 from tests.services.agents.bench import Bench
 
-COMMANDS = 1_000
+COMMANDS = int(os.environ.get("FLEET_COMMANDS", "1000"))
 AT_ONCE = 16
+POINTS = ("begun", "acted", "ended")
+"""Where an agent is killed: the command is written down and nothing done; it took effect; its end is written down, and
+nobody was told."""
 
 
 class Nemesis:
@@ -30,6 +39,9 @@ class Nemesis:
         self.kills = 0
         self.cuts = 0
         self.lost = 0
+        self.reached: Counter[str] = Counter()
+        self._armed = ""
+        self._due = asyncio.Event()
         self._bench = bench
         self._folder = folder
         self.node = self._born()
@@ -43,18 +55,38 @@ class Nemesis:
         await self.node.desk.open()
         await self.node.dial()
 
+    @property
+    def content(self) -> bool:
+        """Whether enough has happened."""
+        points = min(self.reached[point] for point in POINTS)
+        return points >= 2 and min(self.kills, self.cuts, self.lost) > 5
+
     async def run(self) -> None:
+        points = itertools.cycle((*POINTS, ""))
         while True:
-            await asyncio.sleep(self.chance.uniform(0.05, 0.5))
-            if self.chance.random() < 0.4:
-                await self._kill()
+            await asyncio.sleep(self.chance.uniform(0.05, 0.3))
+            if self.chance.random() < 0.6:
+                await self._kill(next(points))
             else:
                 self.cuts += 1
                 await self.node.hang_up()
                 await self.node.dial()
 
-    async def _kill(self) -> None:
-        """The agent ends as by SIGKILL: no end is written down, and its programs go with it."""
+    async def reach(self, point: str) -> None:
+        """A command is there. Where the agent is to be killed at it, nothing comes after."""
+        if self._armed == point:
+            self._armed = ""
+            self.reached[point] += 1
+            self._due.set()
+            await asyncio.Event().wait()
+
+    async def _kill(self, point: str) -> None:
+        """The agent ends as by SIGKILL, at the point or wherever it is: what is not written down by then never is, and
+        its programs go with it."""
+        if point:
+            self._due.clear()
+            self._armed = point
+            await self._due.wait()
         self.kills += 1
         await self.end()
         self.node = self._born()
@@ -67,6 +99,7 @@ class Nemesis:
         await self.node.channel.close()
 
 
+@pytest.mark.timeout(max(60, COMMANDS // 10))
 async def test_a_thousand_appends_among_losses(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nemesis = Nemesis(bench, tmp_path, seed=7)
     finish = CommandCall.finish
@@ -78,17 +111,32 @@ async def test_a_thousand_appends_among_losses(bench: Bench, tmp_path: Path, mon
             return
         await finish(call, end, seconds)
 
+    begin, end = CommandJournal.begin, CommandJournal.end
+
+    async def begun(journal: CommandJournal, command_id: str) -> command_pb2.CommandEnd | None:
+        known = await begin(journal, command_id)
+        if known is None:
+            await nemesis.reach("begun")
+        return known
+
+    async def ended(journal: CommandJournal, command_id: str, outcome: command_pb2.CommandEnd) -> None:
+        await nemesis.reach("acted")
+        await end(journal, command_id, outcome)
+        await nemesis.reach("ended")
+
     monkeypatch.setattr(CommandCall, "finish", lose)
+    monkeypatch.setattr(CommandJournal, "begin", begun)
+    monkeypatch.setattr(CommandJournal, "end", ended)
     commands = Commands(bench.sessions, bench.fleet, CommandSettings(again_seconds=0.3, pause_seconds=0.01))
     monkeypatch.setattr(bench.commands, "_exchanges", commands._exchanges)
     target = tmp_path / "lines"
     await nemesis.begin()
     trouble = asyncio.create_task(nemesis.run())
     ends: dict[int, str] = {}
-    numbers = iter(range(COMMANDS))
+    numbers = itertools.count()
 
     async def caller() -> None:
-        for number in numbers:
+        while (number := next(numbers)) < COMMANDS or not nemesis.content:
             ends[number] = await _append(commands, target, number)
 
     try:
@@ -102,16 +150,15 @@ async def test_a_thousand_appends_among_losses(bench: Bench, tmp_path: Path, mon
     assert isinstance(outcome[0], asyncio.CancelledError), outcome
     lines = [int(line) for line in target.read_text().split()]
     assert len(lines) == len(set(lines)), "a command took effect twice"
-    for number, end in ends.items():
-        if end == "done":
+    for number, told_of in ends.items():
+        if told_of == "done":
             assert number in lines
-        elif end == "NODE_OFFLINE":
+        elif told_of == "NODE_OFFLINE":
             assert number not in lines
         else:
-            assert end == "OUTCOME_UNKNOWN", end
+            assert told_of == "OUTCOME_UNKNOWN", told_of
     told = list(ends.values())
     assert told.count("done") > COMMANDS // 2
-    assert min(nemesis.kills, nemesis.cuts, nemesis.lost) > 5
 
 
 async def _append(commands: Commands, target: Path, number: int) -> str:

@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from tests import documented
-from tests.containers.conftest import NODE, fleet_on
-from tests.docker_daemon import IMAGE, DockerDaemon, docker_daemon
+from tests.containers.conftest import NODE
+from tests.docker_daemon import IMAGE, DockerDaemon
+from tests.e2e.fleet_process import FleetProcess
 from tests.waiting import wait_until_now
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -214,21 +215,22 @@ def silent_registry(engine: DockerDaemon) -> Iterator[tuple[str, Callable[[], by
             process.kill()
 
 
-def test_the_documented_lines_where_the_engine_has_gpus(tmp_path: Path, place: Path, roots: Path) -> None:
-    """A stub of the vendor's hook stands for the driver: the container starts, and is told of its devices."""
+def test_the_documented_lines_where_the_engine_has_gpus(
+    tmp_path: Path, engine: DockerDaemon, roots: Path, fleet: FleetProcess, door: httpx.Client
+) -> None:
+    """A stub of the vendor's hook stands for the driver: the container starts, and is told of its devices.
+
+    The engine looks for the hook when it starts, so it is started again.
+    """
     hook = tmp_path / "nvidia-container-runtime-hook"
     hook.write_text("#!/bin/sh\nexit 0\n")
     hook.chmod(0o755)
-    path = os.pathsep.join([str(tmp_path), os.environ["PATH"], "/usr/sbin", "/sbin"])
-    with (
-        docker_daemon(place / "gpu", environment={"PATH": path}) as daemon,
-        fleet_on(daemon, place / "gpu-data", roots) as fleet,
-        httpx.Client(base_url=fleet.url, timeout=60) as door,
-        contextlib.closing(daemon.client()) as engine,
-    ):
-        # It is on the node already, so the registry that the name tells of is not asked.
-        engine.images.get(IMAGE).tag("192.168.1.214:5000/myapp", "latest")
-        wait_until_now(lambda: door.get(f"/api/nodes/{NODE}").json().get("docker_version"))
+    engine.kill()
+    engine.start(environment={"PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"], "/usr/sbin", "/sbin"])})
+    try:
+        with contextlib.closing(engine.client()) as docker_engine:
+            # It is on the node already, so the registry that the name tells of is not asked.
+            docker_engine.images.get(IMAGE).tag("192.168.1.214:5000/myapp", "latest")
         mount = {"/mnt/s3-models": str(roots)}
         container = documented.reply(documented.DEPLOY, fleet.url, tmp_path, mount)
         assert (container["name"], container["status"], container["gpus"]) == ("myapp", "running", True)
@@ -246,33 +248,34 @@ def test_the_documented_lines_where_the_engine_has_gpus(tmp_path: Path, place: P
             assert "NVIDIA" in done["stdout"] + done["stderr"]
         removed = documented.reply(documented.REMOVE, fleet.url, tmp_path, node_id=NODE, container_name="myapp")
         assert removed["status"] == "removed"
-        assert engine.containers.list(all=True) == []
+    finally:
+        engine.kill()
+        engine.start()
 
 
+@pytest.mark.timeout(120)
 def test_restarts_of_server_and_agent_leave_containers_running_and_known(
-    engine: DockerDaemon, place: Path, roots: Path, dockerd: docker.DockerClient
+    fleet: FleetProcess, door: httpx.Client, dockerd: docker.DockerClient
 ) -> None:
-    with fleet_on(engine, place / "again", roots) as fleet, httpx.Client(timeout=60) as client:
+    def there() -> list[tuple[str, str]]:
+        reply = door.get("/api/fleet/deploy").json()
+        return [(one["name"], one["status"]) for one in reply.get("containers", ())]
 
-        def names() -> list[tuple[str, str]]:
-            reply = client.get(f"{fleet.url}/api/fleet/deploy").json()
-            return [(one["name"], one["status"]) for one in reply.get("containers", ())]
+    def online() -> bool:
+        node = door.get(f"/api/nodes/{NODE}").json()
+        return node.get("status") == "online" and bool(node.get("docker_version"))
 
-        def online() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                node = client.get(f"{fleet.url}/api/nodes/{NODE}").json()
-                return node.get("status") == "online" and bool(node.get("docker_version"))
-            return False
-
-        wait_until_now(online)
-        body = {"node_id": NODE, "image": IMAGE, "name": "stays"}
-        assert client.post(f"{fleet.url}/api/fleet/deploy", json=body).status_code == 200
-        begun = dockerd.containers.get("stays").attrs["State"]["StartedAt"]
-        for pid in fleet.pids("fleet_agent"):
-            os.kill(pid, signal.SIGKILL)
-        wait_until_now(lambda: names() == [("stays", "running")])
-        fleet.kill()
-        fleet.start()
-        wait_until_now(online)
-        assert names() == [("stays", "running")]
-        assert dockerd.containers.get("stays").attrs["State"]["StartedAt"] == begun
+    wait_until_now(online)
+    deployed(door, "stays")
+    begun = dockerd.containers.get("stays").attrs["State"]["StartedAt"]
+    for pid in fleet.pids("fleet_agent"):
+        os.kill(pid, signal.SIGKILL)
+    wait_until_now(lambda: not online())
+    wait_until_now(online, seconds=50)
+    assert there() == [("stays", "running")]
+    fleet.kill()
+    fleet.start()
+    door.base_url = fleet.url
+    wait_until_now(online, seconds=50)
+    assert there() == [("stays", "running")]
+    assert dockerd.containers.get("stays").attrs["State"]["StartedAt"] == begun
