@@ -15,16 +15,17 @@ from tests.services.agents.agent import ScriptedAgent
 from tests.services.agents.bench import Bench
 
 NODE = "node-1"
+Metadata = tuple[tuple[str, str], ...]
 
 
 class DeskNode(ScriptedAgent):
     """Its desk takes the commands; `dial` again after a loss."""
 
-    def __init__(self, address: str, folder: Path, **hello: Any) -> None:
-        super().__init__(address, NODE, **hello)
+    def __init__(self, address: str, folder: Path, metadata: Metadata = (), **hello: Any) -> None:
+        super().__init__(address, NODE, metadata=metadata, **hello)
         self.desk = CommandDesk(CommandJournal(folder / "commands.db"))
         self.channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
-        self.road = CommandRoad(self.channel, ())
+        self.road = CommandRoad(self.channel, metadata)
 
     async def _read(self, call: Any, ended: asyncio.Event) -> None:
         try:
@@ -42,9 +43,9 @@ class DeskNode(ScriptedAgent):
 
 
 @asynccontextmanager
-async def node_on(bench: Bench, folder: Path, **handlers: Handler) -> AsyncIterator[DeskNode]:
-    """A connected node with these handlers; in the end it is gone as if it were killed."""
-    node = DeskNode(bench.address, folder)
+async def node_on(bench: Bench, folder: Path, metadata: Metadata = (), **handlers: Handler) -> AsyncIterator[DeskNode]:
+    """A connected node with these handlers; in the end it is gone as if it were killed. `metadata` may hold a key."""
+    node = DeskNode(bench.address, folder, metadata)
     for kind, handler in handlers.items():
         node.desk.register(kind, handler)
     await node.desk.open()

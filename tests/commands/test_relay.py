@@ -14,7 +14,12 @@ from fleet.v1 import command_pb2, fleet_pb2, types_pb2
 
 from fleet_agent.commands import CommandChannel, CommandFault
 from fleet_server.domain.errors import FleetError
+from fleet_server.enrolling import Enrolment, ServerPair
+from fleet_server.rpc.auth import ApiKey
+from fleet_server.rpc.server import GrpcServer, Tls
+from fleet_server.services.authority import Authority
 from fleet_server.services.relay import Relay
+from fleet_server.settings import Settings
 from fleet_server.store import Store
 from tests.commands.node import NODE, node_on
 from tests.services.agents.bench import Bench, bench_on
@@ -152,3 +157,63 @@ async def test_a_server_that_is_away(two: Two, store: Store, tmp_path: Path) -> 
     with pytest.raises(FleetError) as caught:
         await two.near.commands.run(NODE, execute(), timeout=10)
     assert caught.value.reason == "NODE_OFFLINE"
+
+
+ADMIN, ORDINARY = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
+
+
+def by_key(key: str) -> tuple[tuple[str, str], ...]:
+    return (("x-api-key", key),)
+
+
+async def test_over_tls_a_server_shows_its_key_to_servers_of_its_own_authority_alone(
+    store: Store, short_path: Path, tmp_path: Path
+) -> None:
+    """The way it is put together where servers listen on a network: keys, TLS, one authority."""
+    keys = [ApiKey.of("fleet", ADMIN), ApiKey.of("bob", ORDINARY, admin=False)]
+    given: list[str] = []
+
+    def enrolment(pki: str) -> Enrolment:
+        return Enrolment(Settings(data_dir=tmp_path, pki_dir=tmp_path / pki, tls=True), store)
+
+    async def listen(server: GrpcServer) -> None:
+        authority = Authority.open(tmp_path / "pki")
+        tls = Tls(ServerPair(authority, ["localhost", "127.0.0.1"]).now, authority.pem)
+        given.append(f"127.0.0.1:{await server.listen('127.0.0.1:0', tls=tls)}")
+
+    async with AsyncExitStack() as stack:
+        for name in ("near", "far"):
+            (short_path / name).mkdir()
+        near = await stack.enter_async_context(bench_on(store, short_path / "near", replica="near"))
+        far = await stack.enter_async_context(
+            bench_on(store, short_path / "far", replica="far", keys=keys, listen=listen)
+        )
+        (door,) = given
+        await store.doors.tell("far", door)
+        await stack.enter_async_context(node_on(far, tmp_path, by_key(ADMIN), exec=run_it, exec_stream=echo))
+        await known(Two(near, far), store)
+
+        async def asked(key: str | None, pki: str = "pki") -> str:
+            relay = Relay(store.doors, enrolment(pki).dial, lambda: key)
+            near.commands.relay_by(relay, "near")
+            try:
+                end = await near.commands.run(NODE, execute(f"by {key} {pki}"), timeout=20)
+                async with near.commands.open(NODE, Command(exec_stream=fleet_pb2.ExecStart(command="cat"))) as stream:
+                    await stream.send(command_pb2.ServeCommandResponse(stdin=b"abc"))
+                    assert (await anext(aiter(stream))).stdout == b"ABC"
+                return end.exec.stdout
+            except FleetError as error:
+                return error.reason
+            finally:
+                await relay.aclose()
+
+        assert await asked(ADMIN) == f"by {ADMIN} pki"
+        assert await asked(ORDINARY) == "SCOPE_MISSING"
+        assert await asked(None) == "API_KEY_MISSING"
+        assert await asked(ADMIN, "another") == "NODE_OFFLINE", "another authority is not believed"
+        # In clear nothing goes out to a door that speaks TLS.
+        near.commands.relay_by(plain := Relay(store.doors, grpc.aio.insecure_channel, lambda: ADMIN), "near")
+        with pytest.raises(FleetError) as caught:
+            await near.commands.run(NODE, execute(), timeout=20)
+        assert caught.value.reason == "NODE_OFFLINE"
+        await plain.aclose()
