@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from fleet_agent import frames
 from fleet_agent.attempt import Attempt, RefusedError, Stop, completion, failure, plan
 from fleet_agent.chores import Chores
 from fleet_agent.deliveries import Deliveries
+from fleet_agent.disk_room import DiskRoom
 from fleet_agent.engines.base import ModelKind
 from fleet_agent.inputs import Downloader, InputError
 from fleet_agent.inventory import Inventory
@@ -32,7 +32,7 @@ from fleet_agent.loaded import loaded_files
 from fleet_agent.preparation import Preparation
 from fleet_agent.settings import AgentSettings
 from fleet_agent.slot_process import SlotCrashedError, SlotProcess
-from fleet_agent.slots import slots_of
+from fleet_agent.slots import slot_for, slots_of
 from fleet_agent.spool import BadTokenError, Spool, SpoolEntry
 
 _log = structlog.get_logger("fleet.agent")
@@ -61,6 +61,9 @@ class Runner:
         inputs = settings.data_dir / "inputs"
         self._preparation = Preparation(inputs, lambda: self.downloader)
         self._running: dict[str, Attempt] = {}
+        self._taken: Counter[int] = Counter()
+        """Attempts in each slot, by the slot's id()."""
+        self._room = DiskRoom(settings.data_dir)
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -148,6 +151,7 @@ class Runner:
                 self._say(Said(rejected=node_pb2.JobRejected(job_id=job_id, token=token, reason=reason, detail=detail)))
                 return
             self._running[token] = attempt
+            self._taken[id(attempt.slot)] += 1
             self._idle.clear()
             self._spawn_run(attempt)
         self._say(Said(accepted=node_pb2.JobAccepted(job_id=job_id, token=token)), soon=True)
@@ -198,12 +202,12 @@ class Runner:
     def _plan(self, assign: node_pb2.Assign) -> Attempt:
         if self._draining:
             raise RefusedError("DRAINING", "this agent is being shut down")
-        taken = Counter(id(attempt.slot) for attempt in self._running.values())
+        taken = self._taken
         free = [slot for slot in self._slots if taken[id(slot)] < slot.seats]
         if not free:
             raise RefusedError("SLOTS_FULL", "every slot of this node is taken")
         try:
-            room = shutil.disk_usage(self._settings.data_dir).free
+            room = self._room.free()
             if room < self._settings.disk_floor_bytes:
                 floor = self._settings.disk_floor_bytes
                 raise RefusedError("DISK_FULL", f"{room:,} bytes are free on this node, less than {floor:,}")
@@ -212,14 +216,8 @@ class Runner:
             raise RefusedError("CAPABILITY_MISSING", str(error)) from error
         except OSError as error:
             raise RefusedError("DISK_FULL", f"no folder for the outputs: {error.strerror}") from error
-        # A slot whose child has the model in memory comes first.
-        slot = free[0]
-        if assign.model:
-            having = (slot for slot in free if any(model.name == assign.model for model in slot.loaded))
-            # One that loads something else would have to be waited for.
-            slot = next(having, min(free, key=lambda slot: slot.busy))
         try:
-            return plan(assign, slot, self._inventory, folder)
+            return plan(assign, slot_for(assign.model, free), self._inventory, folder)
         except BaseException:
             self._spool.discard(assign.token)
             raise
@@ -234,7 +232,8 @@ class Runner:
             _log.exception("the end of an attempt could not be kept", job_id=attempt.assign.job_id)
             said = Said(complete=failure(attempt, "ENGINE_FAILED", f"the agent failed: {error!r}", True))
         finally:
-            self._running.pop(attempt.token, None)
+            if self._running.pop(attempt.token, None) is not None:
+                self._taken[id(attempt.slot)] -= 1
             if not self._running:
                 self._idle.set()
         if entry is not None:

@@ -22,11 +22,19 @@ _ID_DIGITS = 16
 
 def lane_of(spec: types_pb2.JobSpec) -> Lane:
     """The lane of a job. The id is the same on every replica and after every restart."""
-    job_type = type_word(spec.job_type)
-    loras = tuple(sorted({lora.name for lora in loras_of(spec.payload)}))
-    labels = tuple(sorted(spec.target_labels.items()))
-    needs = tuple(Need(one.class_type, one.input, _value(one.value_json)) for one in spec.payload.workflow.needs)
-    engine = spec.payload.custom.fields["engine"].string_value if "engine" in spec.payload.custom.fields else ""
+    job_type, kind = type_word(spec.job_type), spec.payload.WhichOneof("kind")
+    loras: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    engine = ""
+    if kind == "custom":
+        free = spec.payload.custom.fields
+        engine = free["engine"].string_value if "engine" in free else ""
+    elif kind == "workflow":
+        found = spec.payload.workflow.needs
+        needs = tuple(Need(one.class_type, one.input, _value(one.value_json)) for one in found)
+    else:
+        loras = tuple(sorted({lora.name for lora in loras_of(spec.payload)}))
+    labels = tuple(sorted(spec.target_labels.items())) if spec.target_labels else ()
     return _lane(spec.target_cluster, job_type, spec.resolved_model, loras, spec.target_node_id, labels, needs, engine)
 
 
@@ -65,5 +73,7 @@ def _value(value_json: str) -> str | int | float | bool | None:
 
 def serves(node: NodeView, lane: Lane, shelf: Shelf = NO_SHELF) -> bool:
     """Whether the node could run the lane's jobs, were it online and given work, if need be with files of `shelf`."""
-    ready = replace(node, status=NodeStatus.ONLINE, cordoned=False, draining=False)
+    ready = node
+    if node.status is not NodeStatus.ONLINE or node.cordoned or node.draining:
+        ready = replace(node, status=NodeStatus.ONLINE, cordoned=False, draining=False)
     return not isinstance(fetch_plan(ready, lane, shelf), Refusal)

@@ -88,10 +88,12 @@ class ModelCatalog:
         Raises MODEL_NOT_FOUND for a name that neither a node nor a bucket has, unless no node for the job type is
         known: such jobs wait.
         """
+        if name is None and job_type != DEFAULTED:
+            return Resolution(None, None)
         serving = self._served("checkpoint", job_type)
         known = serving if serving is not None else {}
         if name is None:
-            return self._default(known) if job_type == DEFAULTED else Resolution(None, None)
+            return self._default(known)
         if name in known or self._to_be_had("checkpoint", name, job_type):
             return Resolution(name, name)
         real = self._settings.aliases.get(name, name)
@@ -128,10 +130,11 @@ class ModelCatalog:
     def check_loras(self, names: Iterable[str], job_type: str, *, path: str = "loras") -> None:
         """Raises LORA_NOT_FOUND for a name that neither a node nor a bucket has, unless no node for the job type is
         known."""
-        known = self._served("lora", job_type)
+        wanted = tuple(names)
+        known = self._served("lora", job_type) if wanted else None
         if known is None:
             return
-        for index, name in enumerate(names):
+        for index, name in enumerate(wanted):
             if name not in known and self._shelf.find("lora", name) is None:
                 self._shelf.missed()
                 words = f"neither a node nor S3 has a LoRA {name!r}; see GET /api/vision/loras"
