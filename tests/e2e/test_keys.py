@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import secrets
 import signal
@@ -14,7 +16,7 @@ import grpc
 import httpx
 import pytest
 from fleet.v1 import fleet_pb2, fleet_pb2_grpc
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.e2e.fleet_process import FleetProcess
@@ -78,6 +80,57 @@ def test_what_an_ordinary_key_may_not_do_is_refused_with_the_scope_that_it_lacks
     )
     assert detail.startswith("jobs[1].job_type: ")
     assert call(keyed, ANN, "POST", "/api/queue/jobs", json=custom).status_code == 200
+
+
+DEPLOY = {"node_id": "", "image": "app:1", "name": "app"}
+MACHINES: list[tuple[str, str, Any, str]] = [
+    # What changes machines, and what an admin key hears: it is let through, to a node without a Docker engine.
+    ("POST", "/api/fleet/exec/{node}", {"command": "echo done"}, ""),
+    ("POST", "/api/fleet/deploy", DEPLOY, "DOCKER_UNAVAILABLE"),
+    ("DELETE", "/api/fleet/deploy/{node}/app", None, "DOCKER_UNAVAILABLE"),
+    ("POST", "/api/swarm/services/app/scale?replicas=2", None, "NOT_SWARM_MANAGER"),
+    ("POST", "/api/swarm/services/app/update", {"image": "app:2"}, "NOT_SWARM_MANAGER"),
+    ("POST", "/api/swarm/services/app/rollback", None, "NOT_SWARM_MANAGER"),
+    ("POST", "/api/swarm/services/app/autoscale", {"max_replicas": 2}, "NOT_SWARM_MANAGER"),
+    ("POST", "/api/nodes/{node}/cordon", None, ""),
+    ("POST", "/api/nodes/{node}/drain", {"deadline_seconds": 0}, ""),
+    ("POST", "/api/nodes/{node}/uncordon", None, ""),
+    ("PATCH", "/api/nodes/{node}", {"labels": {"zone": "a"}}, ""),
+    ("DELETE", "/api/nodes/{node}", None, "NODE_ONLINE"),
+]
+
+
+def test_machines_are_for_admin_keys_and_looking_at_them_for_all(keyed: FleetProcess) -> None:
+    node = call(keyed, BOB, "GET", "/api/nodes").json()["nodes"][0]["node_id"]
+    for method, path, body, reason in MACHINES:
+        where, what = path.format(node=node), {**DEPLOY, "node_id": node} if body is DEPLOY else body
+        detail = refused(call(keyed, BOB, method, where, json=what), 403, "SCOPE_MISSING")
+        assert "the scope" in detail, where
+        allowed = call(keyed, ANN, method, where, json=what)
+        assert (allowed.json().get("reason", ""), allowed.status_code == 200) == (reason, not reason), allowed.text
+    assert call(keyed, BOB, "GET", "/api/fleet/deploy").json()["containers"] == []
+    logs = call(keyed, BOB, "GET", f"/api/fleet/logs/{node}/app")
+    assert logs.json()["reason"] == "DOCKER_UNAVAILABLE", "it may look"
+
+
+def test_programs_that_one_stays_connected_to_are_for_admin_keys(keyed: FleetProcess) -> None:
+    node = call(keyed, BOB, "GET", "/api/nodes").json()["nodes"][0]["node_id"]
+    start = fleet_pb2.ExecStreamRequest(node_id=node, start=fleet_pb2.ExecStart(command="echo done"))
+    with grpc.insecure_channel(f"localhost:{keyed.grpc_port}") as channel:
+        stub = fleet_pb2_grpc.FleetStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.ExecStream(iter([start]), metadata=(("x-api-key", BOB),)))
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        allowed = list(stub.ExecStream(iter([start]), metadata=(("x-api-key", ANN),)))
+        assert allowed[0].stdout == b"done\n"
+    address = f"ws://localhost:{keyed.port}/api/fleet/exec/{node}/stream"
+    for key, status in ((BOB, 403), ("", 401)):
+        with pytest.raises(InvalidStatus) as closed:
+            connect(address, additional_headers={"X-API-Key": key} if key else {})
+        assert closed.value.response.status_code == status
+    with connect(address, additional_headers={"X-API-Key": ANN}) as socket:
+        socket.send(json.dumps({"start": {"command": "echo done"}}))
+        assert base64.b64decode(json.loads(socket.recv())["stdout"]) == b"done\n"
 
 
 def test_a_change_of_the_file_counts_at_once_and_a_spoiled_file_changes_nothing(
