@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import queue
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 from fleet_client import FleetCommander
 
-from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.fleet_process import FleetProcess, clean_environment
 from tests.e2e.test_crashes import free_ports, until
 from tests.store.conftest import run_server
 
@@ -86,6 +88,23 @@ def test_progress_and_previews_are_seen_at_the_other_server(pair: Pair) -> None:
             if last["preview"]:
                 break
         assert base64.b64decode(last["preview"]["data"]).startswith(b"\xff\xd8")
+
+
+def test_programs_run_through_the_other_server(pair: Pair) -> None:
+    """A node is told what to do by either server, whichever holds its stream."""
+
+    def ran(client: FleetCommander) -> bool:
+        # A server tells its door when it has started.
+        reply = client.call("POST", "/api/fleet/exec/far", json={"command": "echo done"})
+        return bool(reply.json()["stdout"] == "done\n")
+
+    with FleetCommander(pair.b.url) as client:
+        until(lambda: client.status()["nodes"]["online"] == 1, "the node is online there too")
+        until(lambda: ran(client), "the server is found")
+    command = [sys.executable, "-m", "fleet_client", "exec", "-i", "far", "--", "sh", "-c", "cat; exit 6"]
+    environment = clean_environment({"FLEET_URL": pair.b.url})
+    done = subprocess.run(command, check=False, input=b"through", capture_output=True, env=environment, timeout=50)
+    assert (done.returncode, done.stdout) == (6, b"through"), done.stderr
 
 
 def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -> None:
