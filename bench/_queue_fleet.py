@@ -16,7 +16,9 @@ from bench._queue_peers import ROOT
 from bench._queue_run import Contender, answer_of, peer_variables, running
 from bench._queue_store import BenchStore, bench_store
 
-SLOTS = int(os.environ.get("FLEET_BENCH_SLOTS", "32"))
+SLOTS = int(os.environ.get("FLEET_BENCH_SLOTS", "4"))
+SEATS = int(os.environ.get("FLEET_BENCH_SEATS", "16"))
+"""Tasks that each slot's process is given at a time; the engine runs them one after the other."""
 PROMISE = "at least once, each end settled exactly once (attempt token); results on the agent's disk until acknowledged"
 _READY = re.compile(r"ready at http://\S+ .*gRPC: localhost:(\d+)")
 _START_SECONDS = 60.0
@@ -34,6 +36,7 @@ def fleet(folder: Path, fsync: str) -> Iterator[Contender]:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python"), str(_plugin(folder))]),
             "FLEET_LOG_LEVEL": "warning",
             "FLEET_AGENT_LOG_LEVEL": "warning",
+            "FLEET_AGENT_BATCH": str(SEATS),
         }
         fleet_command = [sys.executable, "-m", "fleet_client"]
         options = ["--redis-url", store.url, "--port", "0", "--grpc-port", "0", "--comfy-port", "off"]

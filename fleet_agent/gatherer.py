@@ -75,8 +75,9 @@ class Gatherer:
 
     def _judge(self, message: Message) -> tuple[int, Any]:
         """How many like this one may run together, and what they have in common. Raises what the engine does."""
-        task = task_of(message)
-        engine = self._engine(message["engine"], None if task.model is None else task.model.name)
+        model = message["model"]
+        engine = self._engine(message["engine"], None if model is None else model["name"])
         if not isinstance(engine, BatchEngine):
             raise EngineError("INVALID_FIELD", "this engine runs one task at a time")
+        task = task_of(message)
         return engine.batch_limit(task), (*(message[name] for name in _ALIKE), engine.batch_key(task))

@@ -107,6 +107,7 @@ class SlotProcess:
         """The child's end is no crash, or has been counted as one."""
         self._reader: asyncio.Task[None] | None = None
         self._inboxes: dict[str, Inbox] = {}
+        self._unwritten: list[bytes] = []
         self._loaded: tuple[Loaded, ...] = ()
         self._turn = asyncio.Semaphore(seats)
         self._at_work = 0
@@ -138,7 +139,7 @@ class SlotProcess:
                 return
             if self._crashes:
                 await asyncio.sleep(_BACKOFF_SECONDS[min(self._crashes, len(_BACKOFF_SECONDS)) - 1])
-            self._loaded, self._accounted = (), False
+            self._loaded, self._accounted, self._unwritten = (), False, []
             try:
                 batch = ("--batch", str(self.seats), "--batch-wait", str(self._batch_wait))
                 process = self._process = await spawn_child(
@@ -299,7 +300,7 @@ class SlotProcess:
             return
         inbox = self._inboxes[token] = Inbox()
         try:
-            process.stdin.write(frames.encode({"do": "run", **message}))
+            self._write(process, frames.encode({"do": "run", **message}))
             async for frame in inbox:
                 if "loaded" in frame[0]:
                     self._crashes = 0
@@ -348,8 +349,19 @@ class SlotProcess:
     def _tell(self, token: str, message: frames.Message) -> None:
         """Says it to the child, if it has been given that task."""
         process = self._process
-        if token in self._inboxes and self.pid is not None and process is not None and process.stdin is not None:
-            process.stdin.write(frames.encode(message))
+        if token in self._inboxes and self.pid is not None and process is not None:
+            self._write(process, frames.encode(message))
+
+    def _write(self, process: asyncio.subprocess.Process, data: bytes) -> None:
+        """What is said to a child in one go is one write."""
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self._write_all, process, self._unwritten)
+        self._unwritten.append(data)
+
+    def _write_all(self, process: asyncio.subprocess.Process, data: list[bytes]) -> None:
+        if process is self._process and process.stdin is not None:
+            process.stdin.write(b"".join(data))
+        data.clear()
 
     def kill(self) -> None:
         """Ends the child, and what it started, at once; no crash of its own."""
