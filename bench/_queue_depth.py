@@ -54,6 +54,7 @@ def _depth(it: Contender, count: int) -> tuple[float, float, float]:
     with it.stopped("agent"):
         empty = it.store.reading().used_bytes
         it.batches(count, wait=False)
+        it.store.await_rewrite()
         size = (it.store.reading().used_bytes - empty) / count
     # The agent may have to dial again first.
     begun = it.submitted - count + _WARM_UP
