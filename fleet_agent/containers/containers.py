@@ -89,7 +89,7 @@ class Containers:
             await self._engine.run(lambda client: _check_name(client, request.name))
             await self._images.ensure(request, tell)
             options = self._options(request, mounts, command_id)
-            return await self._engine.run(lambda client: self._start(client, request, options))
+            return await self._engine.run(lambda client: self._start(client, options, mounts))
 
     async def remove(self, name: str, grace_seconds: int) -> types_pb2.Container:
         """The container, stopped and removed with its own volumes. PRIVILEGE_FORBIDDEN where the fleet did not start
@@ -204,14 +204,16 @@ class Containers:
         return options
 
     def _start(
-        self, client: docker.DockerClient, request: fleet_pb2.DeployContainerRequest, options: dict[str, Any]
+        self, client: docker.DockerClient, options: dict[str, Any], mounts: list[BindMount]
     ) -> types_pb2.Container:
         container: Container | None = None
         try:
             container = client.containers.create(**options)
+            # An image may have been long in coming.
+            self._policy.check(mounts)
             container.start()
-            # A link that was changed since it was judged would show now; what it showed meanwhile is taken away.
-            self._policy.judge(list(request.mounts))
+            # The engine looks at the paths in its own time: what a link that was planted meanwhile shows is taken away.
+            self._policy.check(mounts)
             container.reload()
             return self._message(client, container)
         except BaseException as error:

@@ -40,6 +40,19 @@ class MountPolicy:
                 raise CommandFault("INVALID_FIELD", f"mounts[{index}]: {target} is mounted twice")
         return found
 
+    def check(self, mounts: Sequence[BindMount]) -> None:
+        """What was judged is still what it was: on no path has a folder become a link since. Blocks.
+
+        Raises CommandFault MOUNT_FORBIDDEN.
+        """
+        for index, mount in enumerate(mounts):
+            try:
+                same = self._real(mount.source)[0] == mount.source
+            except OSError:
+                same = False
+            if not same:
+                raise self._refusal(f"mounts[{index}]")
+
     def _one(self, field: str, mount: str) -> BindMount:
         source, target, read_only = _parts(field, mount)
         # By its words first: of what lies outside the list nobody learns whether it exists.

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
+import docker
 import httpx
 import pytest
+from fleet.v1 import fleet_pb2, types_pb2
 from pydantic import ValidationError
 
 from fleet_agent.commands import CommandFault
+from fleet_agent.containers.containers import Containers
 from fleet_agent.containers.mounts import BindMount, MountPolicy
+from fleet_agent.docker_engine import DockerEngine
 from fleet_agent.settings import AgentSettings
 from tests.containers.conftest import NODE
-from tests.docker_daemon import IMAGE
+from tests.docker_daemon import IMAGE, DockerDaemon
 
 
 @pytest.fixture
@@ -121,6 +126,53 @@ def test_settings_of_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AgentSettings().mount_roots == ()
     with pytest.raises(ValidationError):
         AgentSettings(docker_host="tcp://127.0.0.1:2375")
+
+
+class Swapped(MountPolicy):
+    """Somebody puts a link to the outside in a folder's place, just before the path is looked at for the nth time."""
+
+    def __init__(self, root: Path, looks: int) -> None:
+        super().__init__([root])
+        self._root, self._looks = root, looks
+
+    def check(self, mounts: Sequence[BindMount]) -> None:
+        self._looks -= 1
+        if not self._looks:
+            (self._root / "inner").rename(self._root / "kept")
+            (self._root / "inner").symlink_to(self._root.parent / "outside")
+            # The way that was asked for is an honest one again.
+            (self._root / "way").unlink()
+            (self._root / "way").symlink_to(self._root / "kept")
+        super().check(mounts)
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("look", [1, 2, 3])
+async def test_a_folder_that_is_swapped_after_it_was_judged(
+    root: Path, engine: DockerDaemon, dockerd: docker.DockerClient, look: int
+) -> None:
+    """Before the start, and after it; the twin is one where it comes too late to matter."""
+    (root / "way").symlink_to(root / "inner")
+    room = DockerEngine(engine.url)
+    containers = Containers(NODE, room, Swapped(root, look))
+    request = fleet_pb2.DeployContainerRequest(image=IMAGE, name="swapped", mounts=[f"{root}/way:/x"])
+    request.pull, request.restart_policy = types_pb2.PULL_POLICY_NEVER, types_pb2.RESTART_POLICY_NO
+
+    async def tell(*_: object) -> None:
+        """Nothing is pulled."""
+
+    try:
+        if look == 3:
+            await containers.deploy(request, "c1", tell)
+            (mount,) = dockerd.containers.get("swapped").attrs["Mounts"]
+            assert mount["Source"] == f"{root}/inner"
+            return
+        with pytest.raises(CommandFault) as caught:
+            await containers.deploy(request, "c1", tell)
+        assert caught.value.reason == "MOUNT_FORBIDDEN"
+        assert dockerd.containers.list(all=True) == []
+    finally:
+        await room.close()
 
 
 @pytest.mark.usefixtures("clean")
