@@ -92,12 +92,14 @@ class FileRoutes:
         return StreamingResponse(self._files.read(known.reference), 200, headers)
 
     async def _on_its_node(self, name: FileName, who: Who) -> Response | None:
-        """A file of a prompt that still runs: its node has it."""
+        """A file of a prompt that still runs: its node has it. Only what the prompt has made: others' lie beside it."""
         tag = untagged(name.name)
         prompt = await self._parts.prompts.get(tag[0], who) if tag is not None else None
         if tag is None or prompt is None or prompt.record.state.ended or not prompt.record.node_id:
             return None
-        for text in tag[1]:
+        live = self._parts.tracker.live(prompt.prompt_id)
+        made = live.files if live is not None else set()
+        for text in (text for text in tag[1] if (text, name.subfolder, name.type) in made):
             target = "/view?" + urlencode({"filename": text, "subfolder": name.subfolder, "type": name.type})
             stack = AsyncExitStack()
             try:

@@ -18,6 +18,8 @@ ENGINE = "comfyui"
 """The name of the engine that runs graphs."""
 
 _UPLOADS = {"image_upload": "image", "video_upload": "video", "audio_upload": "audio", "file_upload": "file"}
+_BROUGHT = re.compile(r"(?:^|/)fleet-[0-9a-f]{32}/")
+"""In the name of a file that was brought for a prompt of ours: it is its owner's alone."""
 _ANNOTATED = re.compile(r"(.+) \[(input|output|temp)\]", re.DOTALL)
 
 
@@ -197,6 +199,28 @@ def merged(infos: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
             elif isinstance(one, dict) and one is not whole[name]:
                 whole[name] = _with_choices(whole[name], one)
     return whole
+
+
+def without_brought(info: Mapping[str, Json]) -> dict[str, Json]:
+    """A reply of /object_info without the files that were brought to that ComfyUI for prompts of ours."""
+    return {name: _less(one) if isinstance(one, dict) else one for name, one in info.items()}
+
+
+def _less(one: dict[str, Json]) -> dict[str, Json]:
+    parts = one.get("input")
+    changed = {
+        part: {name: _fewer(spec) for name, spec in inputs.items()} if isinstance(inputs, dict) else inputs
+        for part, inputs in (parts.items() if isinstance(parts, dict) else ())
+    }
+    return one if changed == (parts or {}) else {**one, "input": changed}
+
+
+def _fewer(spec: Json) -> Json:
+    choices = _choices(spec)
+    kept = [one for one in choices or () if not (isinstance(one, str) and _BROUGHT.search(one))]
+    if choices is None or len(kept) == len(choices):
+        return spec
+    return [kept, *spec[1:]] if isinstance(spec[0], list) else [spec[0], {**spec[1], "options": kept}, *spec[2:]]
 
 
 def _with_choices(base: dict[str, Json], other: Mapping[str, Json]) -> dict[str, Json]:

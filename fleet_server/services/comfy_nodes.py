@@ -20,7 +20,7 @@ from urllib.parse import quote
 import structlog
 from fleet.v1 import command_pb2
 
-from fleet_server.domain.comfy import ENGINE, Catalogue, merged
+from fleet_server.domain.comfy import ENGINE, Catalogue, merged, without_brought
 from fleet_server.domain.errors import FleetError
 from fleet_server.protojson import dumps_exact, loads_exact
 from fleet_server.services.commands import CommandStream
@@ -258,7 +258,7 @@ class ComfyNodes:
             files = await self.get(node_id, f"/models/{quote(str(folder), safe='')}")
             models[str(folder)] = files if isinstance(files, list) else []
         return {
-            "object_info": info,
+            "object_info": await asyncio.to_thread(without_brought, info),
             "models": models,
             "embeddings": await self.get(node_id, "/embeddings") or [],
             "system_stats": await self.get(node_id, "/system_stats"),

@@ -18,7 +18,7 @@ from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobRecord, JobState
-from fleet_server.services.comfy_views import Prompt, end_message, history_entry, is_prompt, tagged_outputs
+from fleet_server.services.comfy_views import Prompt, end_message, history_entry, is_prompt, made_files, tagged_outputs
 from fleet_server.services.events import EventHub
 from fleet_server.services.frames import Frame, FrameHub
 from fleet_server.services.mailbox import EventFilter
@@ -55,6 +55,8 @@ class Live:
     progress_state: str | None = None
     finished: list[str] = field(default_factory=list)
     messages: list[Json] = field(default_factory=list)
+    files: set[tuple[str, str, str]] = field(default_factory=set)
+    """Name, folder and type, as its node named them, of what it has made so far."""
     end: tuple[str, str] | None = None
     """What the node said of the end: the type of the frame and its text."""
 
@@ -62,7 +64,7 @@ class Live:
         """The attempt was lost: what it told is void."""
         self.running = self.told_running = False
         self.executing = self.node = self.progress_state = self.end = None
-        self.finished, self.messages = [], []
+        self.finished, self.messages, self.files = [], [], set()
 
     def replay(self) -> list[str]:
         """What a client is told that comes back while the prompt runs."""
@@ -145,9 +147,8 @@ class ComfyTracker:
         try:
             while True:
                 try:
-                    async with aclosing(
-                        self._hub.watch(EventFilter(kinds=_KINDS, job_types=_TYPES), listening=self._look_again)
-                    ) as events:
+                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES, hurried=lambda: bool(self._open))
+                    async with aclosing(self._hub.watch(wanted, listening=self._look_again)) as events:
                         async for event in events:
                             await self._on_event(event)
                     return
@@ -309,6 +310,7 @@ class ComfyTracker:
             nodes = data.get("nodes") or {}
             live.finished = [node for node, state in nodes.items() if state.get("state") == "finished"]
         elif kind == "executed":
+            live.files.update(made_files(data.get("output")))
             output = tagged_outputs({"": data.get("output")}, live.job_id)[""]
             text = _text(kind, {**data, "output": output})
         self._audience.frame(live, kind, text)

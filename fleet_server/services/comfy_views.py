@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fleet.v1 import types_pb2
@@ -162,6 +162,14 @@ def untagged(filename: str) -> tuple[str, tuple[str, ...]] | None:
 def tagged_outputs(outputs: Mapping[str, Json], prompt_id: str) -> dict[str, Json]:
     """The outputs of nodes with the names that clients get."""
     return {node_id: _tagged_output(output, prompt_id) for node_id, output in outputs.items()}
+
+
+def made_files(output: Json) -> Iterator[tuple[str, str, str]]:
+    """Name, folder and type of the files in what a node shows."""
+    for listed in output.values() if isinstance(output, dict) else ():
+        for one in listed if isinstance(listed, list) else ():
+            if isinstance(one, dict) and isinstance(one.get("filename"), str) and one.get("type") in _KEPT:
+                yield one["filename"], str(one.get("subfolder") or ""), one["type"]
 
 
 def _tagged_output(output: Json, prompt_id: str) -> Json:

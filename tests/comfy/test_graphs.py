@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from fleet_server.domain.comfy import Catalogue, FileName, Need, ancestors, merged, needs_of
+from fleet_server.domain.comfy import Catalogue, FileName, Need, ancestors, merged, needs_of, without_brought
 from fleet_server.domain.comfy_check import check
 from fleet_server.domain.feasibility import feasible
 from fleet_server.domain.job import Lane, Priority
@@ -214,6 +214,15 @@ def test_a_recorded_decision_of_graphs_is_made_again(tmp_path: Path) -> None:
     assert replay([line]).differences == []
     (again,) = read_decisions([line])
     assert feasible(again.situation.nodes[1], lanes[0]) == feasible(nodes[1], lanes[0]) is not None
+
+
+def test_files_that_were_brought_for_somebody_are_in_no_list() -> None:
+    brought = f"3d/fleet-{'0a' * 16}/x.glb"
+    for form in ([["a.glb", brought]], ["COMBO", {"options": ["a.glb", brought]}], [[brought], {"file_upload": True}]):
+        shown = without_brought({"L": node_class("L", {"m": form, "n": ["INT", {}]}), "odd": []})
+        assert brought not in orjson.dumps(shown).decode() and shown["L"]["input"]["required"]["n"] == ["INT", {}]
+    other = {"L": node_class("L", {"m": combo("fleet-x/a.png", "a.png")})}
+    assert without_brought(other) == other
 
 
 def test_limits_that_are_no_json_are_no_limits() -> None:

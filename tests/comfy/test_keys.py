@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from websockets.exceptions import InvalidStatus
 
 from tests.comfy.client import Listener
 from tests.comfy.house import House, house_in, progress
-from tests.comfy_node import Script
+from tests.comfy.test_uploads import load
+from tests.comfy_node import Failure, Script
 
 Json = Any
 KEYS = {"ann": "ann-key-0123456789abcdef", "bob": "bob-key-0123456789abcdef", "boss": "boss-key-0123456789abcdef"}
@@ -106,6 +110,44 @@ def test_uploads_are_ones_own(house: House) -> None:
         assert ann.get("/view", params=asked).content == png
         assert bob.get("/view", params=asked).content == b"bob"
         assert house.http.get("/view", params=asked).status_code == 404
+
+
+def test_what_lies_at_a_node_is_its_owners(house: House) -> None:
+    """Nodes have one folder of inputs and one of outputs for everybody; a running prompt opens neither."""
+    node = house.nodes["n1"]
+    with (
+        httpx.Client(base_url=house.url, headers=headers("ann")) as ann,
+        httpx.Client(base_url=house.url, headers=headers("bob")) as bob,
+        Listener(house.socket_url, "hears", headers=headers("ann")) as own,
+    ):
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(out, "PNG")
+        assert ann.post("/upload/image", files={"image": ("secret.png", out.getvalue())}).status_code == 200
+        node.script.failures["SaveImage"] = [Failure()]
+        failed = ann.post("/prompt", json={"prompt": load("secret.png"), "client_id": "hears"}).json()["prompt_id"]
+        own.wait(kind="end", prompt_id=failed)
+        done = ann.post("/prompt", json={"prompt": load("secret.png"), "client_id": "hears"}).json()["prompt_id"]
+        own.wait(kind="end", prompt_id=done)
+        sent = node.called("POST", "/prompt")[-1].body["prompt"]["1"]["inputs"]["image"]
+        assert sent != "secret.png"
+        told = json.dumps([frame for frame in own.frames if isinstance(frame, dict)])
+        told += ann.get("/history").text + ann.get(f"/api/jobs/{failed}").text
+        assert sent.partition("/")[0] not in told, "clients hear of the names that they gave"
+        for name in ("secret.png", sent):
+            refused = bob.post("/prompt", json={"prompt": load(name)})
+            missing = bob.post("/prompt", json={"prompt": load("never-there.png")})
+            assert refused.status_code == missing.status_code == 400
+            assert refused.json() == json.loads(missing.text.replace("never-there.png", name))
+        # A file of ann's, asked for as one of a prompt of bob's that runs on the same node.
+        (image,) = ann.get(f"/history/{done}").json()[done]["outputs"]["2"]["images"]
+        node.script.hold_at = 1
+        running = bob.post("/prompt", json={"prompt": progress(seed=77)}).json()["prompt_id"]
+        assert node.script.held.wait(30)
+        plain = image["filename"].replace(done.replace("-", ""), running.replace("-", ""))
+        assert bob.get("/view", params={**image, "filename": plain}).status_code == 404
+        assert ann.get("/view", params=image).status_code == 200
+        node.script.release()
+        house.until(lambda: bob.get(f"/history/{running}").json(), "it is over")
 
 
 def test_what_is_everybodys_is_for_admins(house: House) -> None:

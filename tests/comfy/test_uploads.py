@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ def test_a_file_reaches_the_node_before_its_prompt(house: House, name: str) -> N
     assert entry["status"]["completed"]
     node = house.nodes["n1"]
     files = node.app.files.data
-    assert files["input", "", name] == data
+    (folder,) = (folder for kind, folder, text in files if (kind, text) == ("input", name))
+    assert files["input", folder, name] == data and re.fullmatch("fleet-[0-9a-f]{32}", folder)
+    sent = node.called("POST", "/prompt")[-1].body["prompt"]["1"]["inputs"]["image"]
+    assert sent == f"{folder}/{name}", "nobody else's graph finds it there"
+    assert entry["prompt"][2] == load(name), "who submitted it sees what was submitted"
     paths = [call.path for call in node.calls if call.path in ("/upload/image", "/prompt")]
     assert paths.index("/upload/image") < len(paths) - 1 and paths[-1] == "/prompt"
 
@@ -139,7 +144,7 @@ def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: Ho
         "class_type": "FleetProgress",
         "inputs": {"width": 64, "height": 64, "steps": 1, "seed": seed, "step_ms": 0, "fail_at": 0},
     }
-    graph["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "w"}}
+    graph["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "w.png"}}
     api = f"{house.server.url}/api/queue/jobs"
     reply = house.http.post(api, json={"job_type": "image_gen", "payload": {"workflow": graph}})
     assert reply.status_code == 200, reply.text
@@ -149,6 +154,10 @@ def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: Ho
     assert len(job["result"]["outputs"]) == 2
     sent = next(c.body for c in house.nodes["n1"].called("POST", "/prompt") if c.body["prompt_id"] == job_id)
     assert sent["prompt"]["3"]["inputs"]["seed"] == seed
+    assert sent["prompt"]["1"]["inputs"]["image"].endswith("/w.png")
+    assert sent["prompt"]["4"]["inputs"]["filename_prefix"] == "w.png", (
+        "what names no file stays"
+    )
     for wrong, word in (
         ({"workflow": [1]}, "payload.workflow: must be an object"),
         ({"workflow": {}}, "payload.workflow: must be a graph"),

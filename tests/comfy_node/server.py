@@ -215,7 +215,7 @@ class NodeApp:
     def object_info(self) -> dict[str, Any]:
         """The classes, their lists of files filled in."""
         found = json.loads(json.dumps(dict(self._script.node_classes)))
-        inputs = [name for kind, _, name in self.files.data if kind == "input"]
+        inputs = [name for kind, folder, name in self.files.data if (kind, folder) == ("input", "")]
         for name, field_name, listed in (
             ("CheckpointLoaderSimple", "ckpt_name", list(self._script.checkpoints)),
             ("LoraLoader", "lora_name", list(self._script.loras)),

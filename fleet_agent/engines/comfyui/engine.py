@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid
@@ -15,7 +14,6 @@ from fleet_agent.engines.base import (
     EngineInfo,
     EngineResult,
     EngineSettings,
-    InputFile,
     LoadedModel,
     LoraUse,
     ModelFile,
@@ -24,6 +22,7 @@ from fleet_agent.engines.base import (
     Task,
 )
 from fleet_agent.engines.comfyui import templates
+from fleet_agent.engines.comfyui.brought import Brought
 from fleet_agent.engines.comfyui.client import ComfyClient
 from fleet_agent.engines.comfyui.outputs import bring, files_of
 from fleet_agent.engines.comfyui.watch import Watch, cancel_upstream
@@ -41,6 +40,7 @@ class _Prompt:
 
     graph: dict[str, Any]
     extra: Mapping[str, Any]
+    brought: Brought
     targets: tuple[str, ...] = ()
     watched: bool = False
     """Somebody follows it by ComfyUI's own protocol."""
@@ -104,14 +104,14 @@ class ComfyUIEngine:
         prompt = self._workflow(task) if "workflow_json" in task.fields else self._template(task)
         self._make_room(prompt.graph)
         entry, prompt_id = self._followed(task, prompt, report)
-        self._raise_failure(entry, prompt, _record(entry, prompt_id, task.job_id))
+        self._raise_failure(entry, prompt, _record(entry, prompt, prompt_id, task.job_id))
         if task.model is not None:
             self._shown = self.load(task.model, task.loras)
         files = files_of(entry, temporary=prompt.watched)
         outputs = bring(
             self._client, files, task.output_folder, report, seed=prompt.seed, duration_seconds=prompt.seconds
         )
-        return EngineResult(tuple(outputs), record_json=_record(entry, prompt_id, task.job_id))
+        return EngineResult(tuple(outputs), record_json=_record(entry, prompt, prompt_id, task.job_id))
 
     def _followed(self, task: Task, prompt: _Prompt, report: Reporter) -> tuple[dict[str, Any], str]:
         """The history's entry of the prompt, and ComfyUI's id for it. Whatever ends this early ends it there too."""
@@ -143,6 +143,7 @@ class ComfyUIEngine:
             graph=prompt.graph,
             job_id=task.job_id,
             pass_on=prompt.watched,
+            plain=prompt.brought.plain,
         )
         try:
             return watch.run(submit), sent
@@ -163,7 +164,7 @@ class ComfyUIEngine:
         if kind != "execution_error":
             raise EngineError("ENGINE_FAILED", "the prompt was interrupted at its node", again, result=result)
         why = f"{data.get('exception_type')}: {str(data.get('exception_message')).strip()}"
-        detail = f"{data.get('node_type')} (node {data.get('node_id')}): {why}"
+        detail = prompt.brought.plain(f"{data.get('node_type')} (node {data.get('node_id')}): {why}")
         reason = Reason.ENGINE_FAILED
         if _OUT_OF_MEMORY.search(why):
             reason = Reason.OUT_OF_MEMORY
@@ -197,6 +198,7 @@ class ComfyUIEngine:
                 raise EngineError("MODEL_NOT_FOUND", "ComfyUI has no checkpoint", retryable=True)
         checkpoint = named[0] if task.model is None else task.model.name
         video = task.job_type == "video_gen"
+        brought = Brought(self._client)
         still = templates.Still(
             checkpoint=checkpoint,
             fields=task.fields,
@@ -204,18 +206,18 @@ class ComfyUIEngine:
             loras=task.loras,
             # The folders of our outputs; a name of the job's own, since ComfyUI counts by name.
             prefix=f"{'animatediff' if video else 'comfyui'}/{task.job_id}",
-            init=self._uploaded(task, "init_image"),
-            mask=self._uploaded(task, "mask_image"),
+            init=self._uploaded(task, "init_image", brought),
+            mask=self._uploaded(task, "mask_image", brought),
         )
         names = {field: self._client.values("KSampler", field) for field in ("sampler_name", "scheduler")}
         sampling = templates.Sampling(names["sampler_name"], names["scheduler"])
         if not video:
-            return _Prompt(templates.image_graph(still, sampling), {}, seed=task.seed)
+            return _Prompt(templates.image_graph(still, sampling), {}, brought, seed=task.seed)
         frames, fps = int(str(task.fields["frames"])), float(str(task.fields["fps"]))
         combine = self._client.node_class(templates.VIDEO_COMBINE) is not None
         motion = templates.Motion(self._motion_module(), frames, fps, combine)
         graph = templates.clip_graph(still, sampling, motion)
-        return _Prompt(graph, {}, seed=task.seed, seconds=frames / fps)
+        return _Prompt(graph, {}, brought, seed=task.seed, seconds=frames / fps)
 
     def _motion_module(self) -> str:
         there = self._client.values(templates.MOTION_LOADER, "model_name")
@@ -226,7 +228,7 @@ class ComfyUIEngine:
             raise EngineError("MODEL_NOT_FOUND", f"ComfyUI does not have {wanted}", retryable=True)
         return self._motion
 
-    def _uploaded(self, task: Task, field: str) -> str | None:
+    def _uploaded(self, task: Task, field: str, brought: Brought) -> str | None:
         """The name that the picture of this field has in ComfyUI."""
         reference = task.fields.get(field)
         if reference is None:
@@ -234,11 +236,8 @@ class ComfyUIEngine:
         files = task.inputs.get(str(reference))
         if not files:
             raise EngineError("INPUT_NOT_FOUND", f"{field}: {reference} was not brought to the node")
-        file = files[0]
-        # Named by its content: the same picture is kept once.
-        name = f"fleet-{_digest(file)}{_ENDINGS.get(file.content_type, '.png')}"
-        with file.path.open("rb") as data:
-            return self._client.upload(name, "", "input", file.content_type, data)
+        name = f"{field}{_ENDINGS.get(files[0].content_type, '.png')}"
+        return brought.put(str(reference), name, "", "input", files[0])
 
     def _workflow(self, task: Task) -> _Prompt:
         """The caller's graph, its files brought to ComfyUI first."""
@@ -250,36 +249,17 @@ class ComfyUIEngine:
             raise EngineError("INVALID_FIELD", f"workflow: must be JSON ({error})") from error
         if not isinstance(graph, dict) or not isinstance(extra, dict):
             raise EngineError("INVALID_FIELD", "workflow: must be a graph in ComfyUI's API format")
+        brought = Brought(self._client)
         for one in fields.get("inputs", ()):
             files = task.inputs.get(one["reference"])
             if not files:
                 raise EngineError("INPUT_NOT_FOUND", f"workflow: {one['reference']} was not brought to the node")
-            self._put(graph, one, files[0])
+            brought.put_for(graph, one, files[0])
         said: Mapping[str, Any] = fields.get("prompt") or {}
-        return _Prompt(graph, extra, tuple(said.get("targets", ())), watched="prompt" in fields)
-
-    def _put(self, graph: dict[str, Any], one: Mapping[str, Any], file: InputFile) -> None:
-        """Uploads a file; where another of its name is there, the graph is given the name that it got."""
-        name, subfolder, kind = one["filename"], one.get("subfolder", ""), one.get("type") or "input"
-        with file.path.open("rb") as data:
-            got = self._client.upload(name, subfolder, kind, file.content_type, data)
-        meant = f"{subfolder}/{name}" if subfolder else name
-        if got == meant:
-            return
-        old = {f"{meant} [{kind}]"} | ({meant} if kind == "input" else set())
-        for node in graph.values():
-            inputs = node.get("inputs", {})
-            for field, value in inputs.items():
-                if isinstance(value, str) and value in old:
-                    inputs[field] = got if kind == "input" else f"{got} [{kind}]"
+        return _Prompt(graph, extra, brought, tuple(said.get("targets", ())), watched="prompt" in fields)
 
 
-def _record(entry: Mapping[str, Any], prompt_id: str, job_id: str) -> str:
-    """What is kept of a history's entry, its prompt named as we do."""
-    text = json.dumps({name: entry.get(name) for name in ("outputs", "status", "meta")})
+def _record(entry: Mapping[str, Any], prompt: _Prompt, prompt_id: str, job_id: str) -> str:
+    """What is kept of a history's entry, its prompt and its files named as we do."""
+    text = prompt.brought.plain(json.dumps({name: entry.get(name) for name in ("outputs", "status", "meta")}))
     return text if prompt_id == job_id else text.replace(prompt_id, job_id)
-
-
-def _digest(file: InputFile) -> str:
-    with file.path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()[:32]

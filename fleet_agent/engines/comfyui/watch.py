@@ -56,7 +56,10 @@ class Progress:
 
 
 class Watch:
-    """One prompt. `prompt_id` is ComfyUI's name for it, `job_id` ours: frames that are passed on carry ours."""
+    """One prompt. `prompt_id` is ComfyUI's name for it, `job_id` ours: frames that are passed on carry ours.
+
+    `plain` gives the files that were brought the names that the client knows.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Watch:
         graph: Mapping[str, Any],
         job_id: str,
         pass_on: bool,
+        plain: Callable[[str], str] = str,
         patience_seconds: float = 30,
     ) -> None:
         self._client = client
@@ -75,6 +79,7 @@ class Watch:
         self._progress = Progress(graph)
         self._job_id = job_id
         self._pass_on = pass_on
+        self._plain = plain
         self._patience = patience_seconds
         self._prompt_id = ""
 
@@ -192,7 +197,7 @@ class Watch:
 
     def _renamed(self, message: dict[str, Any]) -> str:
         """The frame as our clients know its prompt."""
-        text = json.dumps(message)
+        text = self._plain(json.dumps(message))
         return text if self._job_id == self._prompt_id else text.replace(self._prompt_id, self._job_id)
 
     def _picture(self, frame: bytes) -> None:

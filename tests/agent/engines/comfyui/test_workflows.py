@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -72,7 +73,9 @@ def test_files_of_a_workflow_get_the_names_that_comfyui_gives(node: ComfyNode, t
         workflow_task(tmp_path, graph, fields={"inputs": wanted}, inputs=inputs), Recorder()
     )
     [call] = node.called("POST", "/prompt")
-    assert call.body["prompt"]["1"]["inputs"]["image"] == "sub/in (1).png"
+    sent = call.body["prompt"]["1"]["inputs"]["image"]
+    assert re.fullmatch(r"sub/fleet-[0-9a-f]{32}/in\.png", sent), "a folder of its own, which nobody can guess"
+    assert node.app.files.data["input", sent.removesuffix("/in.png"), "in.png"] == b"mine"
     assert node.app.files.data["input", "sub", "in (1).png"] == b"mine"
 
 

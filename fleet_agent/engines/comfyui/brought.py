@@ -1,0 +1,66 @@
+"""Files that are brought to ComfyUI for a task: each in a folder of its own, whose name nobody else can guess.
+
+A ComfyUI has one folder of inputs for everybody, and graphs name what lies there. Under its plain name an owner's file
+would be there for any other owner's graph; so it is sent under a name made of its reference, which only its owner has,
+and what is told of the prompt names it plainly again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from fleet_agent.engines.base import InputFile
+from fleet_agent.engines.comfyui.client import ComfyClient
+
+_UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload")
+
+
+class Brought:
+    """The files of one task."""
+
+    def __init__(self, client: ComfyClient) -> None:
+        self._client = client
+        self._folders: set[str] = set()
+        self._named: dict[str, frozenset[str]] = {}
+
+    def put(self, reference: str, name: str, subfolder: str, kind: str, file: InputFile) -> str:
+        """Uploads a file; what graphs call it, without an annotation. Raises EngineError."""
+        own = f"fleet-{hashlib.sha256(reference.encode()).hexdigest()[:32]}"
+        self._folders.add(own)
+        folder = f"{subfolder}/{own}" if subfolder else own
+        with file.path.open("rb") as data:
+            return self._client.upload(name, folder, kind, file.content_type, data)
+
+    def put_for(self, graph: Mapping[str, Any], one: Mapping[str, Any], file: InputFile) -> None:
+        """Uploads a file that the graph names, and changes the name in the inputs that take files."""
+        name, subfolder, kind = one["filename"], one.get("subfolder", ""), one.get("type") or "input"
+        got = self.put(one["reference"], name, subfolder, kind, file)
+        meant = f"{subfolder}/{name}" if subfolder else name
+        old = {f"{meant} [{kind}]"} | ({meant} if kind == "input" else set())
+        new = got if kind == "input" else f"{got} [{kind}]"
+        for node in graph.values():
+            inputs = node.get("inputs", {})
+            for field in [field for field, value in inputs.items() if isinstance(value, str) and value in old]:
+                if field in self._file_inputs(str(node.get("class_type"))):
+                    inputs[field] = new
+
+    def plain(self, text: str) -> str:
+        """A text of ComfyUI's with the files named as the graph named them."""
+        for own in self._folders:
+            text = text.replace(f"{own}/", "")
+        return text
+
+    def _file_inputs(self, class_type: str) -> frozenset[str]:
+        """The inputs of a class that name files; a prompt's text may be the same word."""
+        known = self._named.get(class_type)
+        if known is None:
+            inputs = (self._client.node_class(class_type) or {}).get("input", {})
+            known = self._named[class_type] = frozenset(
+                name
+                for part in ("required", "optional")
+                for name, spec in (inputs.get(part) or {}).items()
+                if len(spec) > 1 and isinstance(spec[1], dict) and any(spec[1].get(word) for word in _UPLOADS)
+            )
+        return known
