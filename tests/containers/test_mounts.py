@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,10 +153,11 @@ async def test_a_folder_that_is_swapped_after_it_was_judged(
     root: Path, engine: DockerDaemon, dockerd: docker.DockerClient, look: int
 ) -> None:
     """Before the start, and after it; the twin is one where it comes too late to matter."""
+    name = f"swapped-{look}"
     (root / "way").symlink_to(root / "inner")
     room = DockerEngine(engine.url)
     containers = Containers(NODE, room, Swapped(root, look))
-    request = fleet_pb2.DeployContainerRequest(image=IMAGE, name="swapped", mounts=[f"{root}/way:/x"])
+    request = fleet_pb2.DeployContainerRequest(image=IMAGE, name=name, mounts=[f"{root}/way:/x"])
     request.pull, request.restart_policy = types_pb2.PULL_POLICY_NEVER, types_pb2.RESTART_POLICY_NO
 
     async def tell(*_: object) -> None:
@@ -164,13 +166,16 @@ async def test_a_folder_that_is_swapped_after_it_was_judged(
     try:
         if look == 3:
             await containers.deploy(request, "c1", tell)
-            (mount,) = dockerd.containers.get("swapped").attrs["Mounts"]
+            (mount,) = dockerd.containers.get(name).attrs["Mounts"]
             assert mount["Source"] == f"{root}/inner"
             return
         with pytest.raises(CommandFault) as caught:
             await containers.deploy(request, "c1", tell)
         assert caught.value.reason == "MOUNT_FORBIDDEN"
         assert dockerd.containers.list(all=True) == []
+        which = {"container": name, "event": "start"}
+        starts = dockerd.events(since=1, until=int(time.time()) + 1, filters=which, decode=True)
+        assert len(list(starts)) == look - 1, "it is not started at all where that can be helped"
     finally:
         await room.close()
 
