@@ -155,9 +155,7 @@ def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: Ho
     sent = next(c.body for c in house.nodes["n1"].called("POST", "/prompt") if c.body["prompt_id"] == job_id)
     assert sent["prompt"]["3"]["inputs"]["seed"] == seed
     assert sent["prompt"]["1"]["inputs"]["image"].endswith("/w.png")
-    assert sent["prompt"]["4"]["inputs"]["filename_prefix"] == "w.png", (
-        "what names no file stays"
-    )
+    assert sent["prompt"]["4"]["inputs"]["filename_prefix"] == "w.png", "what names no file stays"
     for wrong, word in (
         ({"workflow": [1]}, "payload.workflow: must be an object"),
         ({"workflow": {}}, "payload.workflow: must be a graph"),

@@ -60,7 +60,7 @@ def test_a_graph_of_many_nodes_is_told_in_percent(node: ComfyNode, tmp_path: Pat
     assert [step for step, _ in recorder.steps] == [0, 20, 40, 60, 80, 100]
 
 
-def test_files_of_a_workflow_get_the_names_that_comfyui_gives(node: ComfyNode, tmp_path: Path) -> None:
+def test_files_of_a_workflow_lie_apart_and_their_inputs_say_where(node: ComfyNode, tmp_path: Path) -> None:
     node.app.files.data["input", "sub", "in.png"] = b"another's"
     (tmp_path / "mine").write_bytes(b"mine")
     graph = {
@@ -76,7 +76,8 @@ def test_files_of_a_workflow_get_the_names_that_comfyui_gives(node: ComfyNode, t
     sent = call.body["prompt"]["1"]["inputs"]["image"]
     assert re.fullmatch(r"sub/fleet-[0-9a-f]{32}/in\.png", sent), "a folder of its own, which nobody can guess"
     assert node.app.files.data["input", sent.removesuffix("/in.png"), "in.png"] == b"mine"
-    assert node.app.files.data["input", "sub", "in (1).png"] == b"mine"
+    assert node.app.files.data["input", "sub", "in.png"] == b"another's"
+    assert call.body["prompt"]["2"]["inputs"]["filename_prefix"] == "sub/in.png", "that names no file"
 
 
 def test_frames_of_other_prompts_are_nobodys_here(node: ComfyNode, tmp_path: Path) -> None:
