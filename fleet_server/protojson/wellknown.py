@@ -26,24 +26,28 @@ def value_out(value: Any) -> Any:
     """Free JSON; integral numbers within 2^53 as integers, an unset Value as null. Raises ValueError for NaN
     and Infinity.
     """
-    kind = value.WhichOneof("kind")
-    if kind == "string_value":
-        return value.string_value
-    if kind == "number_value":
-        number = value.number_value
+    # What is not empty is the member that is set: one look, where asking for the member's name takes two.
+    text = value.string_value
+    if text:
+        return text
+    number = value.number_value
+    if number:
         if -SAFE <= number <= SAFE:
             whole = int(number)
             return whole if whole == number else number
         if not -DOUBLE_MAX <= number <= DOUBLE_MAX:
             raise ValueError(f"Value.number_value is {number}, which JSON cannot hold")
         return number
+    kind = value.WhichOneof("kind")
     if kind == "bool_value":
         return value.bool_value
     if kind == "struct_value":
         return struct_out(value.struct_value)
     if kind == "list_value":
         return [value_out(item) for item in value.list_value.values]
-    return None
+    if kind == "string_value":
+        return ""
+    return 0 if kind == "number_value" else None
 
 
 def struct_out(message: Any) -> dict[str, Any]:
