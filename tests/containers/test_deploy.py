@@ -172,17 +172,17 @@ def test_a_drain_waits_for_containers_and_removes_them_at_its_deadline(
         assert asked() == b"asked\n"
         drain(3600)
         # The one that is still being pulled counts too.
-        wait_until_now(lambda: drain()["remaining_containers"] == 3)
+        wait_until_now(lambda: drain()["remaining_containers"] == 3, seconds=45)
         assert refused(door, 503, "NO_NODE", "late").startswith("node_id")
         assert door.delete(f"/api/fleet/deploy/{NODE}/first").status_code == 200
-        wait_until_now(lambda: drain()["remaining_containers"] == 2)
+        wait_until_now(lambda: drain()["remaining_containers"] == 2, seconds=45)
         # The deadline is now: what runs is removed, what is not there yet is waited for.
         drain(0)
-        wait_until_now(lambda: names(dockerd) == ["theirs"])
-        wait_until_now(lambda: drain()["remaining_containers"] == 1)
+        wait_until_now(lambda: names(dockerd) == ["theirs"], seconds=45)
+        wait_until_now(lambda: drain()["remaining_containers"] == 1, seconds=45)
         assert not drain()["done"]
     assert pulls.result().json()["reason"] == "REGISTRY_UNAVAILABLE"
-    wait_until_now(lambda: drain()["done"])
+    wait_until_now(lambda: drain()["done"], seconds=45)
     assert dockerd.containers.get("theirs").status == "running"
     assert door.post(f"{path}/uncordon").json()["drain"] is None
     deployed(door, "after")
