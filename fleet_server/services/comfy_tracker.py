@@ -147,7 +147,7 @@ class ComfyTracker:
         try:
             while True:
                 try:
-                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES, hurried=lambda: bool(self._open))
+                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES)
                     async with aclosing(self._hub.watch(wanted, listening=self._look_again)) as events:
                         async for event in events:
                             await self._on_event(event)
