@@ -134,7 +134,8 @@ def sockets(house: House, count: int, running: int, seconds: float) -> None:
     step = 1 / _A_SECOND
     script = {"step_seconds": step, "preview_bytes": PREVIEW_BYTES}
     nodes = [house.join(f"n{number}", Script(**script)) for number in range(running)]  # type: ignore[arg-type]
-    house.settled()
+    # Each agent's start takes seconds of processor time.
+    house.settled(50 + 20 * running)
     steps = int(seconds * _A_SECOND)
     with ears(house, count) as all_ears:
         owners: dict[str, Ear] = {}

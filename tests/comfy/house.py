@@ -67,10 +67,10 @@ class House:
         agent.spawn()
         self._stack.callback(agent.stop)
 
-    def settled(self) -> None:
+    def settled(self, seconds: float = 50) -> None:
         """Returns when the fleet knows what the nodes' ComfyUIs have."""
         for node_id, node in self.nodes.items():
-            self.until(lambda node=node: node.called("GET", "/features"), f"{node_id} is looked at", 50)  # type: ignore[misc]
+            self.until(lambda node=node: node.called("GET", "/features"), f"{node_id} is looked at", seconds)  # type: ignore[misc]
 
     def until(self, condition: Callable[[], Json], what: str, seconds: float = 30) -> Json:
         """The first true value of a condition."""

@@ -123,7 +123,7 @@ def test_what_lies_at_a_node_is_its_owners(house: House) -> None:
         out = io.BytesIO()
         Image.new("RGB", (8, 8), "red").save(out, "PNG")
         assert ann.post("/upload/image", files={"image": ("secret.png", out.getvalue())}).status_code == 200
-        node.script.failures["SaveImage"] = [Failure()]
+        node.script.failures["LoadImage"] = [Failure()]
         failed = ann.post("/prompt", json={"prompt": load("secret.png"), "client_id": "hears"}).json()["prompt_id"]
         own.wait(kind="end", prompt_id=failed)
         done = ann.post("/prompt", json={"prompt": load("secret.png"), "client_id": "hears"}).json()["prompt_id"]
