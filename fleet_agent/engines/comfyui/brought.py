@@ -11,9 +11,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from fleet_agent.engines.base import InputFile
+from fleet_agent.engines.base import EngineError, InputFile
 from fleet_agent.engines.comfyui.client import ComfyClient
 
+_MADE = (" [output]", " [temp]")
 _UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload")
 
 
@@ -45,6 +46,18 @@ class Brought:
             for field in [field for field, value in inputs.items() if isinstance(value, str) and value in old]:
                 if field in self._file_inputs(str(node.get("class_type"))):
                     inputs[field] = new
+
+    def check(self, graph: Mapping[str, Any]) -> None:
+        """Raises EngineError where the graph takes a file from the folders of outputs that was not brought for it: what
+        lies there under a plain name was made by anybody's prompts."""
+        for node_id, node in graph.items():
+            for field, value in node.get("inputs", {}).items():
+                if not isinstance(value, str) or not value.endswith(_MADE):
+                    continue
+                brought = any(f"{own}/" in value for own in self._folders)
+                if not brought and field in self._file_inputs(str(node.get("class_type"))):
+                    words = f"workflow: node {node_id}: {field}: no prompt of yours has made {value!r}"
+                    raise EngineError("INVALID_FIELD", f"{words}; give the name that your client was told")
 
     def plain(self, text: str) -> str:
         """A text of ComfyUI's with the files named as the graph named them."""

@@ -255,6 +255,7 @@ class ComfyUIEngine:
             if not files:
                 raise EngineError("INPUT_NOT_FOUND", f"workflow: {one['reference']} was not brought to the node")
             brought.put_for(graph, one, files[0])
+        brought.check(graph)
         said: Mapping[str, Any] = fields.get("prompt") or {}
         return _Prompt(graph, extra, brought, tuple(said.get("targets", ())), watched="prompt" in fields)
 

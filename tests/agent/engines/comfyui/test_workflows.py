@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import httpx
+import pytest
 
 from fleet_agent.engines.base import (
+    EngineError,
     EngineResult,
     InputFile,
 )
@@ -78,6 +80,20 @@ def test_files_of_a_workflow_lie_apart_and_their_inputs_say_where(node: ComfyNod
     assert node.app.files.data["input", sent.removesuffix("/in.png"), "in.png"] == b"mine"
     assert node.app.files.data["input", "sub", "in.png"] == b"another's"
     assert call.body["prompt"]["2"]["inputs"]["filename_prefix"] == "sub/in.png", "that names no file"
+
+
+def test_what_others_have_made_is_no_input(node: ComfyNode, tmp_path: Path) -> None:
+    node.app.files.data["output", "", "made.png"] = b"another's"
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "made.png [output]"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "made [output]"}},
+    }
+    with pytest.raises(
+        EngineError, match=r"node 1: image: no prompt of yours has made 'made.png \[output\]'"
+    ) as refused:
+        make_engine(node, tmp_path).run(workflow_task(tmp_path, graph), Recorder())
+    assert refused.value.reason == "INVALID_FIELD" and not refused.value.retryable
+    assert not node.called("POST", "/prompt")
 
 
 def test_frames_of_other_prompts_are_nobodys_here(node: ComfyNode, tmp_path: Path) -> None:
