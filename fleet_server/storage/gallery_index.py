@@ -205,12 +205,14 @@ def _page(db: sqlite3.Connection, span: Span, words: Sequence[str], limit: int) 
         high = known[0] if known is not None else min(_id(span.before_ms, span.before_name), _LAST_ID)
     if words:
         query = " AND ".join('"' + word + '"' for word in words)
-        # The index of words yields ids newest first by itself; only the rows of the page are read.
-        ids = db.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? AND rowid >= ? AND rowid < ? ORDER BY rowid DESC LIMIT ?",
+        # The index of words yields ids newest first by itself; only the rows of the page are read, in the same
+        # statement: one for each row was a hundred times the chance to wait for a turn on a busy machine.
+        found = db.execute(
+            "SELECT filename, content FROM"
+            " (SELECT rowid AS number FROM words WHERE words MATCH ? AND rowid >= ? AND rowid < ?"
+            " ORDER BY rowid DESC LIMIT ?) CROSS JOIN rows ON rows.id = number ORDER BY number DESC",
             (query, low, high, limit),
         ).fetchall()
-        found = [db.execute("SELECT filename, content FROM rows WHERE id = ?", one).fetchone() for one in ids]
     else:
         found = db.execute(
             "SELECT filename, content FROM rows WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ?", (low, high, limit)
