@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.v1 import types_pb2
+
+from fleet_server.services.progress import merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,10 @@ class Mailbox:
             self.pass_by(happening.id)
             return
         if happening.kind == "job_complete":
-            # A tick of what has ended would come after the end.
-            self._ticks.pop(happening.job_id, None)
+            # A tick of what has ended would come after the end; the last of a text is told before it.
+            last = self._ticks.pop(happening.job_id, None)
+            if last is not None and last.event.job_progress.HasField("text") and len(self._stored) < self._limit:
+                self._stored.append(last)
         if not self.behind:
             if len(self._stored) >= self._limit:
                 self.fall_behind()
@@ -110,11 +114,12 @@ class Mailbox:
         self._some.set()
 
     def put_tick(self, happening: Happening) -> None:
-        """What the next of its kind replaces. Never waits."""
+        """What the next of its kind replaces, but for a text that goes on. Never waits."""
         if not self.wanted.takes(happening):
             return
         subject = happening.subject or happening.job_id or happening.node_id
-        self._ticks[subject] = happening
+        before = self._ticks.get(subject)
+        self._ticks[subject] = happening if before is None else _with_text(before, happening)
         if len(self._ticks) > self._ticks_limit:
             self._ticks.popitem(last=False)
         self._some.set()
@@ -142,3 +147,12 @@ class Mailbox:
                 raise self.closed
             self._some.clear()
             await self._some.wait()
+
+
+def _with_text(before: Happening, after: Happening) -> Happening:
+    """`after`, with the text that a listener would miss without `before`."""
+    if after.kind != "job_progress" or not before.event.job_progress.HasField("text"):
+        return after
+    event = types_pb2.Event(time=after.event.time)
+    event.job_progress.CopyFrom(merged(before.event.job_progress, after.event.job_progress))
+    return replace(after, event=event)

@@ -54,6 +54,11 @@ class ProgressHub:
         """The attempt ended: its last tick is stale."""
         self._latest.pop(job_id, None)
 
+    def last_told(self, job_id: str) -> None:
+        """No tick of the attempt comes any more: what waits for its time goes to listeners now, before the end."""
+        for listener in self._listeners:
+            listener.hurry(job_id)
+
     def previews_wanted(self, job_id: str) -> bool:
         """Whether somebody looks at pictures of this job in the making."""
         return self._preview_all > 0 or job_id in self._previewers
@@ -130,10 +135,15 @@ class _Listener:
 
     def offer(self, progress: JobProgress) -> None:
         before = self._pending.get(progress.job_id)
-        self._pending[progress.job_id] = progress if before is None else _merged(before, progress)
+        self._pending[progress.job_id] = progress if before is None else merged(before, progress)
         if len(self._pending) > self._backlog:
             self._pending.popitem(last=False)
         self._some.set()
+
+    def hurry(self, job_id: str) -> None:
+        """No further tick of the job comes: the one that waits is due."""
+        if self._sent.pop(job_id, None) is not None and job_id in self._pending:
+            self._some.set()
 
     def __aiter__(self) -> _Listener:
         return self
@@ -173,8 +183,11 @@ def _without_preview(progress: JobProgress) -> JobProgress:
     return plain
 
 
-def _merged(before: JobProgress, after: JobProgress) -> JobProgress:
-    """`after`, with what of `before` a listener would miss: text that continues, and a preview not replaced."""
+def merged(before: JobProgress, after: JobProgress) -> JobProgress:
+    """`after`, with what of `before` a listener would miss: text that continues, and a preview not replaced.
+
+    Neither is changed; it may be `after` itself.
+    """
     keeps_preview = before.HasField("preview") and not after.HasField("preview")
     continues = (
         before.HasField("text")
@@ -185,14 +198,14 @@ def _merged(before: JobProgress, after: JobProgress) -> JobProgress:
     )
     if not keeps_preview and not continues and not (before.HasField("text") and not after.HasField("text")):
         return after
-    merged = JobProgress()
-    merged.CopyFrom(after)
+    both = JobProgress()
+    both.CopyFrom(after)
     if keeps_preview:
-        merged.preview.CopyFrom(before.preview)
+        both.preview.CopyFrom(before.preview)
     if continues:
-        merged.text = before.text + after.text
-        merged.text_offset = before.text_offset
+        both.text = before.text + after.text
+        both.text_offset = before.text_offset
     elif before.HasField("text") and not after.HasField("text") and before.attempt == after.attempt:
-        merged.text = before.text
-        merged.text_offset = before.text_offset
-    return merged
+        both.text = before.text
+        both.text_offset = before.text_offset
+    return both
