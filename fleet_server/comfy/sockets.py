@@ -223,6 +223,9 @@ class Sockets:
 
     # services.comfy_tracker.Audience
 
+    def listens(self) -> bool:
+        return bool(self._by_client)
+
     def status(self, remaining: int, *, but: tuple[str, str] | None = None) -> None:
         text = status_text(remaining)
         for name, socket in self._by_client.items():

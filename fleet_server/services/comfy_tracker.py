@@ -74,6 +74,10 @@ class Live:
 class Audience(Protocol):
     """Who passes it on to clients. No method waits."""
 
+    def listens(self) -> bool:
+        """Whether there is any client now."""
+        ...
+
     def status(self, remaining: int, *, but: tuple[str, str] | None = None) -> None:
         """To all (but one client, who is told with an end): so many prompts have not ended."""
         ...
@@ -147,7 +151,7 @@ class ComfyTracker:
         try:
             while True:
                 try:
-                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES)
+                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES, hurried=self._hurried)
                     async with aclosing(self._hub.watch(wanted, listening=self._look_again)) as events:
                         async for event in events:
                             await self._on_event(event)
@@ -159,6 +163,10 @@ class ComfyTracker:
                     await asyncio.sleep(self._retry_seconds)
         finally:
             stop()
+
+    def _hurried(self) -> bool:
+        """Nobody waits for events where there is neither a prompt that has not ended nor a client."""
+        return bool(self._open) or self._audience.listens()
 
     async def missed(self, owner: str, client_id: str) -> None:
         """Tells a client that has come of the ends that it has not been told of."""

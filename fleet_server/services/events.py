@@ -307,7 +307,7 @@ class EventHub:
                 await asyncio.sleep(self._settings.retry_seconds)
 
     def _awaited(self) -> bool:
-        return bool(self._boxes) or self._endings.awaited
+        return self._endings.awaited or any(box.wanted.hurried() for box in self._boxes)
 
     async def _recall_rates(self) -> None:
         """Counts what happened before this process began, as far back as the window reaches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fleet.v1 import types_pb2
@@ -40,6 +41,8 @@ class EventFilter:
     cluster: str | None = None
     job_types: frozenset[str] = frozenset()
     """Events of jobs of other types may be left out."""
+    hurried: Callable[[], bool] = lambda: True
+    """Whether events are to come at once now; else a little later they do as well."""
     previews: bool = False
     since: str | None = None
 
