@@ -57,10 +57,10 @@ class JobContainers(Containers):
         return options
 
     def _start(
-        self, client: docker.DockerClient, request: fleet_pb2.DeployContainerRequest, options: dict[str, Any]
+        self, client: docker.DockerClient, options: dict[str, Any], mounts: list[BindMount]
     ) -> types_pb2.Container:
         # A thread cannot be cancelled: what it starts must not come after the job's end.
         with self._starting:
             if self._abandoned:
                 raise CommandFault("CONTAINER_NOT_RUNNING", "the job was cancelled before its container was started")
-            return super()._start(client, request, options)
+            return super()._start(client, options, mounts)
