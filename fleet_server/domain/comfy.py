@@ -6,6 +6,7 @@ compared with nodes that join later.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ ENGINE = "comfyui"
 """The name of the engine that runs graphs."""
 
 _UPLOADS = {"image_upload": "image", "video_upload": "video", "audio_upload": "audio", "file_upload": "file"}
-_BROUGHT = re.compile(r"(?:^|/)fleet-[0-9a-f]{32}/")
+_BROUGHT = re.compile(r"(?:^|/)fleet-[0-9a-f]{32}-")
 """In the name of a file that was brought for a prompt of ours: it is its owner's alone."""
+_MODELS = frozenset({"ckpt_name", "unet_name"})
+_WEIGHTS = re.compile(r".+\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf)", re.DOTALL | re.IGNORECASE)
 _ANNOTATED = re.compile(r"(.+) \[(input|output|temp)\]", re.DOTALL)
 
 
@@ -156,6 +159,15 @@ def needs_of(graph: Graph, catalogues: Iterable[Catalogue], *, own: Iterable[tup
             if any(one.lists(class_type, name) for one in known):
                 found.setdefault((class_type, name, repr(value)), Need(class_type, name, value))
     return tuple(found[key] for key in sorted(found))
+
+
+@functools.lru_cache(maxsize=1_024)
+def weights_of(needs: tuple[Need, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The models and the LoRAs that a graph with these needs has in memory while it runs, each once, in order."""
+    files = [need for need in needs if isinstance(need.value, str) and _WEIGHTS.fullmatch(need.value)]
+    models = {str(need.value) for need in files if need.input in _MODELS}
+    loras = {str(need.value) for need in files if "lora" in need.input.lower()}
+    return tuple(sorted(models)), tuple(sorted(loras))
 
 
 def literal(value: Json) -> Json:

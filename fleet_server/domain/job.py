@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fleet_server.domain.comfy import Need
+from fleet_server.domain.comfy import Need, weights_of
 
 
 class JobState(enum.StrEnum):
@@ -70,6 +70,13 @@ class Lane:
     engine: str = ""
     """The one engine that a free payload names; "" where any will do that runs the type."""
 
+    @property
+    def chief_model(self) -> str:
+        """The model that its jobs have in memory, of a graph's the first; "" where they have none."""
+        if self.model or not self.needs:
+            return self.model
+        return next(iter(weights_of(self.needs)[0]), "")
+
 
 @dataclass(frozen=True, slots=True)
 class PauseKey:
@@ -131,6 +138,8 @@ class NewJob:
     child_job_ids: tuple[str, ...] = ()
     exclusive: bool = False
     """Attempts never overlap: a lost one is given back only when its lease has surely ended on its node."""
+    inputs: tuple[str, ...] = ()
+    """Ids of the uploaded inputs that it names, which stay until it has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,7 @@ def _promising(
     kept: dict[str, NodeView] = {}
     for demand in sorted(demands, key=lambda one: (not one.high_waiting, one.head_effective_ms or 0, one.lane.lane_id)):
         lane, jobs = demand.lane, demand.waiting
-        for node in chain(warm.get(lane.model, ()), order):
+        for node in chain(warm.get(lane.chief_model, ()), order):
             if jobs <= 0 or len(kept) >= MOST_OPEN:
                 break
             if node.node_id in kept or (node.node_id, lane.lane_id) in situation.avoided:

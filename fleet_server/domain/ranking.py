@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleet_server.domain.comfy import weights_of
 from fleet_server.domain.feasibility import WEIGHTS_SHARE, Feasibility, feasible
 from fleet_server.domain.job import BOOST_MS, Lane, Priority
 from fleet_server.domain.node import NodeView
@@ -107,7 +108,7 @@ class Ranked:
 def cold_seconds(node: NodeView, lane: Lane, timing: Timing = NO_TIMING) -> float:
     """What the lane's model and LoRAs take to load with nothing in memory: measured, else by the file's size."""
     if not lane.model:
-        return 0.0
+        return _graph_seconds(node, lane, cold=True) if lane.needs else 0.0
     measured = timing.cold_seconds(node, lane.model)
     if measured is None:
         model = node.models.get(lane.model)
@@ -118,12 +119,24 @@ def cold_seconds(node: NodeView, lane: Lane, timing: Timing = NO_TIMING) -> floa
 
 def load_seconds(node: NodeView, lane: Lane, timing: Timing = NO_TIMING) -> float:
     """What must be read into memory before the lane's jobs run there, in seconds; 0: nothing."""
+    if lane.needs and not lane.model:
+        return _graph_seconds(node, lane)
     loaded = node.loaded_model(lane.model) if lane.model else None
     if loaded is None:
         return cold_seconds(node, lane, timing)
     if not lane.loras:
         return 0.0
     return sum(1 for name in lane.loras if name not in loaded.loras) * LORA_LOAD_SECONDS
+
+
+def _graph_seconds(node: NodeView, lane: Lane, *, cold: bool = False) -> float:
+    """The same of a graph, which may name several models, or none. Nobody measures what they take alone."""
+    models, loras = weights_of(lane.needs)
+    loaded = [] if cold else [one for one in map(node.loaded_model, models) if one is not None]
+    there = {name for one in loaded for name in one.loras}
+    seconds = (len(models) - len(loaded)) * UNKNOWN_LOAD_SECONDS
+    seconds += sum(1 for name in loras if name not in there) * LORA_LOAD_SECONDS if models else 0.0
+    return min(seconds, LOAD_LIMIT_SECONDS)
 
 
 def age(demand: Demand, now_ms: int) -> float:
@@ -152,7 +165,7 @@ def rank(
     late = _lateness(able, now_ms)
     line: Counter[str] = Counter()
     for demand in able:
-        line[demand.lane.model or demand.lane.lane_id] += demand.waiting
+        line[demand.lane.chief_model or demand.lane.lane_id] += demand.waiting
     copies = copies if copies is not None else Counter(loaded.name for loaded in node.loaded)
     ranked = []
     for demand in able:
@@ -160,7 +173,7 @@ def rank(
         run = timing.run_seconds(node, demand.lane)
         usual = timing.usual_seconds(demand.lane) if run is not None else None
         slower = 0.0 if run is None or usual is None else run - usual
-        model = demand.lane.model
+        model = demand.lane.chief_model
         warm = not model or node.loaded_model(model) is not None
         jobs: float = line[model or demand.lane.lane_id]
         if model:

@@ -97,6 +97,18 @@ def test_what_no_node_can_run_is_refused_in_comfyuis_words(three: House) -> None
     )
 
 
+def test_what_a_graph_left_in_memory_is_known(three: House) -> None:
+    """It is what the next graph with that checkpoint is placed by."""
+    prompt_id = three.submit(with_checkpoint("photo.safetensors", 800))
+    three.entry(prompt_id)
+    with httpx.Client(base_url=three.server.url) as api:
+        node_id = api.get(f"/api/queue/jobs/{prompt_id}").json()["node_id"]
+        three.until(
+            lambda: "photo.safetensors" in api.get(f"/api/nodes/{node_id}").json()["loaded_models"], "it is reported"
+        )
+    three.post("/history", {"clear": True})
+
+
 @pytest.mark.timeout(300 if FULL else 60)
 def test_sixty_prompts_land_where_they_can_run_and_survive_a_lost_node(three: House) -> None:
     with ExitStack() as stack:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from fleet_server.domain.comfy import Catalogue, FileName, Need, ancestors, merged, needs_of, without_brought
+from fleet_server.domain.comfy import (
+    Catalogue,
+    FileName,
+    Need,
+    ancestors,
+    merged,
+    needs_of,
+    weights_of,
+    without_brought,
+)
 from fleet_server.domain.comfy_check import check
 from fleet_server.domain.feasibility import feasible
 from fleet_server.domain.job import Lane, Priority
-from fleet_server.domain.node import NodeStatus, NodeView
-from fleet_server.domain.placement import Situation, place
+from fleet_server.domain.node import LoadedView, NodeStatus, NodeView
+from fleet_server.domain.placement import Situation, load_seconds, place
 from fleet_server.domain.recorded import RecordedTiming
 from fleet_server.services.comfy_nodes import read_json
 from fleet_server.services.decisions import DecisionLog, read_decisions, replay
@@ -216,12 +226,46 @@ def test_a_recorded_decision_of_graphs_is_made_again(tmp_path: Path) -> None:
     assert feasible(again.situation.nodes[1], lanes[0]) == feasible(nodes[1], lanes[0]) is not None
 
 
+def _graph_lane(file: str, *loras: str) -> Lane:
+    needs = [Need("CheckpointLoaderSimple"), Need("CheckpointLoaderSimple", "ckpt_name", file)]
+    needs += [Need("LoraLoader", "lora_name", lora) for lora in loras]
+    return Lane(f"{file}+{len(loras)}", "vision", "image_gen", needs=tuple(needs))
+
+
+def _graph_node(node_id: str, *loaded: LoadedView) -> NodeView:
+    info = copy.deepcopy(dict(STANDARD))
+    info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = ["a.safetensors", "b.safetensors"]
+    info["LoraLoader"]["input"]["required"]["lora_name"][0] = ["ink.safetensors"]
+    ready = NodeView(node_id, NodeStatus.ONLINE, clusters=frozenset({"vision"}), job_types=frozenset({"image_gen"}))
+    engines = frozenset({"comfyui"})
+    return replace(ready, engines=engines, slots=1, slots_free=1, loaded=loaded, offers=Catalogue.of(info, "all"))
+
+
+def test_graphs_go_where_their_models_are_in_memory() -> None:
+    """As all jobs: the node that has the checkpoint takes it first, and swaps for what is more urgent by far."""
+    first, second = _graph_node("1", LoadedView("b.safetensors")), _graph_node("2", LoadedView("a.safetensors"))
+    lanes = [_graph_lane("a.safetensors"), _graph_lane("b.safetensors")]
+    demands = [Wanted(lane, 1, 0, Priority.NORMAL, 0, lane.lane_id) for lane in lanes]
+    placed = place(Situation([first, second], demands, 1_000), timing=RecordedTiming(None)).placed
+    assert {(one.node_id, one.lane_id[0]) for one in placed} == {("1", "b"), ("2", "a")}
+    for age_ms, taken in ((100_000, "a"), (1_000_000, "b")):
+        older = [Wanted(lanes[0], 1, 0, Priority.NORMAL, 0, ""), Wanted(lanes[1], 1, -age_ms, Priority.NORMAL, 0, "")]
+        (one,) = place(Situation([second], older, 1_000), timing=RecordedTiming(None)).placed
+        assert one.lane_id[0] == taken
+    styled, plain = _graph_lane("a.safetensors", "ink.safetensors"), _graph_lane("a.safetensors")
+    with_ink = _graph_node("3", LoadedView("a.safetensors", loras=("ink.safetensors",)))
+    costs = [load_seconds(node, lane) for node in (first, second, with_ink) for lane in (plain, styled)]
+    assert costs == [10.0, 11.0, 0.0, 1.0, 0.0, 0.0]
+    words = (Need("CLIPTextEncode", "text", "a.safetensors"), Need("KSampler", "sampler_name", "euler"))
+    assert weights_of(words) == ((), ()) and load_seconds(first, replace(plain, needs=words)) == 0
+
+
 def test_files_that_were_brought_for_somebody_are_in_no_list() -> None:
-    brought = f"3d/fleet-{'0a' * 16}/x.glb"
+    brought = f"3d/fleet-{'0a' * 16}-x.glb"
     for form in ([["a.glb", brought]], ["COMBO", {"options": ["a.glb", brought]}], [[brought], {"file_upload": True}]):
         shown = without_brought({"L": node_class("L", {"m": form, "n": ["INT", {}]}), "odd": []})
         assert brought not in orjson.dumps(shown).decode() and shown["L"]["input"]["required"]["n"] == ["INT", {}]
-    other = {"L": node_class("L", {"m": combo("fleet-x/a.png", "a.png")})}
+    other = {"L": node_class("L", {"m": combo("fleet-x-a.png", "a.png")})}
     assert without_brought(other) == other
 
 

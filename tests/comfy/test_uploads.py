@@ -45,10 +45,9 @@ def test_a_file_reaches_the_node_before_its_prompt(house: House, name: str) -> N
     assert entry["status"]["completed"]
     node = house.nodes["n1"]
     files = node.app.files.data
-    (folder,) = (folder for kind, folder, text in files if (kind, text) == ("input", name))
-    assert files["input", folder, name] == data and re.fullmatch("fleet-[0-9a-f]{32}", folder)
     sent = node.called("POST", "/prompt")[-1].body["prompt"]["1"]["inputs"]["image"]
-    assert sent == f"{folder}/{name}", "nobody else's graph finds it there"
+    assert re.fullmatch(f"fleet-[0-9a-f]{{32}}-{re.escape(name)}", sent), "nobody else's graph finds it there"
+    assert files["input", "", sent] == data, "where node classes look for what they list"
     assert entry["prompt"][2] == load(name), "who submitted it sees what was submitted"
     paths = [call.path for call in node.calls if call.path in ("/upload/image", "/prompt")]
     assert paths.index("/upload/image") < len(paths) - 1 and paths[-1] == "/prompt"
@@ -154,7 +153,7 @@ def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: Ho
     assert len(job["result"]["outputs"]) == 2
     sent = next(c.body for c in house.nodes["n1"].called("POST", "/prompt") if c.body["prompt_id"] == job_id)
     assert sent["prompt"]["3"]["inputs"]["seed"] == seed
-    assert sent["prompt"]["1"]["inputs"]["image"].endswith("/w.png")
+    assert sent["prompt"]["1"]["inputs"]["image"].endswith("-w.png")
     assert sent["prompt"]["4"]["inputs"]["filename_prefix"] == "w.png", "what names no file stays"
     for wrong, word in (
         ({"workflow": [1]}, "payload.workflow: must be an object"),

@@ -1,8 +1,9 @@
-"""Files that are brought to ComfyUI for a task: each in a folder of its own, whose name nobody else can guess.
+"""Files that are brought to ComfyUI for a task: each under a name that nobody else can guess.
 
 A ComfyUI has one folder of inputs for everybody, and graphs name what lies there. Under its plain name an owner's file
-would be there for any other owner's graph; so it is sent under a name made of its reference, which only its owner has,
-and what is told of the prompt names it plainly again.
+would be there for any other owner's graph; so its name begins with one made of its reference, which only its owner has,
+and what is told of the prompt names it plainly again. It stays in the folder that it was given for: many node classes
+take no files but those that they list, and they list that folder alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from fleet_agent.engines.base import EngineError, InputFile
 from fleet_agent.engines.comfyui.client import ComfyClient
 
 _MADE = (" [output]", " [temp]")
+_LONGEST = 255
+"""Bytes of a file's name that file systems take."""
 _UPLOADS = ("image_upload", "video_upload", "audio_upload", "file_upload")
 
 
@@ -23,16 +26,18 @@ class Brought:
 
     def __init__(self, client: ComfyClient) -> None:
         self._client = client
-        self._folders: set[str] = set()
+        self._marks: set[str] = set()
         self._named: dict[str, frozenset[str]] = {}
 
     def put(self, reference: str, name: str, subfolder: str, kind: str, file: InputFile) -> str:
         """Uploads a file; what graphs call it, without an annotation. Raises EngineError."""
-        own = f"fleet-{hashlib.sha256(reference.encode()).hexdigest()[:32]}"
-        self._folders.add(own)
-        folder = f"{subfolder}/{own}" if subfolder else own
+        mark = f"fleet-{hashlib.sha256(reference.encode()).hexdigest()[:32]}-"
+        self._marks.add(mark)
+        while len(mark) + len(name.encode()) > _LONGEST:
+            # Its ending says what it is.
+            name = name[1:]
         with file.path.open("rb") as data:
-            return self._client.upload(name, folder, kind, file.content_type, data)
+            return self._client.upload(mark + name, subfolder, kind, file.content_type, data)
 
     def put_for(self, graph: Mapping[str, Any], one: Mapping[str, Any], file: InputFile) -> None:
         """Uploads a file that the graph names, and changes the name in the inputs that take files."""
@@ -54,15 +59,15 @@ class Brought:
             for field, value in node.get("inputs", {}).items():
                 if not isinstance(value, str) or not value.endswith(_MADE):
                     continue
-                brought = any(f"{own}/" in value for own in self._folders)
+                brought = any(mark in value for mark in self._marks)
                 if not brought and field in self._file_inputs(str(node.get("class_type"))):
                     words = f"workflow: node {node_id}: {field}: no prompt of yours has made {value!r}"
                     raise EngineError("INVALID_FIELD", f"{words}; give the name that your client was told")
 
     def plain(self, text: str) -> str:
         """A text of ComfyUI's with the files named as the graph named them."""
-        for own in self._folders:
-            text = text.replace(f"{own}/", "")
+        for mark in self._marks:
+            text = text.replace(mark, "")
         return text
 
     def _file_inputs(self, class_type: str) -> frozenset[str]:

@@ -32,6 +32,8 @@ NAME = "comfyui"
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory", re.IGNORECASE)
 _ENDINGS = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 _FREE_BELOW = 0.05
+_MODELS = frozenset({"ckpt_name", "unet_name"})
+_WEIGHTS = re.compile(r".+\.(?:safetensors|sft|ckpt|pt|pth|bin|gguf)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class ComfyUIEngine:
         self._free_below = float(settings.options.get("comfyui_free_below", _FREE_BELOW))
         self._leftovers = Leftovers(settings.data_folder / "comfyui")
         self._models: tuple[str, ...] = ()
-        self._shown: LoadedModel | None = None
+        self._shown: tuple[LoadedModel, ...] = ()
 
     def close(self) -> None:
         """Closes its connections."""
@@ -89,12 +91,12 @@ class ComfyUIEngine:
         return LoadedModel(name, 0, 0.0, tuple(use.file.name for use in loras))
 
     def unload(self, model: str) -> None:
-        if self._shown is not None and self._shown.name == model:
+        if any(shown.name == model for shown in self._shown):
             self._client.free()
-            self._shown, self._models = None, ()
+            self._shown, self._models = (), ()
 
     def loaded(self) -> list[LoadedModel]:
-        return [] if self._shown is None else [self._shown]
+        return list(self._shown)
 
     def estimate(self, task: Task) -> int:
         return 0
@@ -105,8 +107,7 @@ class ComfyUIEngine:
         self._make_room(prompt.graph)
         entry, prompt_id = self._followed(task, prompt, report)
         self._raise_failure(entry, prompt, _record(entry, prompt, prompt_id, task.job_id))
-        if task.model is not None:
-            self._shown = self.load(task.model, task.loras)
+        self._shown = _in_memory(prompt.graph) or self._shown
         files = files_of(entry, temporary=prompt.watched)
         outputs = bring(
             self._client, files, task.output_folder, report, seed=prompt.seed, duration_seconds=prompt.seconds
@@ -169,7 +170,7 @@ class ComfyUIEngine:
         if _OUT_OF_MEMORY.search(why):
             reason = Reason.OUT_OF_MEMORY
             self._client.free()
-            self._shown, self._models = None, ()
+            self._shown, self._models = (), ()
         raise EngineError(reason, detail[:1500], again, result=result)
 
     def _make_room(self, graph: Mapping[str, Any]) -> None:
@@ -187,7 +188,7 @@ class ComfyUIEngine:
             memory = self._client.memory()
             if memory is not None and memory.free < memory.total * self._free_below:
                 self._client.free()
-                self._shown = None
+                self._shown = ()
         self._models = models
 
     def _template(self, task: Task) -> _Prompt:
@@ -258,6 +259,20 @@ class ComfyUIEngine:
         brought.check(graph)
         said: Mapping[str, Any] = fields.get("prompt") or {}
         return _Prompt(graph, extra, brought, tuple(said.get("targets", ())), watched="prompt" in fields)
+
+
+def _in_memory(graph: Mapping[str, Any]) -> tuple[LoadedModel, ...]:
+    """The models that a graph leaves in memory, each with the graph's LoRAs; placement prefers nodes that have them."""
+    models: set[str] = set()
+    loras: set[str] = set()
+    for node in graph.values():
+        for field, value in node.get("inputs", {}).items():
+            if isinstance(value, str) and _WEIGHTS.fullmatch(value):
+                if field in _MODELS:
+                    models.add(value)
+                elif "lora" in field.lower():
+                    loras.add(value)
+    return tuple(LoadedModel(name, 0, 0.0, tuple(sorted(loras))) for name in sorted(models))
 
 
 def _record(entry: Mapping[str, Any], prompt: _Prompt, prompt_id: str, job_id: str) -> str:

@@ -47,7 +47,8 @@ def test_without_comfyui_it_says_so(node: ComfyNode, tmp_path: Path) -> None:
 def test_a_picture_from_text(node: ComfyNode, tmp_path: Path) -> None:
     recorder = Recorder()
     task = image_task(tmp_path, loras=(LoraUse(model_file("ink.safetensors", "lora"), 0.8),))
-    result = make_engine(node, tmp_path).run(task, recorder)
+    engine = make_engine(node, tmp_path)
+    result = engine.run(task, recorder)
     [output] = result.outputs
     assert (output.content_type, output.width, output.height, output.seed) == ("image/png", 128, 64, 2**64 - 1)
     assert output.engine_file is not None
@@ -68,7 +69,10 @@ def test_a_picture_from_text(node: ComfyNode, tmp_path: Path) -> None:
     assert recorder.frames == []
     [call] = node.called("POST", "/prompt")
     assert call.body["prompt_id"] == JOB
-    assert [one.name for one in make_engine(node, tmp_path).loaded()] == []
+    assert make_engine(node, tmp_path).loaded() == []
+    assert [(one.name, one.loras) for one in engine.loaded()] == [("base.safetensors", ("ink.safetensors",))]
+    engine.unload("base.safetensors")
+    assert engine.loaded() == [] and node.called("POST", "/free")
 
 
 @pytest.mark.parametrize(

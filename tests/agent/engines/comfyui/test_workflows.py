@@ -62,7 +62,7 @@ def test_a_graph_of_many_nodes_is_told_in_percent(node: ComfyNode, tmp_path: Pat
     assert [step for step, _ in recorder.steps] == [0, 20, 40, 60, 80, 100]
 
 
-def test_files_of_a_workflow_lie_apart_and_their_inputs_say_where(node: ComfyNode, tmp_path: Path) -> None:
+def test_files_of_a_workflow_have_names_of_their_own_and_its_inputs_say_them(node: ComfyNode, tmp_path: Path) -> None:
     node.app.files.data["input", "sub", "in.png"] = b"another's"
     (tmp_path / "mine").write_bytes(b"mine")
     graph = {
@@ -76,10 +76,26 @@ def test_files_of_a_workflow_lie_apart_and_their_inputs_say_where(node: ComfyNod
     )
     [call] = node.called("POST", "/prompt")
     sent = call.body["prompt"]["1"]["inputs"]["image"]
-    assert re.fullmatch(r"sub/fleet-[0-9a-f]{32}/in\.png", sent), "a folder of its own, which nobody can guess"
-    assert node.app.files.data["input", sent.removesuffix("/in.png"), "in.png"] == b"mine"
+    assert re.fullmatch(r"sub/fleet-[0-9a-f]{32}-in\.png", sent), "a name that nobody can guess"
+    assert node.app.files.data["input", "sub", sent.removeprefix("sub/")] == b"mine"
     assert node.app.files.data["input", "sub", "in.png"] == b"another's"
     assert call.body["prompt"]["2"]["inputs"]["filename_prefix"] == "sub/in.png", "that names no file"
+
+
+def test_a_name_that_is_as_long_as_names_may_be_keeps_its_ending(node: ComfyNode, tmp_path: Path) -> None:
+    name = f"{'ä' * 120}.png"
+    (tmp_path / "mine").write_bytes(b"mine")
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    wanted = [{"reference": "input:1", "filename": name, "subfolder": "", "type": "input"}]
+    inputs = {"input:1": (InputFile(tmp_path / "mine", "image/png"),)}
+    make_engine(node, tmp_path).run(
+        workflow_task(tmp_path, graph, fields={"inputs": wanted}, inputs=inputs), Recorder()
+    )
+    sent = node.called("POST", "/prompt")[-1].body["prompt"]["1"]["inputs"]["image"]
+    assert len(sent.encode()) <= 255 and sent.endswith("ä.png") and node.app.files.data["input", "", sent] == b"mine"
 
 
 def test_what_others_have_made_is_no_input(node: ComfyNode, tmp_path: Path) -> None:
