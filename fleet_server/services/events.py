@@ -198,8 +198,9 @@ class EventHub:
                     async with aclosing(self._again(listener)) as missed:
                         async for again in missed:
                             yield again
-                elif listener.accepts(happening):
-                    yield happening
+                else:
+                    for one in listener.news(happening):
+                        yield one
         finally:
             if previews is not None:
                 previews.cancel()
@@ -223,8 +224,8 @@ class EventHub:
                 yield gap(since, oldest, self._clock(), place=listener.place)
             first = False
             for happening in await self._maker.stored(entries):
-                if listener.accepts(happening) and listener.box.wanted.takes(happening):
-                    yield happening
+                for one in listener.news(happening) if listener.box.wanted.takes(happening) else ():
+                    yield one
             if entries:
                 listener.place = entries[-1].id
             if len(entries) < self._settings.page or listener.box.behind:

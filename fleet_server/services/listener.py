@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from fleet_server.services.mailbox import Happening, Mailbox
+from fleet_server.services.texts import Texts
 
 _ID = re.compile(r"[0-9]{1,15}(?:-[0-9]{1,15})?")
 
@@ -27,6 +29,7 @@ class Listener:
         self.box = box
         self.place = place
         self.version = 0
+        self._texts = Texts() if box.wanted.takes_kind("job_progress") else None
 
     def rewind(self, since: str) -> None:
         """The listener begins after `since`."""
@@ -37,6 +40,12 @@ class Listener:
         """Nothing up to `event_id` was for the listener."""
         if event_id and is_event_id(self.place) and order(event_id) > order(self.place):
             self.place = event_id
+
+    def news(self, happening: Happening) -> Sequence[Happening]:
+        """What of the event is news to the listener: nothing, or the event, with what has to be told before it."""
+        if not self.accepts(happening):
+            return ()
+        return (happening,) if self._texts is None else self._texts.in_order(happening)
 
     def accepts(self, happening: Happening) -> bool:
         """Whether the event is news: after the listener's place, and newer than the snapshot it began with."""

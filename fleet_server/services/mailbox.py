@@ -94,10 +94,8 @@ class Mailbox:
             self.pass_by(happening.id)
             return
         if happening.kind == "job_complete":
-            # A tick of what has ended would come after the end; the last of a text is told before it.
-            last = self._ticks.pop(happening.job_id, None)
-            if last is not None and last.event.job_progress.HasField("text") and len(self._stored) < self._limit:
-                self._stored.append(last)
+            # A tick of what has ended would come after the end.
+            self._ticks.pop(happening.job_id, None)
         if not self.behind:
             if len(self._stored) >= self._limit:
                 self.fall_behind()

@@ -54,11 +54,6 @@ class ProgressHub:
         """The attempt ended: its last tick is stale."""
         self._latest.pop(job_id, None)
 
-    def last_told(self, job_id: str) -> None:
-        """No tick of the attempt comes any more: what waits for its time goes to listeners now, before the end."""
-        for listener in self._listeners:
-            listener.hurry(job_id)
-
     def previews_wanted(self, job_id: str) -> bool:
         """Whether somebody looks at pictures of this job in the making."""
         return self._preview_all > 0 or job_id in self._previewers
@@ -139,11 +134,6 @@ class _Listener:
         if len(self._pending) > self._backlog:
             self._pending.popitem(last=False)
         self._some.set()
-
-    def hurry(self, job_id: str) -> None:
-        """No further tick of the job comes: the one that waits is due."""
-        if self._sent.pop(job_id, None) is not None and job_id in self._pending:
-            self._some.set()
 
     def __aiter__(self) -> _Listener:
         return self

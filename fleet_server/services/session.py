@@ -345,10 +345,10 @@ class Session:
         if complete.token in self._settling:
             return
         self._settling[complete.token] = complete.job_id
-        self._parts.hub.last_told(complete.job_id)
         attempt = self._book.finish(complete.token)
         spec = attempt.spec if attempt is not None and not attempt.cancelled else b""
-        await self._reports.put(Ended(complete, spec))  # Before who gets the slot: its caller waits.
+        # The end first: its caller waits; who gets the slot comes after.
+        await self._reports.put(Ended(complete, spec))
         self._slots_changed()
 
     def _on_refused(self, complete: pb.JobComplete) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -84,6 +85,12 @@ def _is_whole(api: httpx.Client, engine: str, job: Json) -> bool:
     return bool(len(api.get(output["url"]).content) == output["size_bytes"])
 
 
+def _kept(fleet: FleetProcess) -> list[Path]:
+    """Files of tasks and of their results on the agent's disk; its journal is there always."""
+    files = (path for path in (fleet.folder / "agent" / "spool").rglob("*") if path.is_file())
+    return [path for path in files if path.name != "journal"]
+
+
 def _slot(fleet: FleetProcess) -> int:
     """The process that works, not one that only describes the engines."""
     [pid] = [
@@ -126,4 +133,5 @@ def test_ended_at_each_point(
     # The agent lives, works on, and keeps nothing of it.
     assert fleet.pids("fleet_agent") == agents
     assert _is_whole(api, engine, _ended(api, _submit(api, engine)))
-    wait_until_now(lambda: not [path for path in (fleet.folder / "agent" / "scratch").rglob("*") if path.is_file()])
+    assert (fleet.folder / "agent" / "spool" / "journal").is_file()
+    wait_until_now(lambda: not _kept(fleet))

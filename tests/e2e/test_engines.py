@@ -141,8 +141,9 @@ def test_ended_at_each_point(api: httpx.Client, node: ComfyNode, fleet: FleetPro
     node.calls.clear()
     # The node works on, and keeps nothing of it.
     assert api.post("/api/fleet/generate", json={"prompt": "next", "width": 64, "height": 64, "steps": 1}).is_success
-    agent = fleet.folder / "agent"
-    assert not [path for path in agent.rglob("*") if path.is_file() and path.parent.name in ("scratch", "comfyui")]
+    spool = fleet.folder / "agent" / "spool"
+    assert (spool / "journal").is_file()
+    wait_until_now(lambda: not [path for path in spool.rglob("*") if path.is_file() and path.name != "journal"])
 
 
 def test_a_comfyui_that_goes_and_comes_back(api: httpx.Client, node: ComfyNode) -> None:

@@ -168,15 +168,3 @@ async def test_previews_are_wanted_only_by_who_asked() -> None:
     async with hub.subscribe(previews=True):
         assert hub.previews_wanted("anything")
     assert not hub.previews_wanted("anything")
-
-
-async def test_what_waits_for_its_time_is_told_when_no_more_comes() -> None:
-    hub = ProgressHub(interval_seconds=3600)
-    async with hub.subscribe(["j"]) as ticks:
-        hub.publish(JobProgress(job_id="j", attempt=1, text="a"))
-        assert (await anext(ticks)).text == "a"
-        hub.publish(JobProgress(job_id="j", attempt=1, text="b", text_offset=1))
-        waiting = asyncio.ensure_future(anext(ticks))
-        hub.last_told("other")
-        hub.last_told("j")
-        assert (await asyncio.wait_for(waiting, 20)).text == "b"

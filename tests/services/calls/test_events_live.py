@@ -9,7 +9,7 @@ from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.events import EventHub, EventSettings
-from fleet_server.services.mailbox import EventFilter, Happening, Mailbox
+from fleet_server.services.mailbox import EventFilter
 from tests.services.calls.desk import Desk, now_ms
 from tests.services.calls.test_events import listening
 from tests.waiting import wait_until
@@ -42,42 +42,6 @@ async def test_progress_is_conflated_shared_and_never_comes_after_the_end(desk: 
         await one.until(3)
         assert one.kinds == ["job_progress", "job_complete", "job_complete"]
         assert other.events == []
-
-
-async def test_the_last_of_a_text_comes_before_the_end(desk: Desk) -> None:
-    await desk.add_node()
-    job_id = await desk.submit()
-    claim = await desk.start()
-    async with listening(desk, job_id=job_id, first=1) as one, listening(desk, kinds=TOLD, previews=True) as two:
-        said = ""
-        for word in ("one ", "two ", "three ", "four"):
-            tick = types_pb2.JobProgress(job_id=job_id, generation=1, attempt=1, text=word, text_offset=len(said))
-            desk.ticks.publish(tick)
-            said += word
-        desk.ticks.last_told(job_id)
-        await wait_until(lambda: one.kinds[-1] == "job_progress" and two.events)
-        await desk.complete(claim)
-        for listener in (one, two):
-            await wait_until(lambda listener=listener: listener.kinds[-1] == "job_complete")  # type: ignore[misc]
-            heard = ""
-            for event in listener.events:
-                if event.HasField("job_progress"):
-                    assert event.job_progress.text_offset == len(heard)
-                    heard += event.job_progress.text
-            assert heard == said
-
-
-async def test_a_slow_listener_gets_a_text_whole_and_before_the_end() -> None:
-    box = Mailbox(EventFilter(), limit=8, ticks_limit=8)
-    for number in range(3):
-        progress = types_pb2.JobProgress(job_id="j", progress=number, text=str(number), text_offset=number)
-        box.put_tick(Happening(types_pb2.Event(job_progress=progress), "job_progress", job_id="j"))
-    box.put(Happening(types_pb2.Event(), "job_complete", id="5-0", job_id="j"))
-    last, end = await box.take(), await box.take()
-    assert last is not None and end is not None
-    assert (last.event.job_progress.text, last.event.job_progress.text_offset) == ("012", 0)
-    assert last.event.job_progress.progress == 2
-    assert end.kind == "job_complete"
 
 
 async def test_previews_come_to_those_who_ask(desk: Desk) -> None:
