@@ -89,7 +89,7 @@ async def test_a_fleet_too_small_to_judge_is_reaped_as_ever(store: Store, short_
 
         async def reaped() -> bool:
             await reaper.sweep()
-            return (await bench.job(job_id)).losses == 1
+            return (await bench.job(job_id)).losses >= 1
 
         await wait_until(reaped)
         assert reaper.notices() == []
