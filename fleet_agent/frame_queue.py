@@ -19,6 +19,9 @@ BURST = 3
 """So many may come early: a step that is done every tenth of a second is not always on time."""
 LAST_PROGRESS = 32
 """So much of the progress that waits when an attempt ends is still told: of a short prompt its client sees all."""
+LAST_PICTURES = 4
+LAST_PICTURE_BYTES = 1 << 20
+"""And so many of its pictures: where the agent was busy they wait together with the end."""
 _PLAIN_JPEG = bytes((0, 0, 0, 1, 0, 0, 0, 1))
 _WITH_METADATA = bytes((0, 0, 0, 4))
 _PROGRESS = ('{"type": "progress', '{"type":"progress')
@@ -59,14 +62,21 @@ class FrameQueue:
         return message
 
     def last_of(self, token: str) -> list[node_pb2.AgentMessage]:
-        """Takes out what waits of an attempt that has ended: all but its pictures, and of its progress the last."""
+        """Takes out what waits of an attempt that has ended: all of it, but of its pictures and of its
+        progress the last."""
         own = [message for message in self._waiting if message.frame.token == token]
         self._waiting = deque(message for message in self._waiting if message.frame.token != token)
         self._bytes = sum(map(_size, self._waiting))
         self._picture_at.pop(token, None)
         progress = [message for message in own if _may_go(message) and not _is_preview(message.frame.binary)]
-        dropped = {id(message) for message in progress[:-LAST_PROGRESS]}
-        return [one for one in own if not _is_preview(one.frame.binary) and id(one) not in dropped]
+        pictures = [message for message in own if _is_preview(message.frame.binary)]
+        dropped = {id(message) for message in (*progress[:-LAST_PROGRESS], *pictures[:-LAST_PICTURES])}
+        room = LAST_PICTURE_BYTES
+        for picture in reversed(pictures[-LAST_PICTURES:]):
+            room -= _size(picture)
+            if room < 0:
+                dropped.add(id(picture))
+        return [one for one in own if id(one) not in dropped]
 
     def _give_way(self) -> None:
         pictures = (message for message in self._waiting if _is_preview(message.frame.binary))

@@ -33,25 +33,26 @@ class Entry:
 class Outbox:
     """At most `most` entries and `most_bytes`; what comes beyond them, though all that may has given way, closes it."""
 
-    def __init__(self, *, most: int, most_bytes: int, crowded: int = 32) -> None:
+    def __init__(self, *, most: int, most_bytes: int, crowded: int = 64, previews: int = 8) -> None:
         self._most = most
         self._most_bytes = most_bytes
         self._crowded = crowded
+        self._previews = previews
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._some = asyncio.Event()
         self.full = False
 
     def put(self, frame: str | bytes, key: tuple[str, str] | None = None, *, replace: bool = False) -> None:
-        """Adds a frame. One with the same key that still waits makes room for it: with `replace` always, else where the
-        socket is behind.
+        """Adds a frame. The newest with the same key that still waits makes room for it where the socket is behind;
+        with `replace` once `previews` of them wait: fewer are a busy server's doing, and a short prompt's are all told.
         """
-        if key is not None and (replace or len(self._entries) >= self._crowded):
-            for entry in self._entries:
-                if entry.key == key:
-                    self._bytes += len(frame) - entry.size
-                    entry.frames = [frame]
-                    return
+        if key is not None:
+            alike = [entry for entry in self._entries if entry.key == key]
+            if alike and (len(self._entries) >= self._crowded or (replace and len(alike) >= self._previews)):
+                self._bytes += len(frame) - alike[-1].size
+                alike[-1].frames = [frame]
+                return
         self._add(Entry([frame], key))
 
     def put_end(self, job_id: str, frames: Sequence[str]) -> None:

@@ -99,15 +99,17 @@ async def test_what_waits_of_an_attempt_goes_before_its_end() -> None:
     outbox = Outbox()
     for number in range(frame_queue.LAST_PROGRESS + 2):
         outbox.frame(_text("progress", n=number))
-    outbox.frame(_picture())
+    for size in (8, 9 << 16, 9 << 16, 8):
+        outbox.frame(_picture(_JPEG.ljust(size, b"x")))
     outbox.frame(_text("executed"))
     outbox.frame(_text("executing", token="other"))
     outbox.tick(node_pb2.AgentMessage(tick=node_pb2.JobTick(token="t", progress=50, text="ab", text_offset=3)))
     outbox.finish("t")
     outbox.control(node_pb2.AgentMessage(complete=node_pb2.JobComplete(token="t")))
-    said = [await outbox.next() for _ in range(frame_queue.LAST_PROGRESS + 4)]
+    said = [await outbox.next() for _ in range(frame_queue.LAST_PROGRESS + 6)]
     assert said[0].WhichOneof("message") == "tick"
-    *progress, executed, end, other = said[1:]
+    *progress, large, last, executed, end, other = said[1:]
+    assert [len(one.frame.binary) for one in (large, last)] == [9 << 16, 8], "of the pictures the last, in few bytes"
     told = [json.loads(one.frame.text)["data"]["n"] for one in progress]
     assert told == list(range(2, frame_queue.LAST_PROGRESS + 2)), "the last of the progress, in its order"
     assert json.loads(executed.frame.text)["type"] == "executed"
