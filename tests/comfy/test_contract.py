@@ -146,6 +146,9 @@ def test_the_queue_in_its_order_and_what_is_deleted_leaves_no_trace(house: House
     node.script.release()
     house.entry(second)
     house.entry(running)
+    ended = list(house.get("/history"))
+    places = [ended.index(one) for one in (running, front["prompt_id"], second)]
+    assert places == sorted(places), "what asked to go first did"
     assert house.get(f"/history/{first}") == {}
     house.post("/history", {"delete": [second]})
     assert (house.get(f"/history/{second}"), house.http.get(f"/api/jobs/{second}").status_code) == ({}, 404)

@@ -72,16 +72,18 @@ def test_an_end_that_nobody_heard_is_told_to_who_comes_later_and_once(house: Hou
         assert not client.of("end", prompt_id)
 
 
-def test_interrupt_without_an_id_stops_ones_own(house: House) -> None:
+@pytest.mark.parametrize("said", [{"client_id": "mine"}, {}])
+def test_interrupt_without_an_id_stops_ones_own(house: House, said: Json) -> None:
+    """Of who says no more than that, without keys: what was submitted from there."""
     node = house.nodes["n1"]
     node.script.hold_at = 1
     with Listener(house.socket_url, "mine") as mine, Listener(house.socket_url, "yours") as yours:
-        running = house.submit(progress(seed=8), client_id="mine")
-        waiting = house.submit(progress(seed=9), client_id="yours")
+        running = house.submit(progress(seed=80 + len(said)), client_id="mine")
+        waiting = house.submit(progress(seed=90 + len(said)), client_id="yours")
         mine.wait(kind="executing", prompt_id=running)
         assert house.post("/interrupt", {"client_id": "yours"}).status_code == 200
         assert [item[1] for item in house.get("/queue")["queue_running"]] == [running], "yours does not run"
-        house.post("/interrupt", {"client_id": "mine"})
+        house.post("/interrupt", said)
         mine.wait(kind="end", prompt_id=running)
         assert mine.of("execution_interrupted")[0]["node_id"] == "1"
         node.script.release()

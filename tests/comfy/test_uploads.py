@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from fleet.v1 import queue_pb2, queue_pb2_grpc, types_pb2
 from PIL import Image
 
 from tests.comfy.client import Listener
@@ -155,6 +158,13 @@ def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: Ho
     assert sent["prompt"]["3"]["inputs"]["seed"] == seed
     assert sent["prompt"]["1"]["inputs"]["image"].endswith("-w.png")
     assert sent["prompt"]["4"]["inputs"]["filename_prefix"] == "w.png", "what names no file stays"
+    with grpc.insecure_channel(f"127.0.0.1:{house.server.grpc_port}") as channel:
+        request = queue_pb2.CreateJobRequest(job_type=types_pb2.JOB_TYPE_IMAGE_GEN, workflow_json=json.dumps(graph))
+        request.payload.SetInParent()
+        typed = queue_pb2_grpc.QueueStub(channel).CreateJob(request, timeout=30).receipt.job_id
+    house.until(lambda: house.http.get(f"{api}/{typed}").json()["status"] == "succeeded", "it runs too")
+    again = next(c.body for c in house.nodes["n1"].called("POST", "/prompt") if c.body["prompt_id"] == typed)
+    assert again["prompt"] == sent["prompt"], "by gRPC it is the same"
     for wrong, word in (
         ({"workflow": [1]}, "payload.workflow: must be an object"),
         ({"workflow": {}}, "payload.workflow: must be a graph"),
