@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable
 
 from fleet.v1 import types_pb2
@@ -16,7 +15,6 @@ from fleet_server.services.endings import Endings
 from fleet_server.services.file_reader import FileReader
 from fleet_server.services.gallery import Gallery
 from fleet_server.services.gallery_feed import GalleryFeed
-from fleet_server.services.input_needs import needed_inputs
 from fleet_server.services.input_uploads import InputSettings, InputUploads
 from fleet_server.services.inputs import InputResolver
 from fleet_server.services.output_files import OutputFiles
@@ -82,13 +80,12 @@ class Filing:
             s3,
             home,
             clock=clock,
-            needed=functools.partial(needed_inputs, store),
             settings=InputSettings(ttl_seconds=settings.input_ttl_seconds),
         )
         self._input_uploads = inputs
         lists = OutputLists(store.outputs, self.local, s3, views)
         self.calls = OutputParts(SweepCalls(self._sweeps, store.replies), lists, inputs)
-        self.reader = FileReader(self.files, store.outputs, store.inputs, self.inputs, s3)
+        self.reader = FileReader(self.files, store.outputs, store.inputs, self.inputs, s3, home)
 
     def _told(self, progress: types_pb2.OperationProgress) -> None:
         self.tell(progress)
@@ -120,7 +117,7 @@ class Filing:
 
     async def run(self) -> None:
         """Until cancelled."""
-        ends = [self.s3.on_back(self._sweeps.wake), self.s3.on_back(self._deletions.wake)]
+        ends = [self.s3.on_back(part.wake) for part in (self._sweeps, self._deletions, self._input_uploads)]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for loop in (self._sweeps.run, self._deletions.run, self._feed.run, self._input_uploads.run):

@@ -15,8 +15,8 @@ from fleet_server.services.references import parse
 from fleet_server.storage.buckets import WORKSPACE
 from fleet_server.storage.outputs import LocalOutputs
 from fleet_server.storage.s3 import S3Store
-from fleet_server.storage.s3_types import NoObjectError
-from fleet_server.store import InputStore, OutputStore
+from fleet_server.storage.s3_types import NoObjectError, unavailable
+from fleet_server.store import InputRow, InputStore, OutputStore
 
 Stream = AsyncGenerator[bytes, None]
 
@@ -29,16 +29,23 @@ class _Source:
 
 
 class FileReader:
-    """Streams files by reference. `inputs` is the folder of inputs on this server's disk."""
+    """Streams files by reference. `inputs` is the folder of inputs on this server's disk, `home` this server."""
 
     def __init__(
-        self, files: OutputFiles, outputs: OutputStore, input_rows: InputStore, inputs: LocalOutputs, s3: S3Store
+        self,
+        files: OutputFiles,
+        outputs: OutputStore,
+        input_rows: InputStore,
+        inputs: LocalOutputs,
+        s3: S3Store,
+        home: str = "",
     ) -> None:
         self._files = files
         self._outputs = outputs
         self._input_rows = input_rows
         self._inputs = inputs
         self._s3 = s3
+        self._home = home
         self.objects: ObjectReads | None = None
         """Who reads models of the buckets; set before the first call."""
 
@@ -102,11 +109,30 @@ class FileReader:
         row = await self._input_rows.get(input_id)
         if row is None:
             raise _missing(f"input:{input_id}")
-        if row.key:
-            return _Source(
-                row.size_bytes, row.sha256, lambda offset: self._s3.stream(WORKSPACE, row.key, offset, row.size_bytes)
-            )
-        return _Source(row.size_bytes, row.sha256, lambda offset: self._inputs.stream(input_id, offset, row.size_bytes))
+        if not row.key and row.home not in ("", self._home):
+            well, detail = self._s3.status
+            words = "it goes to S3 any moment now" if well else f"it goes to S3 when that is back ({detail})"
+            raise unavailable(f"reference: input:{input_id} is on the disk of the server {row.home!r} alone; {words}")
+        return _Source(row.size_bytes, row.sha256, lambda offset: self._brought(row, offset))
+
+    async def _brought(self, row: InputRow, offset: int) -> Stream:
+        """From the bucket, or from this disk while it is there alone."""
+        key = row.key
+        if not key:
+            try:
+                async with aclosing(self._inputs.stream(row.input_id, offset, row.size_bytes)) as near:
+                    async for chunk in near:
+                        yield chunk
+                return
+            except FleetError as error:
+                # Raised before the first byte: it may have moved since its row was read.
+                now = await self._input_rows.get(row.input_id)
+                if error.reason != "OUTPUT_NOT_FOUND" or now is None or not now.key:
+                    raise
+                key = now.key
+        async with aclosing(self._s3.stream(WORKSPACE, key, offset, row.size_bytes)) as far:
+            async for chunk in far:
+                yield chunk
 
 
 def _missing(reference: str) -> FleetError:

@@ -1,47 +1,44 @@
-"""Files that callers bring for payloads to name: received whole, kept for a day and while needed, then gone."""
+"""Files that callers bring for payloads to name: received whole, kept for a day and while jobs need them, then gone."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import structlog
 import uuid_utils
 from fleet.v1 import fleet_pb2
 
 from fleet_server.domain.errors import FleetError, invalid_field
+from fleet_server.services.references import INPUT_PREFIX
 from fleet_server.storage.buckets import WORKSPACE
 from fleet_server.storage.outputs import LocalOutputs
 from fleet_server.storage.s3 import S3Store
 from fleet_server.store import InputRow, InputStore
 
 _log = structlog.get_logger("fleet.inputs")
-_PREFIX = "inputs/"
 _DEFAULT_TYPE = "application/octet-stream"
 _PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class InputSettings:
-    """`ttl_seconds` is how long an input is kept; what is over is removed every `sweep_seconds`, what is needed gets
-    another `ttl_seconds` then: at most the half of them passes between two looks."""
+    """`ttl_seconds` is how long an input is kept at least; what is over is removed every `sweep_seconds`, and four times
+    in `ttl_seconds` where that is more often."""
 
     max_bytes: int = 512 << 20
     ttl_seconds: float = 86_400
     sweep_seconds: float = 600
 
 
-async def _none() -> Collection[str]:
-    return ()
-
-
 class InputUploads:
-    """Receives inputs. `folder` is that of inputs on this server's disk, `home` this server; `needed` names the inputs
-    that must not go yet.
+    """Receives inputs. `folder` is that of inputs on this server's disk, `home` this server.
 
     An input is received on the disk, since its hash comes with its end; then it goes to the bucket fleet-workspace,
-    where every server finds it. While S3 is away or off it stays on the disk, and only this server finds it.
+    where every server finds it. While S3 is away or off it stays on the disk, and only this server can read it; `wake`
+    says that S3 is back.
     """
 
     def __init__(
@@ -52,7 +49,6 @@ class InputUploads:
         home: str,
         *,
         clock: Callable[[], int],
-        needed: Callable[[], Awaitable[Collection[str]]] = _none,
         settings: InputSettings | None = None,
     ) -> None:
         self._rows = rows
@@ -60,8 +56,8 @@ class InputUploads:
         self._s3 = s3
         self._home = home
         self._clock = clock
-        self._needed = needed
         self._settings = settings or InputSettings()
+        self._woken = asyncio.Event()
 
     async def receive(self, requests: AsyncIterator[fleet_pb2.UploadInputRequest]) -> fleet_pb2.UploadInputResponse:
         """What payloads name it by, once it is whole and safe on a disk.
@@ -87,6 +83,9 @@ class InputUploads:
             raise
         if key:
             await self._folder.delete(input_id)
+        elif self._s3.status[0]:
+            # It came back before this input could be seen in the folder.
+            self.wake()
         reply = fleet_pb2.UploadInputResponse(
             reference=f"input:{input_id}",
             filename=filename,
@@ -101,7 +100,7 @@ class InputUploads:
         """Its name in the bucket; "" where it stays on the disk."""
         if not self._s3.status[0]:
             return ""
-        key = f"{_PREFIX}{input_id}"
+        key = f"{INPUT_PREFIX}{input_id}"
         try:
             stored = await self._s3.put(
                 WORKSPACE, key, self._folder.path(input_id), content_type=_ascii(content_type), sha256=sha256
@@ -111,48 +110,66 @@ class InputUploads:
             return ""
         return key if stored.sha256_verified else ""
 
+    def wake(self) -> None:
+        """Has `run` look at once."""
+        self._woken.set()
+
     async def run(self) -> None:
-        """Removes what is over, until cancelled."""
+        """Moves to the bucket what the disk alone has and removes what is over, until cancelled."""
+        seconds = min(self._settings.sweep_seconds, self._settings.ttl_seconds / 4)
         while True:
-            try:
-                await self.sweep()
-            except (FleetError, OSError) as error:
-                _log.info("inputs that are over wait to be removed", detail=str(error))
-            await asyncio.sleep(min(self._settings.sweep_seconds, self._settings.ttl_seconds / 4))
+            self._woken.clear()
+            for step in (self.move, self.sweep):
+                try:
+                    await step()
+                except (FleetError, OSError) as error:
+                    _log.info("inputs wait to be moved or removed", detail=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+
+    async def move(self) -> None:
+        """Puts into the bucket what this disk alone has; each file goes when its row says where it is now.
+
+        What fails stays for the next time. Raises STORE_UNAVAILABLE, OSError.
+        """
+        if not self._s3.status[0]:
+            return
+        for one in await self._folder.listing():
+            # Without a row it is being received, or over: then a sweep removes it.
+            row = await self._rows.get(one.filename)
+            if row is None:
+                continue
+            if not row.key:
+                try:
+                    key = await self._to_bucket(row.input_id, row.content_type, row.sha256)
+                except OSError as error:
+                    _log.warning("an input cannot be read", input_id=row.input_id, detail=str(error))
+                    continue
+                if not key or not await self._rows.moved(row.input_id, key):
+                    continue
+            await self._folder.delete(row.input_id)
 
     async def sweep(self) -> None:
         """Removes inputs whose time is over and that nobody needs, from the disk and from the bucket.
 
         Raises STORE_UNAVAILABLE, S3_UNAVAILABLE, OSError.
         """
-        await self._renew()
         oldest_ms = self._clock() - int(self._settings.ttl_seconds * 1000)
         for one in await self._folder.listing():
-            if one.modified_ms < oldest_ms and await self._over(one.filename):
+            if one.modified_ms < oldest_ms and await self._rows.over(one.filename, self._clock()):
                 await self._folder.delete(one.filename)
         after = ""
         while self._s3.status[0]:
-            # Their names rise with their time.
-            found = await self._s3.list(WORKSPACE, _PREFIX, after, _PAGE)
+            # Their names rise with the time at which they came, be they moved there later.
+            found = await self._s3.list(WORKSPACE, INPUT_PREFIX, after, _PAGE)
             old = [one.key for one in found if one.modified_ms < oldest_ms]
             for key in old:
-                if await self._over(key.removeprefix(_PREFIX)):
+                if await self._rows.over(key.removeprefix(INPUT_PREFIX), self._clock()):
                     await self._s3.delete(WORKSPACE, key)
-            if len(old) < _PAGE:
+            if len(found) < _PAGE or not old:
                 return
-            after = old[-1]
-
-    async def _renew(self) -> None:
-        """What is needed is kept for longer."""
-        now_ms, ttl_ms = self._clock(), int(self._settings.ttl_seconds * 1000)
-        for input_id in await self._needed():
-            row = await self._rows.get(input_id)
-            if row is not None and row.expire_ms - now_ms < ttl_ms / 2:
-                await self._rows.put(replace(row, expire_ms=now_ms + ttl_ms))
-
-    async def _over(self, input_id: str) -> bool:
-        row = await self._rows.get(input_id)
-        return row is None or row.expire_ms <= self._clock()
+            after = found[-1].key
 
 
 async def _chunks(

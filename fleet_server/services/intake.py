@@ -20,7 +20,7 @@ from fleet_server.services.lanes import lane_of
 from fleet_server.services.models import ModelCatalog
 from fleet_server.services.payloads import PayloadReader, loras_of, model_of, references_of
 from fleet_server.services.ports import Nodes
-from fleet_server.services.references import References
+from fleet_server.services.references import References, inputs_of
 from fleet_server.services.refusals import join, refused
 from fleet_server.services.words import DEFAULT_CLUSTERS, priority_number, priority_of, type_word
 from fleet_server.store import Idempotency
@@ -227,6 +227,7 @@ class Intake:
             group_job_id=spec.group_job_id,
             child_job_ids=tuple(spec.child_job_ids),
             exclusive=spec.exclusive,
+            inputs=inputs_of(spec.payload),
         )
         return Admitted(job, spec)
 

@@ -6,14 +6,19 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from fleet.v1 import types_pb2
+
 from fleet_server.domain.errors import invalid_field
+from fleet_server.services.payloads import references_of
 from fleet_server.services.refusals import refused
-from fleet_server.storage.buckets import BUCKETS
+from fleet_server.storage.buckets import BUCKETS, WORKSPACE
 from fleet_server.storage.s3 import S3Store, is_object_key
 from fleet_server.store import InputStore, OutputStore
 
 _FORM = re.compile(r"(?:(input|output|job):([A-Za-z0-9][A-Za-z0-9._-]{0,127})|s3://([a-z0-9-]{3,63})/(\S+))")
 _WORDS = "must be a reference: input:<id>, output:<filename>, job:<job_id> or s3://<bucket>/<key> of a fleet bucket"
+INPUT_PREFIX = "inputs/"
+"""What the names of inputs begin with in the bucket fleet-workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,18 @@ def parse(reference: str) -> Reference | None:
     if match[3] is None:
         return Reference(match[1], match[2])
     return Reference("s3", match[4], match[3]) if match[3] in BUCKETS and is_object_key(match[4]) else None
+
+
+def inputs_of(payload: types_pb2.Payload) -> tuple[str, ...]:
+    """The ids of the inputs that a payload names, be it by their objects in the bucket; each once."""
+    found: dict[str, None] = {}
+    for _, text in references_of(payload, path=""):
+        reference = parse(text)
+        if reference is not None and reference.kind == "input":
+            found[reference.name] = None
+        elif reference is not None and reference.bucket == WORKSPACE and reference.name.startswith(INPUT_PREFIX):
+            found[reference.name.removeprefix(INPUT_PREFIX)] = None
+    return tuple(found)
 
 
 class References:

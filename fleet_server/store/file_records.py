@@ -35,7 +35,8 @@ class OutputRow:
 @dataclass(frozen=True, slots=True)
 class InputRow:
     """A file that a caller brought for payloads to name. `key` is its name in the workspace bucket, "" where it is on
-    the disk of the server `home` instead. Times are Unix ms.
+    the disk of the server `home` instead. `jobs` that have not ended name it: while there are any it stays, whatever
+    `expire_ms` (Unix ms) says.
     """
 
     input_id: str
@@ -46,6 +47,7 @@ class InputRow:
     home: str
     key: str
     expire_ms: int
+    jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

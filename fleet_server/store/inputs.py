@@ -1,4 +1,8 @@
-"""Files that callers bring for payloads to name; each row forgets itself when its time is over."""
+"""Files that callers bring for payloads to name; each row forgets itself when its time is over.
+
+What a job that has not ended names stays: a submit and a retry count the job in the rows of its inputs, its end takes
+that back, each in one step with what it does to the job.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ class InputStore:
         self._room = room
 
     async def put(self, row: InputRow) -> None:
-        """Adds a row, which is gone once its time is over."""
+        """Adds a row, which is gone once its time is over and no job needs it."""
         await self._room.bulk.run(
             "input_put",
             [self._room.keys.input(row.input_id)],
@@ -39,4 +43,16 @@ class InputStore:
             fields["h"].decode(),
             fields["k"].decode(),
             int(fields["e"]),
+            int(fields.get("n", 0)),
         )
+
+    async def moved(self, input_id: str, key: str) -> bool:
+        """From now on its file is in the bucket under `key`; False where there is no row any more."""
+        reply = await self._room.bulk.run("input_moved", [self._room.keys.input(input_id)], self._room.args(key))
+        return bool(reply)
+
+    async def over(self, input_id: str, now_ms: int) -> bool:
+        """Whether its file may go: its time is over and no job that has not ended names it. Then nobody finds it any
+        more."""
+        reply = await self._room.bulk.run("input_over", [self._room.keys.input(input_id)], self._room.args(now_ms))
+        return bool(reply)

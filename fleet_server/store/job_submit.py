@@ -63,6 +63,8 @@ def _fields(job: NewJob, callback: bool) -> list[Argument]:
         fields += ["kn", len(job.child_job_ids)]
     if job.exclusive:
         fields += ["xc", 1]
+    if job.inputs:
+        fields += ["iu", "\0".join(job.inputs)]
     return fields
 
 

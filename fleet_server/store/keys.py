@@ -53,7 +53,7 @@
 | output_unsynced | ou:<server>             | zset   | -      | outputs    | those of them that no bucket has |
 | output_failed | outs:failed               | zset   | -      | outputs    | those that could not be copied so far |
 | output_leaving | outs:leaving             | hash   | -      | outputs    | deleted ones -> where they still are |
-| input         | in:<input>                | hash   | 24 h   | inputs     | one row of the uploaded inputs |
+| input         | in:<input>                | hash   | needed | inputs     | one row of the uploaded inputs |
 | node          | n:<node>                  | hash   | -      | nodes      | one NodeRow |
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
 | identities    | identities                | hash   | -      | join       | node -> what its certificates name |
@@ -74,8 +74,9 @@
 Children are those of groups. A pause's field is its cluster, type and priority with NULs between, "" for any.
 `<n>` is the length of the lane's id, so that no two (lane, owner) pairs meet in one key. Writers: `jobs` are the
 scripts that move jobs, `hooks` hook_*.lua, `nodes` node_*.lua, `join` join*.lua and node_delete, `outputs` complete and
-output_*.lua. "staged": with a TTL until the batch is committed; "claim": as long as a claim lasts. Scripts name keys as
-`K.<name>`; the loader puts the prefix and the text of `NAMES` in its place.
+output_*.lua, `inputs` input_*.lua and what submits, retries and ends jobs. "staged": with a TTL until the batch is
+committed; "claim": as long as a claim lasts; "needed": 24 h, longer while a job that has not ended names it. Scripts
+name keys as `K.<name>`; the loader puts the prefix and the text of `NAMES` in its place.
 """
 
 from __future__ import annotations
@@ -168,13 +169,12 @@ TTL_NAMES = frozenset(
         "comfy_untold",
         "hook_claim",
         "idempotency",
-        "input",
         "reply",
         "staged",
         "resumed",
     }
 )
-"""Keys that always expire; a spec does while its batch is staged."""
+"""Keys that always expire; a spec does while its batch is staged, an input unless a job needs it."""
 
 IDEMPOTENCY_TTL_MS = 86_400_000
 STAGED_TTL_MS = 60_000

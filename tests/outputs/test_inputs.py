@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet.v1 import command_pb2, fleet_pb2
+from fleet.v1 import command_pb2, fleet_pb2, types_pb2
 from google.api import httpbody_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.input_uploads import InputSettings, InputUploads
-from fleet_server.services.references import parse
+from fleet_server.services.references import inputs_of, parse
 from fleet_server.storage.buckets import LORAS, WORKSPACE
-from fleet_server.store import Store
-from tests.outputs.world import HERE, World, now_ms, world_on
+from fleet_server.store import InputRow, Store
+from tests.outputs.world import HERE, World, now_ms, running, world_on
 from tests.s3.embedded import EmbeddedProcess
+from tests.store.making import submit
 from tests.waiting import wait_until
 
 DATA = os.urandom(2_500_000)
@@ -111,39 +113,77 @@ async def test_what_is_over_is_removed_everywhere(store: Store, tmp_path: Path, 
             assert caught.value.reason == "INPUT_NOT_FOUND"
 
 
-async def test_what_is_needed_is_kept_for_longer(store: Store, tmp_path: Path, s3_server: EmbeddedProcess) -> None:
+async def test_what_a_job_names_is_kept_until_it_has_ended(
+    store: Store, tmp_path: Path, s3_server: EmbeddedProcess
+) -> None:
     async with world_on(store, tmp_path, s3_server) as world:
-        clock, needed = now_ms(), set[str]()
-
-        async def still() -> set[str]:
-            return needed
-
+        clock = now_ms()
+        settings = InputSettings(ttl_seconds=60)
         uploads = InputUploads(
-            store.inputs,
-            world.filing.inputs,
-            world.s3,
-            HERE,
-            clock=lambda: clock,
-            needed=still,
-            settings=InputSettings(ttl_seconds=60),
+            store.inputs, world.filing.inputs, world.s3, HERE, clock=lambda: clock, settings=settings
         )
         far, other = await uploads.receive(sent(b"far")), await uploads.receive(sent(b"other"))
+        named = types_pb2.Payload()
+        named.image_gen.init_image = f"s3://{WORKSPACE}/inputs/{far.reference.removeprefix('input:')}"
+        named.image_gen.mask_image = far.reference
+        job_id = await submit(store, inputs=inputs_of(named))
         s3_server.stop()
         await wait_until(lambda: not world.s3.status[0])
         near = await uploads.receive(sent(b"near"))
+        training = types_pb2.Payload(training=types_pb2.ContainerPayload(inputs=[near.reference, "output:a.png"]))
+        last = await submit(store, inputs=inputs_of(training))
         s3_server.start()
         await wait_until(lambda: world.s3.status[0])
-        needed |= {reply.reference.removeprefix("input:") for reply in (far, near)}
-        for _ in range(3):
-            clock += 40_000
-            await uploads.sweep()
-        assert [(await read(world, reply.reference))[2] for reply in (far, near)] == [b"far", b"near"]
-        with pytest.raises(FleetError):
-            await read(world, other.reference)
-        needed.clear()
         clock += 62_000
         await uploads.sweep()
+        with pytest.raises(FleetError):
+            await read(world, other.reference)
+        assert [(await read(world, reply.reference))[2] for reply in (far, near)] == [b"far", b"near"]
+        for one in (job_id, last):
+            await store.jobs.cancel(one)
+        clock += 2 * 3_600_000
+        await uploads.sweep()
         assert folder(world) == [] and not await world.s3.list(WORKSPACE, "inputs/")
+
+
+async def test_what_came_while_s3_was_away_moves_there(
+    store: Store, tmp_path: Path, s3_server: EmbeddedProcess
+) -> None:
+    async with world_on(store, tmp_path / "here", s3_server) as world, running(world.filing.run):
+        s3_server.stop()
+        await wait_until(lambda: not world.s3.status[0])
+        reply = await brought(world)
+        job_id = await submit(store, inputs=(reply.reference.removeprefix("input:"),))
+        assert len(folder(world)) == 1
+        async with world_on(store, tmp_path / "there", s3_server, wait=False, home="there") as there:
+            # What another server has alone is not lost, only out of reach.
+            with pytest.raises(FleetError) as caught:
+                await read(there, reply.reference)
+            error = caught.value
+            assert (error.reason, error.code.name) == ("S3_UNAVAILABLE", "UNAVAILABLE")
+            assert repr(HERE) in error.detail and "S3 when that is back" in error.detail
+            s3_server.start()
+            await wait_until(lambda: not folder(world))
+            await wait_until(lambda: there.s3.status[0])
+            for server in (world, there):
+                assert (await read(server, reply.reference, 3))[2] == DATA[3:]
+        row = await store.inputs.get(reply.reference.removeprefix("input:"))
+        assert row is not None and (row.key, row.jobs) == (f"inputs/{row.input_id}", 1)
+        await store.jobs.cancel(job_id)
+
+
+async def test_a_file_that_moves_while_it_is_asked_for_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = await brought(world)
+    moved = await world.store.inputs.get(reply.reference.removeprefix("input:"))
+    assert moved is not None
+    before, stored = replace(moved, key=""), world.store.inputs.get
+    rows = iter([before])
+
+    async def get(input_id: str) -> InputRow | None:
+        return next(rows, None) or await stored(input_id)
+
+    monkeypatch.setattr(world.store.inputs, "get", get)
+    assert (await read(world, reply.reference, 7))[2] == DATA[7:]
 
 
 @pytest.mark.parametrize(

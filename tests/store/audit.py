@@ -34,6 +34,7 @@ class Book:
         self.jobs: dict[str, JobRecord] = {}
         self.raw: dict[str, dict[str, bytes]] = {}
         self.specs: set[str] = set()
+        self.inputs: dict[str, int] = {}
         types = {row.name: row.type for row in table()}
         keys = _keys(client, namespace)
         self.rests = [key.decode().removeprefix(self.prefix) for key in keys]
@@ -51,7 +52,9 @@ class Book:
             rest = key.decode().removeprefix(self.prefix)
             name = _name(rest)
             assert kind == types[name], f"{rest} is a {kind}, the table says {types[name]}"
-            assert (ttl > 0) == (name in TTL_NAMES) or name == "spec", f"{rest} has a TTL of {ttl} ms"
+            assert (ttl > 0) == (name in TTL_NAMES) or name in {"spec", "input"}, f"{rest} has a TTL of {ttl} ms"
+            if name == "input":
+                self.inputs[rest.removeprefix(NAMES["input"])] = ttl
             if name == "spec" and ttl == -1:
                 self.specs.add(rest.removeprefix(NAMES["spec"]))
             if kind == "zset":
@@ -119,6 +122,7 @@ def audit(client: Any, namespace: str) -> None:
     _audit_shares(book, in_line)
     _audit_dependencies(book)
     _audit_groups(book)
+    _audit_inputs(book, unended)
     assert set(book.zset("scheduled")) == {
         job_id for job_id, job in unended.items() if job.wait_reason in {WaitReason.SCHEDULED, WaitReason.BACKOFF}
     }
@@ -236,6 +240,17 @@ def _audit_groups(book: Book) -> None:
         else:
             assert int(book.raw[group]["kl"]) == alive, group
             assert (alive == 0) == book.jobs[group].state.ended, group
+
+
+def _audit_inputs(book: Book, unended: dict[str, JobRecord]) -> None:
+    """An input counts the live jobs that name it, and stays while there are any."""
+    needed = Counter(
+        name for job_id in unended for name in book.raw[job_id].get("iu", b"").decode().split("\0") if name
+    )
+    for input_id, ttl in book.inputs.items():
+        count = needed[input_id]
+        assert book.hash(f"in:{input_id}").get("n") == (str(count) if count else None), input_id
+        assert (ttl > 0) == (not count), f"input {input_id}, named by {count} jobs, has a TTL of {ttl} ms"
 
 
 def _audit_record(job_id: str, job: JobRecord) -> None:

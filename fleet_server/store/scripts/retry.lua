@@ -70,6 +70,9 @@ local function again(id, j, children)
     end
   end
   save(id, j, set, del)
+  if j.iu then
+    hold_inputs(j)
+  end
   arrive(id, j, nil)
   emit('job_update', id, j)
   return doomed

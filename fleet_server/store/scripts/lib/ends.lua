@@ -1,5 +1,6 @@
 -- include: jobs
 -- include: hooks
+-- include: inputs
 
 local KEEP_MS = 604800000
 local KEEP_COUNT = 200000
@@ -199,6 +200,9 @@ function finish(id, j, state, set, del)
   end
   if j.cb == '1' then
     redis.call('ZADD', K.hooks, NOW, id .. '.' .. j.ge)
+  end
+  if j.iu then
+    leave_inputs(j)
   end
   emit('job_complete', id, j)
   if dependents then

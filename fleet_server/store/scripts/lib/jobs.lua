@@ -14,13 +14,14 @@
 --   ro  operation id of the last retry
 --   kl  of a group: children that have not ended
 --   dp  1 if others wait for this job's end
+--   iu  inputs that it names, joined by NUL
 
 local KEEP_ATTEMPTS = 20
 local KEEP_EVENTS = 100000
 local KIND = '^(%Z*)%z(%Z*)%z(%Z*)%z(.*)$'
 local LIMITS = '^(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)$'
 local HIDDEN = {ld = true, ty = true, pr = true, cl = true, ln = true, mr = true, to = true, qt = true, cr = true, sc = true,
-  cb = true, dp = true, tb = true, kl = true, ro = true, ft = true, lx = true}
+  cb = true, dp = true, tb = true, kl = true, ro = true, ft = true, lx = true, iu = true}
 
 local function load(id)
   local flat = redis.call('HGETALL', K.job .. id)

@@ -86,13 +86,16 @@ local function write_new(id, j)
   local parents, doomed = j.parents or {}, j.doomed
   j.parents, j.doomed, j.af = nil, nil, nil
   local args = {'st', j.st, 'ge', j.ge, 've', j.ve, 'up', j.up, 'en', j.en, 'ki', j.ki, 'li', j.li}
-  for _, field in ipairs({'mo', 'ow', 'wr', 'ld', 'gj', 'kn', 'kl', 'xc', 'wa'}) do
+  for _, field in ipairs({'mo', 'ow', 'wr', 'ld', 'gj', 'kn', 'kl', 'xc', 'wa', 'iu'}) do
     if j[field] then
       args[#args + 1] = field
       args[#args + 1] = j[field]
     end
   end
   redis.call('HSET', K.job .. id, unpack(args))
+  if j.iu then
+    hold_inputs(j)
+  end
   for _, parent in ipairs(parents) do
     redis.call('SADD', K.unmet .. id, parent)
     if not doomed then
