@@ -25,7 +25,7 @@ _PAGE = 100
 
 @dataclass(frozen=True, slots=True)
 class InputSettings:
-    """`ttl_seconds` is how long an input is kept at least; what is over is removed every `sweep_seconds`, and four times
+    """`ttl_seconds` is how long an input is kept at least; what is over is removed every `sweep_seconds`, or four times
     in `ttl_seconds` where that is more often."""
 
     max_bytes: int = 512 << 20

@@ -125,7 +125,8 @@ async def test_what_a_job_names_is_kept_until_it_has_ended(
         far, other = await uploads.receive(sent(b"far")), await uploads.receive(sent(b"other"))
         named = types_pb2.Payload()
         named.image_gen.init_image = f"s3://{WORKSPACE}/inputs/{far.reference.removeprefix('input:')}"
-        named.image_gen.mask_image = far.reference
+        named.image_gen.mask_image = named.image_gen.init_image
+        assert inputs_of(named) == (far.reference.removeprefix("input:"),)
         job_id = await submit(store, inputs=inputs_of(named))
         s3_server.stop()
         await wait_until(lambda: not world.s3.status[0])

@@ -10,7 +10,8 @@ from fleet.v1 import queue_pb2, types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.inputs import has_inputs
-from tests.services.calls.desk import Desk, asked
+from fleet_server.store import InputRow
+from tests.services.calls.desk import Desk, asked, now_ms
 
 QUEUED, CANCELLED = types_pb2.JOB_STATUS_QUEUED, types_pb2.JOB_STATUS_CANCELLED
 
@@ -141,3 +142,18 @@ async def test_a_job_that_waits_is_cancelled_like_any_other(desk: Desk) -> None:
     child = await desk.submit(after=[parent])
     assert (await desk.queue.cancel(child)).status == CANCELLED
     assert (await desk.queue.get(parent)).queue_position == 1
+
+
+async def test_a_job_keeps_the_inputs_that_it_names(desk: Desk) -> None:
+    row = InputRow("brought", "a.png", "image/png", 5, "ff", "here", "", now_ms() + 60_000)
+    await desk.store.inputs.put(row)
+
+    async def jobs() -> int:
+        found = await desk.store.inputs.get("brought")
+        assert found is not None
+        return found.jobs
+
+    job_id = await desk.submit(payload={"prompt": "x", "init_image": "input:brought"})
+    assert await jobs() == 1
+    await desk.store.jobs.cancel(job_id)
+    assert await jobs() == 0
