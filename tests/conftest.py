@@ -26,10 +26,10 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 @pytest.fixture(autouse=True, scope="session")
 def clean_environment() -> Iterator[None]:
-    """Takes the caller's FLEET_* settings and proxies away, from us and from the processes that tests start."""
+    """Takes the caller's FLEET_* settings, proxies and size of terminal away, from us and from what tests start."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("FLEET_") or name.lower() in _PROXIES:
+            if name.startswith("FLEET_") or name.lower() in _PROXIES or name in ("COLUMNS", "LINES"):
                 patch.delenv(name)
         yield
 

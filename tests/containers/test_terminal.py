@@ -32,6 +32,8 @@ FLOOD = 8 << 20
 """Bytes of the streams in the ordinary suite; TEST_FLOOD_BYTES asks for more."""
 NAPS = str(20_000_000 + os.getpid())
 """Seconds that no other run of these tests sleeps."""
+AT = {"PS1": "$ ", "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+"""A person's environment; the size of the terminal itself is another."""
 SIZED = 'until [ "$(stty size)" = "{}" ]; do sleep 0.1; done'
 """Waits for a size of the terminal."""
 
@@ -219,7 +221,7 @@ class Tmux:
 @pytest.fixture
 def tmux(fleet: FleetProcess, short_path: Path) -> Iterator[Tmux]:
     need("tmux")
-    terminal = Tmux(short_path, clean_environment({"FLEET_URL": fleet.url, "PS1": "$ ", "TERM": "xterm"}))
+    terminal = Tmux(short_path, clean_environment({"FLEET_URL": fleet.url, **AT}))
     yield terminal
     terminal("kill-server")
 

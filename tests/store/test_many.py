@@ -162,7 +162,9 @@ async def test_a_step_of_many_claims_gives_what_one_by_one_would(
             for claimed in filter(None, together):
                 for one in (store, twin):
                     if draw_of(claimed.token) < 3:
-                        await one.jobs.fail(claimed.job.job_id, claimed.token, error=b"", attempt=b"", retryable=True)
+                        await one.jobs.fail(
+                            claimed.job.job_id, claimed.token, error=b"broken", attempt=b"", retryable=True
+                        )
                     elif draw_of(claimed.token) < 12:
                         await one.jobs.complete(claimed.job.job_id, claimed.token, result=b"")
         assert await store.jobs.counts() == await twin.jobs.counts()

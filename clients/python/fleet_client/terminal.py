@@ -28,6 +28,14 @@ INPUT_BYTES = 16 << 10
 _OPEN_SECONDS = 20.0
 
 
+def _size() -> os.terminal_size:
+    """The terminal's own size: COLUMNS and LINES, which count elsewhere, do not follow a change of it."""
+    for stream in (sys.stdout, sys.stdin, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(stream.fileno())
+    return shutil.get_terminal_size()
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """What to run, and how: `tty` on a terminal of its own, `stdin` with this process's input."""
@@ -42,7 +50,7 @@ class Program:
 
     def start(self) -> Json:
         """The first frame."""
-        size = shutil.get_terminal_size()
+        size = _size()
         terminal = {"tty": True, "rows": size.lines, "columns": size.columns} if self.tty else {}
         fields = {"command": self.command, "shell": self.shell, "container_name": self.container_name, "env": self.env}
         return {"start": {**calls.given(fields), **terminal}}
@@ -137,7 +145,7 @@ async def _resized(socket: ClientConnection) -> None:
         while True:
             await changed.wait()
             changed.clear()
-            size = shutil.get_terminal_size()
+            size = _size()
             await socket.send(json.dumps({"resize": {"rows": size.lines, "columns": size.columns}}))
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)
