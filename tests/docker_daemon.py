@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import docker
+import requests
 
+from fleet_agent.docker_client import connected_client
 from tests.parts import found, need
 
 IMAGE = "fleet-test:latest"
@@ -124,7 +126,7 @@ class DockerDaemon:
 
     def client(self) -> docker.DockerClient:
         """A client of it; close it."""
-        return docker.DockerClient(base_url=self.url, version="auto", timeout=30)
+        return connected_client(self.url, timeout_seconds=30)
 
     def inside(self, *command: str, check: bool = True, seconds: float = 20) -> subprocess.CompletedProcess[bytes]:
         """Runs a command of this machine in the daemon's network."""
@@ -169,9 +171,10 @@ class DockerDaemon:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self._process.poll() is None:
             if self.socket.exists():
-                with contextlib.suppress(docker.errors.DockerException), contextlib.closing(self.client()) as client:
-                    client.ping()
-                    return
+                with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
+                    with contextlib.closing(self.client()) as client:
+                        client.ping()
+                        return
             time.sleep(0.02)
         self.kill()
         raise AssertionError(f"dockerd does not answer:\n{self.log.read_text(errors='replace')[-3000:]}")
