@@ -171,10 +171,10 @@ class DockerDaemon:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self._process.poll() is None:
             if self.socket.exists():
-                with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
-                    with contextlib.closing(self.client()) as client:
-                        client.ping()
-                        return
+                away = (docker.errors.DockerException, requests.exceptions.RequestException)
+                with contextlib.suppress(*away), contextlib.closing(self.client()) as client:
+                    client.ping()
+                    return
             time.sleep(0.02)
         self.kill()
         raise AssertionError(f"dockerd does not answer:\n{self.log.read_text(errors='replace')[-3000:]}")
