@@ -46,6 +46,10 @@ def set_caller(caller: Caller) -> None:
 
 def read_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
     """The call's text metadata; of a name given twice the first counts."""
+    text_metadata = getattr(context, "text_metadata", None)  # a call over HTTP has it at hand
+    if text_metadata is not None:
+        at_hand: dict[str, str] = text_metadata()
+        return at_hand
     found: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():
         if isinstance(value, str):

@@ -71,7 +71,8 @@ class Invoker:
         caller = NOBODY
         try:
             caller = self._admit(method, context)
-            await self._judge(caller)
+            if caller.node_id:
+                await self._judge(caller)
             if callable(request):
                 request = request()
             prepared = self._prepare(method, request, caller)
@@ -94,7 +95,8 @@ class Invoker:
         expired = False
         try:
             caller = self._admit(method, context)
-            await self._judge(caller)
+            if caller.node_id:
+                await self._judge(caller)
             if callable(request):
                 request = request()
             prepared = self._prepare(method, request, caller)
@@ -149,11 +151,10 @@ class Invoker:
         return caller
 
     async def _judge(self, caller: Caller) -> None:
-        """Raises CERTIFICATE_REFUSED where the caller's certificate is worth nothing any more."""
-        if caller.node_id:
-            if self._identities is None:
-                raise forbidden("this server takes no certificates")
-            await self._identities.check(caller.node_id, caller.identity)
+        """Raises CERTIFICATE_REFUSED where a node's certificate is worth nothing any more."""
+        if self._identities is None:
+            raise forbidden("this server takes no certificates")
+        await self._identities.check(caller.node_id, caller.identity)
 
     def _prepare(
         self, method: Method, request: Message | AsyncIterator[Message], caller: Caller

@@ -22,6 +22,24 @@ def context_of(client: Any = ("127.0.0.1", 4711), timeout: float | None = None) 
     return InProcContext({"headers": [], "client": client}, "r", timeout)
 
 
+def test_the_text_at_hand_is_that_of_the_pairs() -> None:
+    given = [
+        (b"x-api-key", b"first"),
+        (b"x-api-key", b"second"),
+        (b"grpc-metadata-x-api-key", b"forged"),
+        (b"grpc-metadata-fleet-transport", b"grpc"),
+        (b"grpc-metadata-tag", b"\xe9"),
+        (b"grpc-metadata-tag", b"later"),
+        (b"grpc-metadata-blob-bin", b"aGk="),
+        (b"x-request-id", b"of the header"),
+        (b"cookie", b"kept back"),
+    ]
+    context = InProcContext({"headers": given}, "r", None)
+    pairs = [(key, value) for key, value in context.invocation_metadata() if isinstance(value, str)]
+    assert context.text_metadata() == dict(reversed(pairs))
+    assert context.text_metadata() == {"fleet-transport": "rest", "x-request-id": "r", "x-api-key": "first", "tag": "é"}
+
+
 @pytest.mark.parametrize(
     ("client", "peer"),
     [(("127.0.0.1", 1), "ipv4:127.0.0.1:1"), (("::1", 1), "ipv6:[::1]:1"), (None, "unix:")],
