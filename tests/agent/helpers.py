@@ -100,6 +100,8 @@ class ScriptedServer:
     output_refusals: list[grpc.StatusCode] = field(default_factory=list)
     downloads: list[str] = field(default_factory=list)
     deaf: bool = False
+    deafened: int = 0
+    """Conversations that are not listened to."""
     silent: bool = False
     _server: grpc.aio.Server | None = None
     port: int = 0
@@ -153,6 +155,7 @@ class ScriptedServer:
         )
         yield self.first_message or Reply(session=talk.session, welcome=welcome)
         if self.deaf:
+            self.deafened += 1
             await asyncio.Event().wait()
         listening = asyncio.create_task(self._listen(requests, talk))
         try:

@@ -131,7 +131,7 @@ def test_ended_at_each_point(
         whose = "signal 9" if how == "killed" else "the model server" if engine == "openai" else "the SDXL-TRT worker"
         assert whose in attempt["error"]["detail"]
     # The agent lives, works on, and keeps nothing of it.
-    assert fleet.pids("fleet_agent") == agents
+    assert set(agents) <= set(fleet.pids("fleet_agent"))
     assert _is_whole(api, engine, _ended(api, _submit(api, engine)))
     assert (fleet.folder / "agent" / "spool" / "journal").is_file()
     wait_until_now(lambda: not _kept(fleet))
