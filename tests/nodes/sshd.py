@@ -43,12 +43,11 @@ class SshHost:
             stream.write(public_key.strip() + "\n")
 
     def cut(self) -> None:
-        """Ends everybody's connections, and what they run."""
-        ended = [process for process in _inside(self.namespace) if process.pid != self.pid]
-        for process in ended:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(ended, timeout=10)
+        """Ends everybody's connections, then what they ran: nobody is told how that ended."""
+        others = [process for process in _inside(self.namespace) if process.pid != self.pid]
+        connections = [process for process in others if _name(process).startswith("sshd")]
+        for ended in (connections, others):
+            _kill(ended)
 
 
 @contextmanager
@@ -125,11 +124,21 @@ def _key(path: Path) -> Path:
 
 def _end_all(namespace: str) -> None:
     """Ends what still runs in the namespace: agents that were started to stay."""
-    ended = _inside(namespace)
-    for process in ended:
+    _kill(_inside(namespace))
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(ended, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _inside(namespace: str) -> list[psutil.Process]:

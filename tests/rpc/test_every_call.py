@@ -1,4 +1,4 @@
-"""No call is left to the answer that gRPC generates for it, `NotImplementedError`."""
+"""No call is left to the answer that gRPC's generated base class has for it."""
 
 from __future__ import annotations
 
