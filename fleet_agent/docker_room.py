@@ -13,6 +13,7 @@ from fleet.v1 import node_pb2, types_pb2
 from fleet_agent.commands import CommandDesk
 from fleet_agent.containers.commands import ContainerCommands
 from fleet_agent.containers.containers import ContainerLimits, Containers
+from fleet_agent.containers.image_roots import ImagePolicy
 from fleet_agent.containers.logs import ContainerLogs
 from fleet_agent.containers.mounts import MountPolicy
 from fleet_agent.containers.watch import ContainerWatch
@@ -39,11 +40,12 @@ class DockerRoom:
     ) -> None:
         self.engine = DockerEngine(settings.docker_host, threads=settings.docker_threads, place=place)
         self._say: Say = lambda _: False
-        swarm = SwarmManager(self.engine)
+        images = ImagePolicy(settings.image_roots)
+        swarm = SwarmManager(self.engine, images)
         SwarmCommands(swarm, ServiceLogs(self.engine, swarm, poll_seconds=settings.docker_seconds)).register(desk)
         # Who has the agent's folder has its keys; who has the engine's socket has the machine.
         policy = policy or MountPolicy(settings.mount_roots, [settings.data_dir, *_sockets(self.engine.url)])
-        limits = ContainerLimits(pids=settings.container_pids)
+        limits = ContainerLimits(pids=settings.container_pids, images=images)
         self._containers = Containers(settings.node_id, self.engine, policy, limits)
         logs = ContainerLogs(self.engine, self._containers)
         ShellCommands(settings.node_id, self.engine).register(desk)

@@ -80,6 +80,8 @@ class AgentSettings(BaseSettings):
     """The Docker engine, unix:///path. Unset: DOCKER_HOST, else the socket of this machine."""
     mount_roots: Paths = (Path("/mnt/s3-models"), Path("/srv/fleet"))
     """Folders of this node that containers may see, with all below them; empty: none."""
+    image_roots: Names = ()
+    """Registries and repositories, with all below them, that images of containers may come from; empty: any."""
     container_pids: Annotated[int, Field(ge=16)] = 4096
     """Processes and threads that a container may have."""
     docker_threads: Annotated[int, Field(ge=1, le=256)] = 16
@@ -130,7 +132,7 @@ class AgentSettings(BaseSettings):
             raise ValueError("must be 1 to 63 letters, digits, '.', '_' or '-', and not `heartbeats` or `tokens`")
         return value
 
-    @field_validator("clusters", "engines", "sdxl_trt_urls", mode="before")
+    @field_validator("clusters", "engines", "sdxl_trt_urls", "image_roots", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
         if isinstance(value, str):
@@ -184,6 +186,7 @@ class AgentSettings(BaseSettings):
             "docker": self._docker(),
             "docker_host": self.docker_host or "",
             "mount_roots": ",".join(map(str, self.mount_roots)),
+            "image_roots": ",".join(self.image_roots),
             "container_pids": str(self.container_pids),
         }
         return {name: value for name, value in own.items() if value} | self.options

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import docker
@@ -21,6 +21,7 @@ from fleet.v1 import fleet_pb2, types_pb2
 
 from fleet_agent.commands.faults import CommandFault, unknown
 from fleet_agent.containers.faults import gone, refused
+from fleet_agent.containers.image_roots import ImagePolicy
 from fleet_agent.containers.messages import (
     COMMAND,
     MANAGED,
@@ -44,9 +45,10 @@ _LOG = LogConfig(type="json-file", config={"max-size": "64m", "max-file": "2"})
 
 @dataclass(frozen=True, slots=True)
 class ContainerLimits:
-    """What every container of the fleet gets beside the bounds that its caller asks for."""
+    """What every container of the fleet gets beside the bounds that its caller asks for, and what it may be made of."""
 
     pids: int = 4096
+    images: ImagePolicy = field(default_factory=ImagePolicy)
 
 
 class Containers:
@@ -84,6 +86,7 @@ class Containers:
     ) -> types_pb2.Container:
         """A new container, running. One that cannot be started is removed again; pulled images stay."""
         _judge(request)
+        self._limits.images.judge(request.image)
         mounts = await asyncio.to_thread(self._policy.judge, list(request.mounts))
         with _unavailable():
             await self._engine.run(lambda client: _check_name(client, request.name))

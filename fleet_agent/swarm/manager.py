@@ -17,6 +17,7 @@ from docker.errors import APIError
 from fleet.v1 import fleet_pb2, types_pb2
 
 from fleet_agent.commands.faults import CommandFault, unknown
+from fleet_agent.containers.image_roots import ImagePolicy
 from fleet_agent.docker_engine import DockerEngine, DockerUnavailableError, ask
 from fleet_agent.swarm.messages import SHORT, Json, by_service, current, hostnames_of, mode_of, service_message
 
@@ -34,8 +35,9 @@ class SwarmManager:
     A service is named by its name, its id, or the first 12 or more characters of that.
     """
 
-    def __init__(self, engine: DockerEngine) -> None:
+    def __init__(self, engine: DockerEngine, images: ImagePolicy | None = None) -> None:
         self._engine = engine
+        self._images = images or ImagePolicy()
 
     async def services(self) -> list[types_pb2.SwarmService]:
         """All services by name, each with the tasks that stand for it now."""
@@ -67,10 +69,11 @@ class SwarmManager:
         """Gives the service another image; its tasks are replaced in the way that its spec says.
 
         The tag is pinned to the digest that the registry has now. An image that no registry has, but this engine, is
-        taken as it is. IMAGE_NOT_FOUND, REGISTRY_UNAVAILABLE.
+        taken as it is. IMAGE_NOT_FOUND, REGISTRY_UNAVAILABLE, PRIVILEGE_FORBIDDEN where the node takes none from there.
         """
         if not _IMAGE.fullmatch(image) or ".." in image:
             raise CommandFault("INVALID_FIELD", "image: must be the name of an image, such as registry:5000/sdxl:2")
+        self._images.judge(image)
         login = None if auth is None else _login(image, auth)
         await self.inspect(service_id)
         pinned = await self._run(lambda client: _pinned(client, image, login))

@@ -18,6 +18,7 @@ from fleet.v1 import types_pb2
 
 from fleet_agent.commands.faults import CommandFault
 from fleet_agent.containers.containers import ContainerLimits
+from fleet_agent.containers.image_roots import ImagePolicy
 from fleet_agent.containers.mounts import MountPolicy
 from fleet_agent.docker_client import connected_client
 from fleet_agent.docker_engine import DEFAULT_URL, DockerEngine
@@ -49,7 +50,7 @@ _TRY_AGAIN = frozenset(
 
 
 class ContainerEngine:
-    """Options `docker_host`, `mount_roots`, `container_pids` and `node_id` are the agent's own settings."""
+    """Options `docker_host`, `mount_roots`, `image_roots`, `container_pids` and `node_id` are the agent's settings."""
 
     def __init__(self, settings: EngineSettings) -> None:
         options = settings.options
@@ -58,7 +59,8 @@ class ContainerEngine:
         roots = [Path(root) for root in options.get("mount_roots", "").split(",") if root]
         door = self._url.partition("unix://")[2]
         self._policy = MountPolicy(roots, [self._data, *([Path(door)] if door else [])])
-        self._limits = ContainerLimits(pids=int(options.get("container_pids", "4096")))
+        images = ImagePolicy(root for root in options.get("image_roots", "").split(",") if root)
+        self._limits = ContainerLimits(pids=int(options.get("container_pids", "4096")), images=images)
         self._node_id = options.get("node_id", "")
         self._leftovers = Leftovers(self._data / "container-jobs")
 
