@@ -43,6 +43,26 @@ def test_services_ports_and_volumes(compose: dict[str, Any]) -> None:
     assert used == set(compose["volumes"])
     assert re.fullmatch(r"minio/minio:RELEASE\.[\w-]+@sha256:[0-9a-f]{64}", services["minio"]["image"])
     assert (FOLDER.parent / services["server"]["build"]["dockerfile"]).is_file()
+    for name, service in services.items():
+        assert service["healthcheck"]["test"][0] == "CMD", name
+        assert (service["restart"], service["logging"]["options"]["max-file"]) == ("unless-stopped", "3"), name
+    for name, word in (("valkey", "service_healthy"), ("minio", "service_healthy")):
+        assert services["server"]["depends_on"][name] == {"condition": word}
+
+
+def test_the_image_is_of_what_runs_alone(compose: dict[str, Any]) -> None:
+    """The sources and what builds from them stay in the first stage."""
+    server = compose["services"]["server"]
+    text = (FOLDER.parent / server["build"]["dockerfile"]).read_text()
+    build, final = re.split(r"(?m)^FROM .+$", text)[1:]
+    assert "COPY . ." in build and "--require-hashes" in build
+    assert re.findall(r"(?m)^COPY .+$", final) == ["COPY --from=build /opt/fleet /opt/fleet"]
+    user, number = re.findall(r"(?m)^USER (\w+)$", final), re.findall(r"useradd --uid (\d+) .*fleet", final)
+    assert user == ["fleet"] and number == ["10001"]
+    opened = set(re.findall(r"\d+", re.findall(r"(?m)^EXPOSE (.+)$", final)[0]))
+    assert opened == {port.split(":")[1] for port in server["ports"]}
+    assert {volume.split(":")[1] for volume in server["volumes"]} == {"/data"} <= set(re.findall(r"/data", final))
+    assert server["read_only"] is True and server["cap_drop"] == ["ALL"]
 
 
 def test_the_server_takes_what_it_is_given(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
