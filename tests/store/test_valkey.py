@@ -195,6 +195,21 @@ def is_free(lock: TextIO) -> bool:
     return True
 
 
+async def test_it_runs_on_an_allocator_that_the_machine_has_and_without_one_too(short_path: Path) -> None:
+    """What the loader finds is in the store's memory; a name that it does not find changes nothing."""
+    for name, there in (("libgcc_s.so.1", True), ("libno-such-allocator.so.9", False)):
+        server = EmbeddedValkey(short_path, free_floor_bytes=0, ballast_bytes=0, allocator=name)
+        await server.start()
+        try:
+            loaded = await asyncio.to_thread(Path(f"/proc/{server.pid}/maps").read_text)
+            assert (name in loaded) is there
+            async with open_store(server.url) as store:
+                await submit(store)
+                assert (await store.jobs.counts())[JobState.QUEUED] == 1 + (not there)
+        finally:
+            await server.stop()
+
+
 async def test_a_server_that_cannot_start_says_why(short_path: Path) -> None:
     server = EmbeddedValkey(short_path, free_floor_bytes=0, ballast_bytes=0, options=[("no-such-option", "1")])
     with pytest.raises(RuntimeError, match="ended at once"):
