@@ -14,14 +14,12 @@ from prometheus_client import CollectorRegistry
 from fleet_server import __version__
 from fleet_server.bridge.docs import docs_routes
 from fleet_server.bridge.guard import HostOriginGuard
-from fleet_server.bridge.openapi import OpenApiOptions, openapi_document
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.bridge.transcoder import Bridge
 from fleet_server.callbacks import Callbacks
 from fleet_server.comfying import Comfying
 from fleet_server.commanding import LOG_ENTRY, Commanding
-from fleet_server.contract import DOCUMENTED_PATHS, PAYLOADS, SERVICES, descriptions
-from fleet_server.domain.errors import REASON_CODES
+from fleet_server.contract import DOCUMENTED_PATHS, SERVICES, api_document
 from fleet_server.domain.webhook_signature import SecretError
 from fleet_server.embedded.identity import server_name
 from fleet_server.enrolling import Enrolment
@@ -284,19 +282,7 @@ class Server:
         self._callbacks.own_port(urlsplit(origin).port)
         page = front_page(__version__, origin)
         plain = [page, metrics(self.registry)]
-        document = openapi_document(
-            SERVICES,
-            OpenApiOptions(
-                title="Fleet Commander",
-                version=__version__,
-                reason_codes=REASON_CODES,
-                files=descriptions(),
-                variants={"fleet.v1.CreateJobRequest.payload": PAYLOADS},
-                media_types={"fleet.v1.Fleet.Generate": ["image/png"]},
-                special=plain,
-            ),
-        )
-        special = [*plain, *docs_routes(document)]
+        special = [*plain, *docs_routes(lambda: api_document(plain))]
         bridge = Bridge(
             SERVICES,
             self._invoker,

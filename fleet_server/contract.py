@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fleet.v1 import fleet_pb2, node_pb2, queue_pb2, types_pb2, vision_pb2
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+from fleet_server import __version__
+from fleet_server.bridge.openapi import OpenApiOptions, openapi_document
+from fleet_server.bridge.special import SpecialRoute
+from fleet_server.domain.errors import REASON_CODES
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
     fleet_pb2.DESCRIPTOR.services_by_name["Fleet"],
@@ -75,3 +82,17 @@ def descriptions() -> FileDescriptorSet:
     """The protos with their comments, as the stubs' package brings them."""
     folder = Path(fleet_pb2.__file__).parent
     return FileDescriptorSet.FromString((folder / "descriptors.binpb").read_bytes())
+
+
+def api_document(special: Sequence[SpecialRoute]) -> dict[str, Any]:
+    """The OpenAPI document of this server, with these routes beside those of its methods."""
+    options = OpenApiOptions(
+        title="Fleet Commander",
+        version=__version__,
+        reason_codes=REASON_CODES,
+        files=descriptions(),
+        variants={"fleet.v1.CreateJobRequest.payload": PAYLOADS},
+        media_types={"fleet.v1.Fleet.Generate": ["image/png"]},
+        special=special,
+    )
+    return openapi_document(SERVICES, options)

@@ -4,13 +4,14 @@ elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import gzip
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -22,12 +23,20 @@ _SCRIPT: Final = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _GZIP: Final = re.compile(rb"(?:^|,)\s*gzip\s*(?:;\s*q\s*=\s*(?:1|0?\.\d*[1-9]\d*)[\d.]*\s*)?(?:,|$)", re.IGNORECASE)
 
 
-def docs_routes(document: Mapping[str, Any]) -> tuple[SpecialRoute, SpecialRoute]:
-    """The routes of `document` (an OpenAPI document) and of the page that shows it. Both have an ETag."""
+def docs_routes(document: Callable[[], Mapping[str, Any]]) -> tuple[SpecialRoute, SpecialRoute]:
+    """The routes of an OpenAPI document and of the page that shows it. Both have an ETag.
+
+    `document` is called once, in a thread, when somebody first asks: it takes longer than much of a server's start.
+    """
     page = importlib.resources.files(__package__).joinpath("docs.html").read_bytes()
     return (
-        _route("/openapi.json", "The OpenAPI document of this server", b"application/json", orjson.dumps(document)),
-        _route("/docs", "The documentation as a page", b"text/html; charset=utf-8", page, _policy(page)),
+        _route(
+            "/openapi.json",
+            "The OpenAPI document of this server",
+            b"application/json",
+            lambda: orjson.dumps(document()),
+        ),
+        _route("/docs", "The documentation as a page", b"text/html; charset=utf-8", lambda: page, _policy(page)),
     )
 
 
@@ -42,24 +51,28 @@ def _policy(page: bytes) -> bytes:
 
 
 def _route(
-    path: str, reason: str, media_type: bytes, body: bytes, policy: bytes = b"default-src 'none'"
+    path: str, reason: str, media_type: bytes, make: Callable[[], bytes], policy: bytes = b"default-src 'none'"
 ) -> SpecialRoute:
-    etag = b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
-    headers = [
+    fixed = [
         (b"content-type", media_type),
-        (b"etag", etag),
         (b"cache-control", b"no-cache"),
         (b"vary", b"accept-encoding"),
         (b"content-security-policy", policy),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
     ]
-    packed = functools.cache(lambda: gzip.compress(body, mtime=0))
+    made = functools.cache(make)
+    packed = functools.cache(lambda: gzip.compress(made(), mtime=0))
+    making = asyncio.Lock()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async with making:
+            body = await asyncio.to_thread(made)
+        etag = b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
+        headers = [*fixed, (b"etag", etag)]
         asked = {name: value for name, value in scope["headers"] if name in (b"if-none-match", b"accept-encoding")}
         if _matches(asked.get(b"if-none-match", b""), etag):
-            await send({"type": "http.response.start", "status": 304, "headers": list(headers)})
+            await send({"type": "http.response.start", "status": 304, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
         small = _GZIP.search(asked.get(b"accept-encoding", b"")) is not None

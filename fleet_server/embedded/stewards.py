@@ -6,10 +6,10 @@ import asyncio
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import asyncssh
 import structlog
 
 from fleet_server.domain.errors import FleetError, invalid_field
@@ -18,6 +18,7 @@ from fleet_server.store import NodeRow, Store
 
 _log = structlog.get_logger("fleet.ssh")
 _LOOK_SECONDS = 2.0
+_making = threading.Lock()
 
 
 class ServerKeyError(RuntimeError):
@@ -26,14 +27,18 @@ class ServerKeyError(RuntimeError):
 
 def server_key(folder: Path) -> tuple[Path, str]:
     """The private key's file, made at the first need, and the public key. Blocks. Raises ServerKeyError."""
+    # Most servers reach no node by SSH, and the library takes its time: it asks a compiler for what it may use.
+    import asyncssh
+
     path = folder / "id_ed25519"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            key = asyncssh.generate_private_key("ssh-ed25519", comment="fleet-commander")
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(key.export_private_key())
+        with _making:
+            if not path.exists():
+                key = asyncssh.generate_private_key("ssh-ed25519", comment="fleet-commander")
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                with os.fdopen(fd, "wb") as stream:
+                    stream.write(key.export_private_key())
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise ServerKeyError(f"{path}: others may read it: chmod 600 {path}")
         public = asyncssh.read_private_key(str(path)).export_public_key().decode().strip()
@@ -64,11 +69,13 @@ class Stewards:
 
     @property
     def public_key(self) -> str:
-        """What must stand in authorized_keys of the nodes."""
+        """What must stand in authorized_keys of the nodes. Blocks."""
         return server_key(self._folder)[1]
 
     def described(self, *, address: str, port: int, user: str, host_key: str) -> str:
-        """How a node is reached, for the store. Raises INVALID_FIELD for what is no public key."""
+        """How a node is reached, for the store. Blocks. Raises INVALID_FIELD for what is no public key."""
+        import asyncssh
+
         try:
             key = asyncssh.import_public_key(host_key.strip() + "\n")
         except (asyncssh.KeyImportError, ValueError) as error:

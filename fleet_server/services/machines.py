@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -25,11 +26,11 @@ class SshRoom(Protocol):
 
     @property
     def public_key(self) -> str:
-        """With which it logs in."""
+        """With which it logs in. Blocks."""
         ...
 
     def described(self, *, address: str, port: int, user: str, host_key: str) -> str:
-        """How such a node is reached, as the store keeps it. Raises INVALID_FIELD for a bad host key."""
+        """How such a node is reached, as the store keeps it. Blocks. Raises INVALID_FIELD for a bad host key."""
         ...
 
     def wake(self) -> None:
@@ -77,8 +78,14 @@ class Machines:
             if text.startswith("-") or any(letter.isspace() or not letter.isprintable() for letter in text):
                 raise invalid_field(field, "must be one word, and must not begin with '-'")
         found, checked = _clusters(clusters), _labels(labels)
-        ssh = self.ssh.described(address=address, port=port, user=user, host_key=host_key)
-        told = Heartbeat(node_id=node_id, warnings=[f"let this server in on the host: {self.ssh.public_key}"])
+        room = self.ssh
+        ssh, own_key = await asyncio.to_thread(
+            lambda: (
+                room.described(address=address, port=port, user=user, host_key=host_key),
+                room.public_key,
+            )
+        )
+        told = Heartbeat(node_id=node_id, warnings=[f"let this server in on the host: {own_key}"])
         hello = Hello(node_id=node_id, clusters=found, labels=checked)
         row = await self._nodes.create_ssh(
             node_id, ssh=ssh, info=hello.SerializeToString(), heartbeat=told.SerializeToString(), replica=""
@@ -86,7 +93,7 @@ class Machines:
         if found or checked:
             row = await self._nodes.describe(node_id, clusters=found, labels=checked) or row
         self._fleet.told(row)
-        self.ssh.wake()
+        room.wake()
         return self._told(node_id, row)
 
     async def uncordon(self, node_id: str) -> NodeInfo:

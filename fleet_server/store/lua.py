@@ -35,6 +35,13 @@ class Script:
     sha: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Paragraph:
+    text: str
+    defines: frozenset[str]
+    words: frozenset[str]
+
+
 def _snippets(source: str, lib: Mapping[str, str], seen: dict[str, None]) -> None:
     """Collects the names of the snippets that a text includes, each after those it needs itself."""
     for name in _INCLUDE.findall(source):
@@ -50,6 +57,13 @@ def _plain(source: str) -> str:
     return "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("--"))
 
 
+@cache
+def _paragraphs(snippet: str) -> tuple[_Paragraph, ...]:
+    # Most scripts include the same few.
+    texts = _plain(snippet).split("\n\n")
+    return tuple(_Paragraph(one, frozenset(_DEFINED.findall(one)), frozenset(_WORD.findall(one))) for one in texts)
+
+
 def build(name: str, source: str, lib: Mapping[str, str]) -> Script:
     """The script that the server is given. Raises KeyError for an unknown snippet, key or constant.
 
@@ -59,13 +73,13 @@ def build(name: str, source: str, lib: Mapping[str, str]) -> Script:
     seen: dict[str, None] = {}
     _snippets(source, lib, seen)
     shebang, _, body = _plain(source).partition("\n")
-    paragraphs = [one for snippet in seen for one in _plain(lib[snippet]).split("\n\n")]
+    paragraphs = [one for snippet in seen for one in _paragraphs(lib[snippet])]
     kept: list[str] = []
     words = set(_WORD.findall(body))
     for paragraph in reversed(paragraphs):
-        if words & set(_DEFINED.findall(paragraph)):
-            kept.append(paragraph)
-            words |= set(_WORD.findall(paragraph))
+        if not words.isdisjoint(paragraph.defines):
+            kept.append(paragraph.text)
+            words |= paragraph.words
     lines = "\n".join([shebang, *reversed(kept), body]).split("\n")
     text = "\n".join(line for line in lines if line.strip())
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

@@ -18,7 +18,7 @@ DOCUMENT = {"openapi": "3.1.0", "info": {"title": "T", "version": "1"}, "paths":
 
 @pytest.fixture
 def client() -> httpx.AsyncClient:
-    return client_of(bridge_of(Library(), special=docs_routes(DOCUMENT)))
+    return client_of(bridge_of(Library(), special=docs_routes(lambda: DOCUMENT)))
 
 
 async def test_the_document_is_served_as_json_to_those_who_take_gzip_and_those_who_do_not(
@@ -42,7 +42,7 @@ async def test_what_the_caller_has_is_not_sent_again(client: httpx.AsyncClient) 
             reply = await client.get(path, headers={"if-none-match": header})
             assert (reply.status_code, reply.content, reply.headers["etag"]) == (304, b"", etag)
         assert (await client.get(path, headers={"if-none-match": '"other"'})).status_code == 200
-    other = docs_routes({**DOCUMENT, "paths": {"/x": {}}})
+    other = docs_routes(lambda: {**DOCUMENT, "paths": {"/x": {}}})
     changed = client_of(bridge_of(Library(), special=other))
     assert (await changed.get("/openapi.json")).headers["etag"] != (await client.get("/openapi.json")).headers["etag"]
 
@@ -77,7 +77,7 @@ async def test_head_and_other_methods(client: httpx.AsyncClient) -> None:
 async def test_the_packed_form_is_the_same_each_time() -> None:
     bodies = []
     for _ in range(2):
-        client = client_of(bridge_of(Library(), special=docs_routes(DOCUMENT)))
+        client = client_of(bridge_of(Library(), special=docs_routes(lambda: DOCUMENT)))
         async with client.stream("GET", "/docs", headers={"accept-encoding": "gzip"}) as reply:
             bodies.append(b"".join([part async for part in reply.aiter_raw()]))
     assert bodies[0] == bodies[1] and len(bodies[0]) < len(gzip.decompress(bodies[0])) / 2

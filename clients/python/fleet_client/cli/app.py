@@ -67,8 +67,13 @@ def build(wanted: str | None = None) -> typer.Typer:
     app.command("version", rich_help_panel="Use")(fleet.version)
     ours = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
     brought = sorted(metadata.entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name)
+    alone = wanted in {*ours, *(entry.name for entry in brought)}
+    if alone:
+        # Of each command that the application has, the runner reads all annotations at each start.
+        app.registered_commands = [command for command in app.registered_commands if command.name == wanted]
+        app.registered_groups = [group for group in app.registered_groups if group.name == wanted]
     for entry in brought:
-        if wanted is None or wanted == entry.name or wanted not in {*ours, *(one.name for one in brought)}:
+        if not alone or wanted == entry.name:
             app.command(entry.name, rich_help_panel="Run")(_load(entry))
     return app
 
