@@ -143,9 +143,9 @@ class Server:
             store,
             self.fleet,
             self._dispatcher.wake,
-            mass_loss=self._sessions.mass_loss,
+            replica=self._filing.home,
             settings=ReaperSettings(
-                grace_seconds=settings.reap_grace_seconds, sweep_seconds=settings.reap_interval_seconds
+                settings.reap_grace_seconds, settings.reap_interval_seconds, lease_seconds=settings.lease_seconds
             ),
         )
         rates = Rates(now_ms)

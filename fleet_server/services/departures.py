@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection
 import structlog
 
 from fleet_server.domain.errors import FleetError
-from fleet_server.domain.massloss import MassLoss
 from fleet_server.domain.node import NodeStatus
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.session import Session
@@ -46,13 +45,12 @@ class Departures:
         self._none.set()
         self._down_at: dict[str, tuple[float, str]] = {}
         self._loaded = asyncio.Event()
-        self._loss = MassLoss(settings.mass_loss)
+        self.closing = False
+        """This server is going: those who leave now did not vanish."""
 
     def add(self, session: Session) -> None:
         """A stream is over. The node is not online from here on; what the store must hear follows."""
         self._left[session.node_id] = session
-        if session.goodbye_at is None:
-            self._loss.left(session.node_id, asyncio.get_running_loop().time())
         self._none.clear()
         self._some.set()
         if self._fleet.node(session.node_id) is not None:
@@ -61,7 +59,6 @@ class Departures:
 
     def came_back(self, node_id: str) -> None:
         """The node has a stream again."""
-        self._loss.back(node_id)
         self._down_at.pop(node_id, None)
 
     async def settle(self, node_id: str) -> None:
@@ -83,11 +80,6 @@ class Departures:
             self._stays_away(node_id, session.session_id)
         elif known:
             self._fleet.touch(node_id)
-
-    def mass_loss(self) -> int:
-        """How many nodes vanished at once, if so many that their jobs should be left to them for now; else 0."""
-        frozen = self._loss.frozen(len(self._live), asyncio.get_running_loop().time())
-        return self._loss.away if frozen else 0
 
     async def loaded(self) -> None:
         """Returns when the nodes that the store knows are known here."""
@@ -118,7 +110,8 @@ class Departures:
     async def _write(self, session: Session) -> bool:
         """Whether the store still knew the session. After a goodbye the node's work goes back at once, uncounted."""
         node_id, jobs = session.node_id, self._store.jobs
-        known = await self._store.nodes.disconnect(node_id, session.session_id)
+        lost = session.goodbye_at is None and not self.closing
+        known = await self._store.nodes.disconnect(node_id, session.session_id, lost=lost)
         if known and session.goodbye_at is not None:
             for token, job_id in (await jobs.held_by(node_id)).items():
                 await jobs.release(job_id, token)
@@ -148,7 +141,8 @@ class Departures:
             try:
                 for row in await self._fleet.load(self._store):
                     if row.replica == self._replica and row.node_id not in self._live:
-                        await self._store.nodes.disconnect(row.node_id, row.session)
+                        # It was this server that went.
+                        await self._store.nodes.disconnect(row.node_id, row.session, lost=False)
                         if row.status != NodeStatus.DOWN:
                             self._stays_away(row.node_id, row.session)
                 return

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import Lane
+from fleet_server.domain.massloss import MassLossRule
 from fleet_server.domain.node import NodeStatus, NodeView
 from fleet_server.domain.placement import feasible
 from fleet_server.services.completion import job_error
 from fleet_server.services.fleet import FleetView
-from fleet_server.store import ReapErrors, Store
+from fleet_server.store import ReapErrors, ReapWatch, Store
 
 _log = structlog.get_logger("fleet.reaper")
 
@@ -28,7 +30,10 @@ ERRORS = ReapErrors(
 
 @dataclass(frozen=True, slots=True)
 class ReaperSettings:
-    """For `grace_seconds` after a start, or after the store was away, leases and overdue runs are left alone."""
+    """For `grace_seconds` after a start, or after the store was away, leases and overdue runs are left alone.
+
+    For as long those of a node are whose replica is gone.
+    """
 
     grace_seconds: float = 60.0
     sweep_seconds: float = 1.0
@@ -36,10 +41,17 @@ class ReaperSettings:
     check_seconds: float = 5.0
     """How often the store is asked whether it is still the same process."""
     margin_seconds: float = 10.0
+    lease_seconds: float = 30.0
+    mass_loss: MassLossRule = field(default_factory=MassLossRule)
+
+    @property
+    def life_seconds(self) -> float:
+        """How long this replica is taken to live after each sweep: over well before the leases that it kept."""
+        return max(self.lease_seconds / 3, 3 * self.sweep_seconds)
 
 
 class Reaper:
-    """One task a replica; sweeps of several replicas at once do no harm."""
+    """One task a replica, which is named `replica`; sweeps of several replicas at once do no harm."""
 
     def __init__(
         self,
@@ -47,15 +59,16 @@ class Reaper:
         fleet: FleetView,
         wake: Callable[[], None],
         *,
-        mass_loss: Callable[[], int] = lambda: 0,
+        replica: str = "server",
         settings: ReaperSettings | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
         self._wake = wake
-        self._mass_loss = mass_loss
         self._missing = 0
-        self._settings = settings or ReaperSettings()
+        self._settings = settings = settings or ReaperSettings()
+        life_ms, grace_ms = int(settings.life_seconds * 1000), int(settings.grace_seconds * 1000)
+        self._watch = ReapWatch(replica, secrets.token_hex(8), life_ms, grace_ms, settings.mass_loss)
         self._run_id = ""
         self._hold_until = 0.0
         self._check_at = 0.0
@@ -79,13 +92,16 @@ class Reaper:
         """One bounded sweep; whether another should follow at once. Raises STORE_UNAVAILABLE."""
         now = asyncio.get_running_loop().time()
         await self._check(now)
-        self._note_mass_loss()
         result = await self._store.jobs.reap(
             ERRORS,
-            hold=now < self._hold_until or self._missing > 0,
+            hold=now < self._hold_until,
             margin_ms=int(self._settings.margin_seconds * 1000),
             single_node_lanes=self._single,
+            watch=self._watch,
         )
+        self._note_mass_loss(result.missing)
+        if result.extended:
+            _log.warning("attempts are left to nodes whose replica is gone", jobs=result.extended)
         for record in (*result.requeued, *result.failed):
             _log.warning("attempt ended by the server", job_id=record.job_id, state=record.state.value)
         if result.requeued or result.promoted:
@@ -99,11 +115,10 @@ class Reaper:
             return []
         return [
             f"{self._missing} nodes vanished at once: their jobs are left to them for now; "
-            "look at the network between them and this server"
+            "look at the network between them and the servers"
         ]
 
-    def _note_mass_loss(self) -> None:
-        missing = self._mass_loss()
+    def _note_mass_loss(self, missing: int) -> None:
         if missing and not self._missing:
             _log.error("mass loss: nothing is reassigned for now", nodes=missing)
         elif self._missing and not missing:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from fleet.v1 import node_pb2
 
-from fleet_server.domain.massloss import MassLossRule
 from fleet_server.services.completion import Completions
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.inputs import InputResolver
@@ -40,7 +39,6 @@ class SessionSettings:
     repeat_seconds: float = 0.5
     watch_seconds: float = 1.0
     hellos_per_second: float = 200.0
-    mass_loss: MassLossRule = field(default_factory=MassLossRule)
     outbox: int = 1_024
     backlog: int = 1_024
     """Reports of one agent that wait for the store; then its stream is not read."""

@@ -153,10 +153,6 @@ class Sessions:
         """The store says that a node changed, on whatever replica."""
         self._others.told(row)
 
-    def mass_loss(self) -> int:
-        """See `Departures.mass_loss`."""
-        return self._departures.mass_loss()
-
     async def loaded(self) -> None:
         """Returns when the nodes that the store knows are known here; before, no job can be judged. Needs `run()`."""
         await self._departures.loaded()
@@ -167,6 +163,7 @@ class Sessions:
         `run()` must still be running. Waits at most twice `drain_seconds`.
         """
         self._closing = retry_after_seconds
+        self._departures.closing = True
         live = tuple(self._live.values())
         for session in live:
             session.send(pb.ServerMessage(goodbye=pb.ServerGoodbye(retry_after_seconds=retry_after_seconds)))

@@ -20,6 +20,7 @@ from fleet_server.store.jobs import JobStore
 from fleet_server.store.nodes import NodeStore
 from fleet_server.store.outputs import OutputStore
 from fleet_server.store.pauses import PauseStore
+from fleet_server.store.reaping import ReapErrors, ReapResult, ReapWatch
 from fleet_server.store.records import (
     AttemptRow,
     ClaimRequest,
@@ -31,8 +32,6 @@ from fleet_server.store.records import (
     NodeRow,
     Outcome,
     PageKey,
-    ReapErrors,
-    ReapResult,
     Report,
     StoredEvent,
     Submitted,
@@ -81,6 +80,7 @@ __all__ = [
     "Priority",
     "ReapErrors",
     "ReapResult",
+    "ReapWatch",
     "ReplyStore",
     "Report",
     "Store",

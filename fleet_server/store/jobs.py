@@ -15,14 +15,13 @@ from fleet_server.store.file_records import OutputRow
 from fleet_server.store.job_reads import JobReader, Lanes
 from fleet_server.store.job_submit import JobSubmitter, key_reused
 from fleet_server.store.memory import MemoryGuard
+from fleet_server.store.reaping import UNWATCHED, ReapErrors, ReapResult, ReapWatch
 from fleet_server.store.records import (
     ClaimRequest,
     Completion,
     Held,
     Idempotency,
     Outcome,
-    ReapErrors,
-    ReapResult,
     Report,
     decode_job,
     pairs,
@@ -316,6 +315,7 @@ class JobStore(JobSubmitter, JobReader):
         single_node_lanes: Collection[str] = (),
         limit: int = 100,
         avoid_ms: int = AVOID_MS,
+        watch: ReapWatch = UNWATCHED,
     ) -> ReapResult:
         """One bounded sweep: expired leases, overdue runs (timeout + `margin_ms`), queue TTLs, due scheduled jobs, and
         dependents whom an end has not reached yet.
@@ -323,7 +323,8 @@ class JobStore(JobSubmitter, JobReader):
         `hold` leaves leases and overdue runs alone (the 60 s after a start or failover). A counted loss requeues at
         the old place; the third, if two nodes saw one (one is enough if `single_node` or the job's lane is one of
         `single_node_lanes`), is poison. An overdue run is a failed attempt. An exclusive job comes back 5 s after the
-        end of its lease at the earliest, an overdue one too. Each of the five takes at most `limit`.
+        end of its lease at the earliest, an overdue one too. Each of the five takes at most `limit`. With a `watch` the
+        caller's life sign is given, and a mass loss of nodes and replicas that are gone are reckoned with.
         """
         reply = await self._room.dispatch.run(
             "reap",
@@ -339,12 +340,13 @@ class JobStore(JobSubmitter, JobReader):
                 errors.poison,
                 errors.timeout,
                 errors.ttl,
+                *watch.args(),
                 *single_node_lanes,
             ),
         )
-        more, *groups = reply
+        more, *groups, missing, extended = reply
         requeued, failed, promoted = (tuple(short(row) for row in group) for group in groups)
-        return ReapResult(requeued, failed, promoted, bool(more))
+        return ReapResult(requeued, failed, promoted, bool(more), missing, extended)
 
     async def purge(
         self,

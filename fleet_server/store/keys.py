@@ -56,6 +56,10 @@
 | input         | in:<input>                | hash   | needed | inputs     | one row of the uploaded inputs |
 | node          | n:<node>                  | hash   | -      | nodes      | one NodeRow |
 | nodes         | nodes                     | set    | -      | nodes      | all node ids |
+| online        | online                    | set    | -      | nodes      | those of them that have a stream |
+| lost          | lost                      | zset   | -      | nodes      | who vanished, by when; no goodbyes |
+| frozen        | frozen                    | string | -      | reap       | since when those are too many |
+| life          | life:<server>             | string | 1 day  | reap       | a server's life sign: since, until, boot |
 | identities    | identities                | hash   | -      | join       | node -> what its certificates name |
 | join          | jt:<hash>                 | hash   | 15 min | join       | a join token, and the key that used it |
 | doors         | doors                     | hash   | -      | replicas   | server -> where other servers dial it |
@@ -143,6 +147,10 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "input": "in:",
         "node": "n:",
         "nodes": "nodes",
+        "online": "online",
+        "lost": "lost",
+        "frozen": "frozen",
+        "life": "life:",
         "identities": "identities",
         "join": "jt:",
         "doors": "doors",
@@ -169,6 +177,7 @@ TTL_NAMES = frozenset(
         "comfy_untold",
         "hook_claim",
         "idempotency",
+        "life",
         "reply",
         "staged",
         "resumed",
@@ -178,6 +187,7 @@ TTL_NAMES = frozenset(
 
 IDEMPOTENCY_TTL_MS = 86_400_000
 STAGED_TTL_MS = 60_000
+LIFE_KEPT_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)

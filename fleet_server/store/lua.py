@@ -16,14 +16,14 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
 
-from fleet_server.store.keys import IDEMPOTENCY_TTL_MS, NAMES, STAGED_TTL_MS
+from fleet_server.store.keys import IDEMPOTENCY_TTL_MS, LIFE_KEPT_MS, NAMES, STAGED_TTL_MS
 
 _INCLUDE = re.compile(r"^-- include: ([a-z_]+)$", re.MULTILINE)
 _KEY = re.compile(r"\bK\.([a-z_]+)\b")
 _CONSTANT = re.compile(r"\bC\.([A-Z_]+)\b")
 _WORD = re.compile(r"\w+")
 _DEFINED = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
-_CONSTANTS = {"IDEMPOTENCY_TTL_MS": IDEMPOTENCY_TTL_MS, "STAGED_TTL_MS": STAGED_TTL_MS}
+_CONSTANTS = {"IDEMPOTENCY_TTL_MS": IDEMPOTENCY_TTL_MS, "STAGED_TTL_MS": STAGED_TTL_MS, "LIFE_KEPT_MS": LIFE_KEPT_MS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,12 @@ class NodeStore:
         """Replaces `info` (engines, models, labels changed), with an event if it differs."""
         return await self._update(node_id, "info", session, info) is not None
 
-    async def disconnect(self, node_id: str, session: str) -> bool:
-        """The stream of this session ended: status disconnected. False if the session is not the node's."""
-        return await self._update(node_id, "disconnect", session, "") is not None
+    async def disconnect(self, node_id: str, session: str, *, lost: bool = True) -> bool:
+        """The stream of this session ended: status disconnected. False if the session is not the node's.
+
+        `lost`: neither side meant it to; it counts towards a mass loss until the node is back.
+        """
+        return await self._update(node_id, "disconnect", session, int(lost)) is not None
 
     async def set_down(self, node_id: str, session: str) -> bool:
         """Gives a disconnected node up. False if it is online or has another session."""

@@ -29,8 +29,6 @@ __all__ = [
     "NodeRow",
     "Outcome",
     "PageKey",
-    "ReapErrors",
-    "ReapResult",
     "Report",
     "StoredEvent",
     "Submitted",
@@ -184,28 +182,6 @@ class AttemptRow:
 
 
 AttemptEncoder = Callable[[AttemptRow], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class ReapErrors:
-    """Encoded fleet.v1.JobError for what the store ends by itself: lost, poison, timeout (overdue), ttl (never
-    started).
-    """
-
-    lost: bytes
-    poison: bytes
-    timeout: bytes
-    ttl: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ReapResult:
-    """The jobs that one sweep moved, as they are after it; `more` if a limit was met: sweep again at once."""
-
-    requeued: tuple[JobRecord, ...]
-    failed: tuple[JobRecord, ...]
-    promoted: tuple[JobRecord, ...]
-    more: bool
 
 
 class StoredEvent:

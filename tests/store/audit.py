@@ -118,6 +118,7 @@ def audit(client: Any, namespace: str) -> None:
     ended = {job_id: job.ended_ms for job_id, job in jobs.items() if job.state.ended and not job.group_job_id}
     assert book.zset("ended") == ended
     assert set(book.zset("dead")) <= {job_id for job_id in ended if jobs[job_id].state is JobState.FAILED}
+    _audit_nodes(book)
     _audit_lines(book, in_line)
     _audit_shares(book, in_line)
     _audit_dependencies(book)
@@ -131,6 +132,10 @@ def audit(client: Any, namespace: str) -> None:
         job_id: job.started_ms + job.timeout_ms
         for job_id, job in busy.items()
         if job.started_ms is not None and book.raw[job_id].get("od") != b"T"
+    } | {
+        job_id: due
+        for job_id, due in book.zset("deadlines").items()
+        if job_id in busy and book.raw[job_id].get("ex") == book.raw[job_id]["tk"]
     }
     assert book.zset("ttl") == {
         job_id: int(book.raw[job_id].get("tb", job.enqueued_ms)) + job.queue_ttl_ms
@@ -157,6 +162,14 @@ def audit(client: Any, namespace: str) -> None:
         assert member.rpartition(".")[0] in jobs, f"the callback {member} outlived its job"
     for job_id in book.named("r:") | book.named("a:"):
         assert job_id in jobs, f"the result or an attempt of {job_id} outlived it"
+
+
+def _audit_nodes(book: Book) -> None:
+    """Who is online, and who vanished, is what the nodes' rows say."""
+    rows = {node_id: book.hash(f"n:{node_id}") for node_id in book.named("n:")}
+    online = {node_id for node_id, row in rows.items() if row["status"] == "online"}
+    assert {member.decode() for member in book.client.smembers(f"{book.prefix}online")} == online
+    assert set(book.zset("lost")) <= set(rows) - online
 
 
 def _audit_lines(book: Book, in_line: dict[str, JobRecord]) -> None:

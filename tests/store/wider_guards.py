@@ -1,4 +1,6 @@
-"""Guards whose stories are tests of their own: pauses, dependencies, groups, owners, avoided nodes, exclusive jobs."""
+"""Guards whose stories are tests of their own: pauses, dependencies, groups, owners, avoided nodes, exclusive jobs,
+and what sweeps spare.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from tests.store import test_groups as groups
 from tests.store import test_many as many
 from tests.store import test_owners as owners
 from tests.store import test_pauses as pauses
+from tests.store import test_watch as watch
 from tests.store.guarding import Guard, Story
 from tests.store.making import ManualClock
 
@@ -85,8 +88,49 @@ filters = told_by(dead.test_filters_combine)
 examined = told_by(dead.test_a_page_examines_a_bounded_number)
 redriven = told_by(dead.test_a_redrive_said_twice_is_one)
 partly = told_by(many.test_a_claim_under_way_again_takes_only_what_is_missing)
+extended = told_by(watch.test_the_jobs_of_a_dead_replicas_agents_get_one_extension)
+once = told_by(watch.test_an_attempt_is_extended_once_whoever_dies_next)
+alive = told_by(watch.test_a_life_sign_is_good_for_its_whole_time)
+anew = told_by(watch.test_a_replica_that_began_anew_is_waited_for_like_a_dead_one)
+alone = told_by(watch.test_a_server_alone_extends_nothing_after_its_own_grace)
+outlasts = told_by(watch.test_a_lease_that_outlasts_all_that_gets_none)
+late_run = told_by(watch.test_an_overdue_run_waits_with_its_lease)
+no_shorter = told_by(watch.test_an_extension_never_shortens_a_lease)
+given_back = told_by(watch.test_what_a_server_gave_back_is_not_extended)
+frozen = told_by(watch.test_nothing_is_reassigned_by_any_replica_while_it_lasts)
+half_back = told_by(watch.test_it_ends_when_half_are_back_on_whatever_replica)
+one_by_one_gone = told_by(watch.test_nodes_that_left_one_by_one_over_a_longer_time_are_none)
+not_counted = told_by(watch.test_who_is_back_deleted_or_said_goodbye_is_not_counted)
+too_few = told_by(watch.test_more_than_half_of_at_least_ten_nodes_is_a_mass_loss, away=8, known=9, missing=0)
 
 WIDER_GUARDS = [
+    Guard("lib/watch", "if j.od or j.ex == j.tk then", "if j.od then", once),
+    Guard("lib/watch", "if j.od or j.ex == j.tk then", "if j.od or j.ex then", once),
+    Guard("lib/watch", "if j.od or j.ex == j.tk then", "if j.ex == j.tk then", given_back),
+    Guard("lib/watch", "  if till <= NOW then\n    return false\n  end\n", "", outlasts),
+    Guard("lib/watch", "if till and till < NOW then", "if till then", alive),
+    Guard("lib/watch", "if till and till < NOW then", "if false then", extended),
+    Guard("lib/watch", "elseif since and since > (tonumber(row[2]) or since) then", "elseif false then", anew),
+    Guard("lib/watch", "= since + grace", "= NOW + grace", alone),
+    Guard("lib/watch", "last == boot and since or NOW", "since or NOW", anew),
+    Guard("lib/watch", "last == boot and since or NOW", "NOW", alive),
+    Guard("lib/watch", "K.leases, 'XX', 'GT'", "K.leases, 'XX'", no_shorter),
+    Guard("lib/watch", "  redis.call('ZADD', K.deadlines, 'XX', 'GT', int(till - margin), id)\n", "", late_run),
+    Guard("reap", "if not hold and missing == 0 then", "if not hold then", frozen),
+    Guard("lib/watch", "if since and (not many or NOW - since >= freeze) then", "if since and not many then", frozen),
+    Guard("lib/watch", "redis.call('DEL', K.frozen, K.lost)", "redis.call('DEL', K.frozen)", half_back),
+    Guard("lib/watch", "  if not since then\n    redis.call('ZREM", "  if true then\n    redis.call('ZREM", frozen),
+    Guard(
+        "lib/watch",
+        "  if not since then\n    redis.call('ZREM",
+        "  if false then\n    redis.call('ZREM",
+        one_by_one_gone,
+    ),
+    Guard("lib/watch", "known >= least and ", "", too_few),
+    Guard("lib/nodes", "  redis.call('ZREM', K.lost, id)\n", "", half_back),
+    Guard("lib/nodes", "  if lost then", "  if true then", not_counted),
+    Guard("node_delete", "redis.call('ZREM', K.lost, ARGV[3])\n", "", not_counted),
+    Guard("node_update", "  if back then\n    came(id)\n  end\n", "", not_counted),
     Guard("claim", "return not stopped or not stopped[j.pr]", "return true", one_by_one),
     Guard("claim", "local heads, high = heads_of(lane, held)", "local heads, high = heads_of(lane)", one_lane),
     Guard("lib/lanes", "(of_type == '' or of_type == job_type)", "true", one_type),

@@ -31,4 +31,5 @@ if not n.created_ms then
 end
 save_node(id, n, set, true)
 redis.call('SADD', K.nodes, id)
+came(id)
 return {'ok', #before > 0 and before or false}

@@ -15,5 +15,6 @@ n.status = 'down'
 announce(n)
 redis.call('DEL', KEYS[1])
 redis.call('SREM', K.nodes, ARGV[3])
+redis.call('ZREM', K.lost, ARGV[3])
 redis.call('HDEL', K.identities, ARGV[3])
 return {'ok', flat}

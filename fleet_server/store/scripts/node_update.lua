@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- One change of a node. KEYS: node. ARGV: id, what, session, value -> fields afterwards | false: unknown, other session or state
+-- One change of a node. KEYS: node. ARGV: id, what, session, value (of a disconnect '1': without a goodbye) -> fields afterwards | false: unknown, other session or state
 -- include: nodes
 
 local id, what, session, value = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -10,6 +10,9 @@ end
 if what == 'heartbeat' then
   local back = n.status ~= 'online'
   save_node(id, n, {heartbeat = value, heartbeat_ms = int(NOW), status = 'online'}, back)
+  if back then
+    came(id)
+  end
 elseif what == 'info' then
   if n.info ~= value then
     save_node(id, n, {info = value}, true)
@@ -17,6 +20,7 @@ elseif what == 'info' then
 elseif what == 'disconnect' then
   if n.status == 'online' then
     save_node(id, n, {status = 'disconnected'}, true)
+    went(id, value == '1')
   end
 elseif what == 'down' then
   if n.status == 'online' then

@@ -1,13 +1,16 @@
 #!lua flags=allow-oom
 -- One bounded sweep. KEYS: events (for routing). ARGV: limit, hold, margin_ms, backoff_ms, avoid_ms, single, errors lost,
--- poison, timeout, ttl, then lanes that only one node serves -> {more, {requeued...}, {failed...}, {promoted...}}
+-- poison, timeout, ttl, the replica that sweeps ('': a fleet that is not watched), its boot, life_ms, grace_ms, share,
+-- least, window_ms, freeze_ms, then lanes that only one node serves
+-- -> {more, {requeued...}, {failed...}, {promoted...}, missing, extended}
 -- include: attempts
+-- include: watch
 
 local limit, hold, margin, backoff = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5]), tonumber(ARGV[6])
 local avoid, single = tonumber(ARGV[7]), ARGV[8] == '1'
 local lost_err, poison_err, timeout_err, ttl_err = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 local single_lanes = {}
-for i = 13, #ARGV do
+for i = 21, #ARGV do
   single_lanes[ARGV[i]] = true
 end
 local more = 0
@@ -57,8 +60,23 @@ local function cascade()
   end
 end
 
-if not hold then
+local missing, extended = 0, 0
+local spared = function() return false end
+if ARGV[13] ~= '' then
+  live(ARGV[13], ARGV[14], tonumber(ARGV[15]))
+  missing = mass_loss(tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19]), tonumber(ARGV[20]))
+  spared = function(id, j)
+    local extends = extend(id, j, tonumber(ARGV[16]), margin)
+    extended = extended + (extends and 1 or 0)
+    return extends
+  end
+end
+
+if not hold and missing == 0 then
   sweep(K.leases, NOW, 'running', function(id, j)
+    if spared(id, j) then
+      return
+    end
     if j.od == 'T' then
       overdue(id, j)
     elseif j.od == 'R' then
@@ -69,6 +87,9 @@ if not hold then
     end
   end)
   sweep(K.deadlines, NOW - margin, 'running', function(id, j)
+    if spared(id, j) then
+      return
+    end
     if j.xc then
       -- It may still run: its lease is renewed no more, and when that has ended it surely does not.
       redis.call('HSET', K.job .. id, 'od', 'T')
@@ -92,4 +113,4 @@ sweep(K.scheduled, NOW, 'queued', function(id, j)
   keep('promoted', id, j)
 end)
 cascade()
-return {more, moved.queued, moved.failed, moved.promoted}
+return {more, moved.queued, moved.failed, moved.promoted, missing, extended}

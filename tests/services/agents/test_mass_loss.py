@@ -1,12 +1,13 @@
-"""Most of a fleet vanishes at once: its work is left to it until it is back, or for a bounded time."""
+"""Servers of one fleet look after each other's nodes: most of them vanish at once, or a server does."""
 
 from __future__ import annotations
 
-import time
+import asyncio
+import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fleet.v1 import node_pb2 as pb
@@ -18,100 +19,163 @@ from fleet_server.store import Store
 from tests.services.agents.agent import ScriptedAgent, wait_until
 from tests.services.agents.bench import QUICK, Bench, bench_on
 
-NODES = 4
-RULE = MassLossRule(least=NODES, window_seconds=60, freeze_seconds=600)
-NO_GRACE = ReaperSettings(grace_seconds=0, check_seconds=0)
+PATIENT = replace(QUICK, silence_seconds=600, lease_seconds=600)
+HALF_OF_FOUR = MassLossRule(least=4, window_seconds=600, freeze_seconds=600)
+ANY = MassLossRule(share=0, least=1, window_seconds=600, freeze_seconds=600)
+"""Each node that vanished is a mass loss: what is counted is seen."""
+SHORT_LIFE = ReaperSettings(grace_seconds=600, sweep_seconds=0.001, lease_seconds=0.003)
+
+
+@dataclass
+class Pair:
+    """Two servers on one store."""
+
+    a: Bench
+    b: Bench
+    stack: AsyncExitStack
+
+    async def dial(self, server: Bench, *names: str) -> list[ScriptedAgent]:
+        agents = [server.agent(name) for name in names]
+        for agent in agents:
+            await agent.dial()
+        return agents
+
+    async def die(self, server: Bench) -> None:
+        """As by SIGKILL: nobody says goodbye, and nothing is written down."""
+        for task in server.tasks:
+            task.cancel()
+        await asyncio.gather(*server.tasks, return_exceptions=True)
+        await server.server.stop(0)
+
+
+async def opened(stack: AsyncExitStack, store: Store, name: str) -> Bench:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp")))
+    return await stack.enter_async_context(bench_on(store, folder, settings=PATIENT, replica=name))
 
 
 @pytest.fixture
-async def bench(store: Store, short_path: Path) -> AsyncIterator[Bench]:
-    async with bench_on(store, short_path, settings=replace(QUICK, lease_seconds=0.3, mass_loss=RULE)) as opened:
-        yield opened
+async def pair(store: Store) -> AsyncIterator[Pair]:
+    async with AsyncExitStack() as stack:
+        yield Pair(await opened(stack, store, "a"), await opened(stack, store, "b"), stack)
 
 
-def reaper_of(bench: Bench) -> Reaper:
-    return Reaper(bench.store, bench.fleet, lambda: None, mass_loss=bench.sessions.mass_loss, settings=NO_GRACE)
+def reaper_of(bench: Bench, name: str, settings: ReaperSettings) -> Reaper:
+    return Reaper(bench.store, bench.fleet, lambda: None, replica=name, settings=settings)
 
 
-async def dial(bench: Bench, count: int = NODES) -> list[ScriptedAgent]:
-    agents = [bench.agent(f"node{n}") for n in range(count)]
-    for agent in agents:
-        await agent.dial()
-    return agents
+def counting(bench: Bench, name: str, rule: MassLossRule) -> Reaper:
+    return reaper_of(bench, name, ReaperSettings(grace_seconds=0, check_seconds=0, mass_loss=rule))
 
 
-async def a_lease_ran_out(bench: Bench) -> None:
-    """Returns when the store itself would have a job reaped."""
+async def missed(reaper: Reaper) -> int:
+    """How many nodes the servers miss, by what an operator reads."""
+    await reaper.sweep()
+    notices = reaper.notices()
+    return int(notices[0].split()[0]) if notices else 0
+
+
+async def miss(reaper: Reaper, count: int) -> bool:
+    return await missed(reaper) == count
+
+
+async def lease_ends(bench: Bench, job_id: str) -> None:
+    """The lease has run out, whatever the clock says."""
     room = bench.store.jobs._room
-
-    async def overdue() -> Any:
-        return await room.bulk.call("ZCOUNT", f"{room.keys.prefix}leases", "-inf", time.time_ns() // 1_000_000)
-
-    await wait_until(overdue)
+    await room.bulk.call("ZADD", f"{room.keys.prefix}leases", "XX", 1, job_id)
 
 
-async def runner_of(bench: Bench, job_id: str) -> ScriptedAgent:
+async def lapsed(bench: Bench, name: str) -> bool:
+    """Whether the life sign of a server is over."""
+    room = bench.store.jobs._room
+    sign = await room.bulk.call("GET", f"{room.keys.prefix}life:{name}")
+    seconds, micros = await room.bulk.call("TIME")
+    return int(sign.split()[1]) < int(seconds) * 1000 + int(micros) // 1000
+
+
+async def runner_of(job_id: str, *benches: Bench) -> ScriptedAgent:
     """The agent that the job was given to, once it has said that it started."""
 
     async def claimed() -> str:
-        return (await bench.job(job_id)).node_id
+        return (await benches[0].job(job_id)).node_id
 
     node_id = await wait_until(claimed)
-    runner = next(agent for agent in bench.agents if agent.node_id == node_id)
+    (runner,) = [agent for bench in benches for agent in bench.agents if agent.node_id == node_id]
     await runner.start()
     return runner
 
 
-async def test_jobs_of_nodes_that_vanish_together_are_left_to_them(bench: Bench) -> None:
-    agents = await dial(bench)
-    job_id = await bench.submit()
-    runner = await runner_of(bench, job_id)
-    for agent in [runner, *(agent for agent in agents if agent is not runner)][:3]:
+async def test_a_mass_loss_is_that_of_the_whole_fleet_and_holds_at_each_server(pair: Pair) -> None:
+    one, other = counting(pair.a, "a", HALF_OF_FOUR), counting(pair.b, "b", HALF_OF_FOUR)
+    agents = await pair.dial(pair.a, "n0", "n1") + await pair.dial(pair.b, "n2", "n3")
+    job_id = await pair.a.submit()
+    runner = await runner_of(job_id, pair.a, pair.b)
+    gone = [runner, *(agent for agent in agents if agent is not runner)][:3]
+    for agent in gone[:2]:
         await agent.hang_up()
-    await wait_until(lambda: bench.sessions.mass_loss() >= 3)
-    reaper = reaper_of(bench)
-    await a_lease_ran_out(bench)
-    await reaper.sweep()
-    assert (await bench.job(job_id)).state is JobState.RUNNING
-    assert "nodes vanished at once" in reaper.notices()[0]
+    assert await missed(one) == await missed(other) == 0
+    await gone[2].hang_up()
+    await wait_until(lambda: miss(one, 3))
+    await lease_ends(pair.a, job_id)
+    assert await missed(other) == 3
+    assert (await pair.b.job(job_id)).state is JobState.RUNNING
+    assert "vanished at once" in other.notices()[0]
+    await pair.b.agent(gone[1].node_id).dial()
+    assert await missed(one) == await missed(other) == 0
+    assert (await pair.a.job(job_id)).losses == 1, "reassigned, as ever"
 
 
-async def test_a_fleet_too_small_to_judge_is_reaped_as_ever(store: Store, short_path: Path) -> None:
-    settings = replace(QUICK, lease_seconds=0.3, mass_loss=replace(RULE, least=NODES + 1))
-    async with bench_on(store, short_path, settings=settings) as bench:
-        await dial(bench)
-        job_id = await bench.submit()
-        await runner_of(bench, job_id)
-        for agent in bench.agents:
-            await agent.hang_up()
-        await a_lease_ran_out(bench)
-        reaper = reaper_of(bench)
-
-        async def reaped() -> bool:
-            await reaper.sweep()
-            return (await bench.job(job_id)).losses >= 1
-
-        await wait_until(reaped)
-        assert reaper.notices() == []
-
-
-async def test_it_is_over_when_they_are_back(bench: Bench) -> None:
-    agents = await dial(bench)
-    for agent in agents[:3]:
-        await agent.hang_up()
-    await wait_until(lambda: bench.sessions.mass_loss() >= 3)
-    for agent in agents[:3]:
-        await agent.dial()
-    assert bench.sessions.mass_loss() == 0
-    await agents[3].hang_up()
-    await wait_until(lambda: len(bench.fleet.online()) == 3)
-    assert bench.sessions.mass_loss() == 0
+async def test_goodbyes_of_either_side_are_no_loss(pair: Pair) -> None:
+    """Neither an agent's nor a server's, nor what a server finds in the store at its start."""
+    polite, _, lost = await pair.dial(pair.a, "polite", "left", "lost")
+    reaper = counting(pair.b, "b", ANY)
+    await polite.send(goodbye=pb.AgentGoodbye())
+    await polite.finish()
+    await wait_until(lambda: pair.a.status_is("down", "polite"))
+    assert await missed(reaper) == 0
+    await lost.hang_up()
+    await wait_until(lambda: miss(reaper, 1))
+    await lost.dial()
+    assert await missed(reaper) == 0
+    await pair.a.sessions.shutdown()
+    for node_id in ("left", "lost"):
+        assert await pair.a.status(node_id) == "disconnected"
+    assert await missed(reaper) == 0
+    await pair.dial(pair.b, "left")
+    await pair.die(pair.b)
+    assert await pair.a.status("left") == "online"
+    again = await opened(pair.stack, pair.a.store, "b")
+    await again.sessions.loaded()
+    assert await again.status("left") == "disconnected"
+    assert await missed(reaper) == 0
 
 
-async def test_a_goodbye_is_no_loss(bench: Bench) -> None:
-    agents = await dial(bench)
-    for agent in agents[:3]:
-        await agent.send(goodbye=pb.AgentGoodbye())
-        await agent.finish()
-    await wait_until(lambda: len(bench.fleet.online()) == 1)
-    assert bench.sessions.mass_loss() == 0
+async def test_jobs_of_a_dead_servers_agents_wait_for_them_to_dial_another(pair: Pair) -> None:
+    (agent,) = await pair.dial(pair.a, "n0")
+    job_id = await pair.a.submit()
+    assign = await agent.start()
+    await reaper_of(pair.a, "a", SHORT_LIFE).sweep()
+    survivor = reaper_of(pair.b, "b", SHORT_LIFE)
+    await survivor.sweep()
+    survivor._hold_until = 0.0  # It has run for long.
+    await pair.die(pair.a)
+    await wait_until(lambda: lapsed(pair.b, "a"))
+    await lease_ends(pair.b, job_id)
+    await survivor.sweep()
+    record = await pair.b.job(job_id)
+    assert (record.state, record.token) == (JobState.RUNNING, assign.token)
+    back = pair.b.agent("n0")
+    welcome = await back.dial(held=[pb.HeldAttempt(job_id=job_id, token=assign.token)])
+    assert list(welcome.keep_tokens) == [assign.token]
+    assert await back.complete(assign) == pb.CompleteOutcome.COMPLETE_OUTCOME_OK
+    record = await pair.b.job(job_id)
+    assert (record.state, record.attempt, record.losses) == (JobState.SUCCEEDED, 1, 0)
+
+
+async def test_nodes_that_a_dead_server_leaves_for_good_are_lost(pair: Pair) -> None:
+    await pair.dial(pair.a, "n0")
+    settings = replace(QUICK, persist_seconds=0.01, heartbeat_seconds=0.01)
+    folder = Path(pair.stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp")))
+    third = await pair.stack.enter_async_context(bench_on(pair.a.store, folder, settings=settings, replica="c"))
+    reaper = counting(third, "c", ANY)
+    await pair.die(pair.a)
+    await wait_until(lambda: miss(reaper, 1))

@@ -10,6 +10,7 @@
 --   pn, ps  node and start of the attempt that was lost, for a late Complete
 --   ft  token of the attempt that failed last
 --   od  why an exclusive job's lease is not renewed any more: T overdue, R given back by a server
+--   ex  token of the attempt that was extended once, since its replica was gone
 --   ld  definition of the lane, where the lane itself may be gone or is a mixed one
 --   ro  operation id of the last retry
 --   kl  of a group: children that have not ended
@@ -21,7 +22,7 @@ local KEEP_EVENTS = 100000
 local KIND = '^(%Z*)%z(%Z*)%z(%Z*)%z(.*)$'
 local LIMITS = '^(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)%z(%Z*)$'
 local HIDDEN = {ld = true, ty = true, pr = true, cl = true, ln = true, mr = true, to = true, qt = true, cr = true, sc = true,
-  cb = true, dp = true, tb = true, kl = true, ro = true, ft = true, lx = true, iu = true}
+  cb = true, dp = true, tb = true, kl = true, ro = true, ft = true, lx = true, iu = true, ex = true}
 
 local function load(id)
   local flat = redis.call('HGETALL', K.job .. id)
