@@ -28,6 +28,11 @@ BODY_EXTENSION = "fleet.body"
 `receive`, if there."""
 
 
+HEAD_EXTENSION = "fleet.head"
+"""Scope extension with the `KnownHead` of a header section that this connection has brought before, if it has. A
+middleware that changes the scope's headers must drop it."""
+
+
 class ClientStuckError(Exception):
     """The client took nothing for too long."""
 

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 
+from fleet_server.bridge.asgi import HEAD_EXTENSION
 from fleet_server.bridge.status import error_from_status
 from fleet_server.domain.errors import FleetError
 
@@ -97,17 +98,13 @@ class InProcContext(grpc.aio.ServicerContext[Any, Any]):
     def text_metadata(self) -> dict[str, str]:
         """A new dict of the metadata that is text, of a name given twice the first: what nearly every call wants of it,
         without the way over pairs."""
-        found = {"fleet-transport": "rest", "x-request-id": self.request_id}
-        for name, value in self._scope["headers"]:
-            key = _FORWARDED.get(name)
-            if key is not None:
-                if key not in found:
-                    found[key] = value.decode("latin-1")
-            elif name.startswith(_PREFIX):
-                for custom, given in _custom(name[len(_PREFIX) :].decode("latin-1"), value):
-                    if isinstance(given, str):
-                        found.setdefault(custom, given)
-        return found
+        known = (self._scope.get("extensions") or {}).get(HEAD_EXTENSION)
+        if known is None:
+            return _text_metadata(self._scope["headers"], self.request_id)
+        found: dict[str, str] | None = known.notes.get(InProcContext)
+        if found is None:
+            found = known.notes[InProcContext] = _text_metadata(known.headers, "")
+        return {**found, "x-request-id": self.request_id}
 
     def peer(self) -> str:
         """The caller's address in gRPC's form: `ipv4:127.0.0.1:4711`, `ipv6:[::1]:4711`, `unix:`."""
@@ -217,6 +214,20 @@ class InProcContext(grpc.aio.ServicerContext[Any, Any]):
     async def write(self, message: Any) -> None:
         """Not offered. Raises UsageError."""
         raise grpc.aio.UsageError("write is not offered here: make the method an async generator")
+
+
+def _text_metadata(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> dict[str, str]:
+    found = {"fleet-transport": "rest", "x-request-id": request_id}
+    for name, value in headers:
+        key = _FORWARDED.get(name)
+        if key is not None:
+            if key not in found:
+                found[key] = value.decode("latin-1")
+        elif name.startswith(_PREFIX):
+            for custom, given in _custom(name[len(_PREFIX) :].decode("latin-1"), value):
+                if isinstance(given, str):
+                    found.setdefault(custom, given)
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

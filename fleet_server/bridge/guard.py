@@ -16,6 +16,7 @@ from typing import Any, Final
 import uuid_utils
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fleet_server.bridge.asgi import HEAD_EXTENSION
 from fleet_server.bridge.errors import Header, error_reply
 from fleet_server.domain.errors import FleetError
 
@@ -123,24 +124,31 @@ class HostOriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            try:
-                self._judge(scope)
-            except FleetError as error:
-                await _refuse(error, scope, receive, send)
-                return
+            known = (scope.get("extensions") or {}).get(HEAD_EXTENSION)
+            if known is None or self not in known.notes:
+                try:
+                    by_host_alone = self._judge(scope)
+                except FleetError as error:
+                    await _refuse(error, scope, receive, send)
+                    return
+                if known is not None and by_host_alone:
+                    known.notes[self] = True
         await self._app(scope, receive, send)
 
-    def _judge(self, scope: Scope) -> None:
+    def _judge(self, scope: Scope) -> bool:
+        """Raises FleetError for what is not admitted; whether what is came with Host alone, as all but browsers do."""
         judged = [header for header in scope["headers"] if header[0] in _JUDGED]
         server = scope.get("server")
         key = (*judged, server and tuple(server))
         if key in self._admitted:
-            return
+            return True
         self._judge_headers(judged, scope)
-        if len(judged) == 1:  # a Host alone, as of all callers but browsers
-            if len(self._admitted) >= _MAX_ADMITTED:
-                self._admitted.clear()
-            self._admitted.add(key)
+        if len(judged) != 1:
+            return False
+        if len(self._admitted) >= _MAX_ADMITTED:
+            self._admitted.clear()
+        self._admitted.add(key)
+        return True
 
     def _judge_headers(self, judged: list[Header], scope: Scope) -> None:
         hosts: list[bytes] = []

@@ -26,6 +26,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from fleet_server.bridge.asgi import ABORT_EXTENSION
 from fleet_server.bridge.errors import error_reply
+from fleet_server.bridge.http_known import KnownHeads
 from fleet_server.bridge.http_protocol import LeanHttpProtocol
 from fleet_server.domain.errors import FleetError
 
@@ -82,6 +83,8 @@ class LimitedHttpProtocol(LeanHttpProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._refusal: FleetError | None = None
+        self._known = KnownHeads(self.max_header_bytes)
+        self._begun = b""  # what came first of a request whose header section has not ended
         self._closing = False
 
     # The connection.
@@ -131,6 +134,12 @@ class LimitedHttpProtocol(LeanHttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self._phase is _IDLE:
+            request = self._known.recognize(data) if self._is_quiet() else None
+            if request is not None:
+                self._open_known(*request)
+                return
+            self._begun = data
         while data and not self.transport.is_closing():
             if self._phase is _OVER:
                 self._throw_away(len(data))
@@ -142,6 +151,16 @@ class LimitedHttpProtocol(LeanHttpProtocol):
                 room = self.max_header_bytes - self._head_bytes
                 piece, data = data[:room], data[room:]
                 self._feed_head(piece)
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is under way: no request, no clock of a header section, no end."""
+        cycle = self.cycle
+        return (
+            (cycle is None or cycle.response_complete)
+            and self._head_timer is None
+            and self._linger_timer is None
+            and not self.transport.is_closing()
+        )
 
     def _feed_head(self, piece: bytes) -> None:
         self._phase = _HEAD
@@ -212,6 +231,9 @@ class LimitedHttpProtocol(LeanHttpProtocol):
             raise _RefusalError(self._too_large())
 
     def on_headers_complete(self) -> None:
+        if self._begun:
+            self._known.learn(self._begun, self.headers)
+            self._begun = b""
         if len(self.pipeline) >= MAX_PIPELINED:
             detail = f"at most {MAX_PIPELINED} pipelined requests may wait; read replies before sending more"
             raise _RefusalError(FleetError("RATE_LIMITED", detail))

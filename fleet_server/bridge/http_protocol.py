@@ -16,8 +16,9 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from fleet_server.bridge.asgi import ABORT_EXTENSION, BODY_EXTENSION, REPLY_EXTENSION
+from fleet_server.bridge.asgi import ABORT_EXTENSION, BODY_EXTENSION, HEAD_EXTENSION, REPLY_EXTENSION
 from fleet_server.bridge.http_exchange import Connection, HttpExchange
+from fleet_server.bridge.http_known import KnownHead
 
 
 class LeanHttpProtocol(HttpToolsProtocol):
@@ -76,7 +77,27 @@ class LeanHttpProtocol(HttpToolsProtocol):
         self.scope = scope
         if parser.should_upgrade() and self._should_upgrade():
             return
-        raw_path, query = _split(self.url)
+        self._open(scope, self.url, keep_alive=version != "1.0" and parser.should_keep_alive())
+
+    def _open_known(self, method: bytes, target: bytes, head: KnownHead, body: bytes) -> None:
+        """A plain request has come as a whole, with a header section that is known: starts it."""
+        scope: Any = {
+            **self._same,
+            "http_version": "1.1",
+            "method": method.decode("ascii"),
+            "headers": head.headers.copy(),
+            "state": self.app_state.copy(),
+        }
+        self.scope = scope
+        self.expect_100_continue = False
+        self._open(scope, target, keep_alive=True)
+        scope["extensions"][HEAD_EXTENSION] = head
+        if body:
+            self._take_in(body)
+        self._end_request()
+
+    def _open(self, scope: Any, target: bytes, *, keep_alive: bool) -> None:
+        raw_path, query = _split(target)
         path = raw_path.decode("ascii")
         scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
         scope["raw_path"] = self.root_path.encode("ascii") + raw_path
@@ -87,7 +108,7 @@ class LeanHttpProtocol(HttpToolsProtocol):
             self.flow,
             default_headers=self.server_state.default_headers,
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            keep_alive=keep_alive,
             on_response=self.on_response_complete,
         )
         scope["extensions"] = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote
 
 import uuid_utils
 from google.protobuf.descriptor import ServiceDescriptor
 
-from fleet_server.bridge.asgi import Call, Receive, Scope, Send
+from fleet_server.bridge.asgi import HEAD_EXTENSION, Call, Receive, Scope, Send
 from fleet_server.bridge.context import InProcContext, parse_timeout
 from fleet_server.bridge.endpoint import Endpoint
 from fleet_server.bridge.httprule import HTTP_BODY, WEBSOCKET, Binding, rules_of
@@ -94,7 +94,8 @@ class Bridge:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the bridge serves http and websocket, not {scope['type']}; turn lifespan off")
-        headers = dict(scope["headers"])
+        known = (scope.get("extensions") or {}).get(HEAD_EXTENSION)
+        headers = dict(scope["headers"]) if known is None else known.fields
         call = Call(scope, receive, send, headers, _request_id(headers))
         raw_path = _raw_path(scope)
         try:
@@ -135,12 +136,12 @@ def _raw_path(scope: Scope) -> bytes:
     return raw if raw is not None else quote(scope["path"]).encode()
 
 
-def _timeout(headers: dict[bytes, bytes]) -> float | None:
+def _timeout(headers: Mapping[bytes, bytes]) -> float | None:
     value = headers.get(b"grpc-timeout")
     return None if value is None else parse_timeout(value)
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")

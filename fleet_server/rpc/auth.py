@@ -44,12 +44,16 @@ def key_in(metadata: Mapping[str, str]) -> str | None:
 
 
 class KeyRing:
-    """The keys of this server; with none, every call is allowed and has no owner."""
+    """The keys of this server; with none, every call is allowed and has no owner.
+
+    A right key that came is remembered as it came until the keys change, so that it need not be hashed for each call.
+    """
 
     def __init__(self, keys: Sequence[ApiKey], *, clock: Callable[[], float]) -> None:
         self._keys: tuple[ApiKey, ...] = ()
         self._open: dict[bytes, set[Callable[[], None]]] = {}
         self._admins: frozenset[str] = frozenset()
+        self._brought: dict[str, str] = {}  # owners by right keys that have come
         self.replace(keys)
         self._clock = clock
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
@@ -63,6 +67,7 @@ class KeyRing:
         """From now on these are the keys. Who watches one that is gone, or is an admin's no more, is told."""
         withdrawn = set(self._keys) - set(keys)
         self._keys = tuple(keys)
+        self._brought.clear()
         self._admins = frozenset(key.name for key in keys if key.admin)
         for known in withdrawn:
             for tell in tuple(self._open.get(known.digest, ())):
@@ -115,11 +120,15 @@ class KeyRing:
         raise FleetError("API_KEY_INVALID", "the API key is not one of this server's: check FLEET_API_KEY")
 
     def _find(self, key: str) -> str:
+        found = self._brought.get(key, "")
+        if found:
+            return found
         digest = hashlib.sha256(key.encode()).digest()
-        found = ""
         for known in self._keys:
             if hmac.compare_digest(known.digest, digest):
                 found = known.name
+        if found:
+            self._brought[key] = found
         return found
 
     def _recent(self, address: str) -> list[float]:

@@ -131,6 +131,19 @@ def test_who_has_brought_the_right_key_is_not_locked_out_by_a_guesser_at_the_sam
         ring.owner("guess", "ipv4:127.0.0.1:2")
 
 
+def test_a_key_that_came_before_is_worth_what_it_is_now() -> None:
+    ring = KeyRing([ApiKey.of("ann", KEY)], clock=lambda: 0.0)
+    for keys, owner in (([ApiKey.of("bob", KEY)], "bob"), ([ApiKey.of("eve", KEY[::-1])], ""), ([], "")):
+        assert ring.owner(KEY, "ipv4:127.0.0.1:1")
+        ring.replace(keys)
+        if keys and not owner:
+            with pytest.raises(FleetError, match="not one of"):
+                ring.owner(KEY, "ipv4:127.0.0.1:1")
+            ring.replace([ApiKey.of("ann", KEY)])
+        else:
+            assert ring.owner(KEY, "ipv4:127.0.0.1:1") == owner
+
+
 def test_an_error_says_when_to_try_again(grpc_stub: Any) -> None:
     error = refused(lambda: grpc_stub.GetJob(queue_pb2.GetJobRequest(job_id="full"), metadata=WITH_KEY))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
