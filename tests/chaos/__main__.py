@@ -56,7 +56,8 @@ def _trials(folder: Path, seeds: range, seconds: float) -> bool:
         for line in verdict.violations:
             _say(f"  {line} (history: {folder / f'seed{seed}' / 'history.json'})")
         if not verdict.hard_enough:
-            _say("  too little happened in this trial to mean anything")
+            never = f"; never: {', '.join(sorted(verdict.missing))}" if verdict.missing else ""
+            _say(f"  too little happened in this trial to mean anything{never}")
         good = good and not verdict.violations and verdict.hard_enough
     _say(f"{len(seeds)} trials: " + ", ".join(f"{count} {what}" for what, count in total.items()))
     return good
@@ -78,6 +79,8 @@ def _catch(folder: Path, mutant: Mutant, seconds: float) -> str:
     code = mutated(folder / mutant.name, mutant)
     for seed in range(1, MUTANT_SEEDS + 1):
         verdict = _run(folder / f"{mutant.name}-{seed}", seed, seconds, code)
+        if not any(code.rglob("__pycache__")):
+            raise AssertionError(f"mutant {mutant.name}: its code has not been run")
         if verdict.violations:
             return f"caught by seed {seed}: {verdict.violations[0]} ({len(verdict.violations)} in all)"
     return ""

@@ -131,6 +131,21 @@ def _bounded(history: History) -> Iterator[str]:
                 yield f"{job_id} generation {generation} went on after it was lost on {', '.join(before_last)}"
 
 
+def _theirs(history: History) -> Iterator[str]:
+    given: dict[tuple[str, int, int], set[str]] = defaultdict(set)
+    for job_id, generation, number, node_id in history.assigned:
+        given[job_id, generation, number].add(node_id)
+    for job_id, job in sorted(history.jobs.items()):
+        known: set[tuple[int, int]] = set()
+        for attempt in job["attempts"]:
+            key = attempt["generation"], attempt["attempt"]
+            if key in known:
+                yield f"{job_id} generation {key[0]} has attempt {key[1]} twice"
+            known.add(key)
+            if attempt["node_id"] not in given[job_id, *key]:
+                yield f"{job_id} generation {key[0]} has attempt {key[1]} of {attempt['node_id']}, which had another"
+
+
 def _cancelled(history: History) -> Iterator[str]:
     for call in history.calls:
         if call.what == "cancel" and call.outcome is Outcome.OK:
@@ -163,7 +178,7 @@ def _called_back(history: History) -> Iterator[str]:
 
 def _no_cross_talk(history: History) -> Iterator[str]:
     for call in history.calls:
-        if call.outcome is Outcome.OK and call.what != "submit" and call.reply["job_id"] != call.job_id:
+        if call.outcome is Outcome.OK and call.job_id and call.reply["job_id"] != call.job_id:
             yield f"a {call.what} of {call.job_id} was answered with {call.reply['job_id']}"
 
 
@@ -180,6 +195,7 @@ CHECKS: dict[str, Callable[[History], Iterator[str]]] = {
     "I3 one run": _one_run,
     "I4 exclusive": _no_overlap,
     "I5 bounded": _bounded,
+    "I3 attempts": _theirs,
     "I6 cancelled": _cancelled,
     "I7 called back": _called_back,
     "I13 cross-talk": _no_cross_talk,

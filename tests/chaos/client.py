@@ -48,7 +48,7 @@ class Client:
 
     async def poison(self) -> None:
         """A job that takes its agent with it, wherever it runs."""
-        await self._said([self._job("kill-agent work:20", max_retries=3)])
+        await self._said([self._job("kill-agent work:100", max_retries=3)])
 
     async def occupy(self, seconds: float) -> None:
         """After so many seconds: long jobs for all agents, so that whatever then happens to one, it is at work."""
@@ -58,6 +58,20 @@ class Client:
     async def exhaust(self) -> None:
         """A job that fails as often as it may."""
         await self._said([self._job("fail work:10", max_retries=2)])
+
+    async def ambushed(self, prompt: str, *, max_retries: int, cluster: str | None) -> str:
+        """A job that goes ahead of others; its id."""
+        job = {**self._job(prompt, max_retries), "priority": "high", "exclusive": False}
+        (job_id,) = await self._said([{**job, "target_cluster": cluster} if cluster else job])
+        return job_id
+
+    async def insist(self, what: str, path: str, job_id: str = "", body: Any = None) -> Call:
+        """A call, again until it is answered, well or with a refusal."""
+        while True:
+            call = await self._ask(what, "POST", path.format(job_id), job_id, "", body)
+            if call.outcome is not Outcome.UNKNOWN:
+                return call
+            await asyncio.sleep(self._random.uniform(0.05, 0.3))
 
     def _one(self) -> str:
         return self._random.choice(self._mine[-40:])
@@ -85,19 +99,20 @@ class Client:
         count = 1 if self._random.random() < 0.8 else self._random.randrange(2, 6)
         await self._said([self._usual() for _ in range(count)])
 
-    async def _said(self, jobs: list[dict[str, Any]]) -> None:
-        """Submits under one request id, again and again until there is an answer; sometimes once more after that."""
+    async def _said(self, jobs: list[dict[str, Any]]) -> list[str]:
+        """Submits under one request id, again and again until there is an answer; sometimes once more after that. The
+        ids of the jobs."""
         request_id = uuid.UUID(int=self._random.getrandbits(128)).hex
         again = self._random.random() < 0.2
         while True:
             call = await self._ask(
                 "submit", "POST", "/api/queue/jobs/batch", "", request_id, {"jobs": jobs, "request_id": request_id}
             )
-            if call.outcome is Outcome.OK:
-                self._mine += [receipt["job_id"] for receipt in call.reply["jobs"]]
+            ids = [receipt["job_id"] for receipt in call.reply["jobs"]] if call.outcome is Outcome.OK else []
+            self._mine += ids
             if call.outcome is not Outcome.UNKNOWN:
                 if not again or call.outcome is Outcome.REFUSED:
-                    return
+                    return ids
                 again = False
             await asyncio.sleep(self._random.uniform(0.05, 0.3))
 

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.chaos.world import LEASE_SECONDS, World
+from tests.waiting import wait_until
 
+PATIENCE_SECONDS = 30.0
+"""So long a fault of the plan that must be done waits for something to do it to."""
 ERR_RATE = 0.03
 """Share of the messages between agents and server that are lost, doubled or late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that happens at a moment, in seconds from the beginning."""
+    """Something that happens at a moment, in seconds from the beginning. `must`: it waits for what it is done to, where
+    that is just being started again."""
 
     at: float
     what: str
     node: str = ""
+    must: bool = False
 
 
 def plan(seed: int, seconds: float, nodes: list[str]) -> list[Fault]:
-    """The faults of a run, by time: each kind at least once, the rest drawn, calm at the very beginning and end."""
+    """The faults of a run, by time: each kind once for sure, the rest drawn, calm at the very beginning and end."""
     chance = random.Random(seed)
     kinds = ["kill agent", "stop agent", "kill store", "kill server", "cut", "stall", "kill engine"]
     chance.shuffle(kinds)
+    sure = len(kinds)
     drawn = ["kill agent", "stop agent", "cut", "cut", "stall", "kill engine", "kill store", "stop server"]
     kinds += [chance.choice(drawn) for _ in range(int(seconds / 3))]
     # A stopped agent needs a lease's time to be missed, so such faults come early.
@@ -35,7 +42,7 @@ def plan(seed: int, seconds: float, nodes: list[str]) -> list[Fault]:
         at = 1.0 + (seconds - 2.0) * (n + chance.random()) / len(kinds)
         if kind == "stop agent":
             at = min(at, max(1.0, seconds - 2.5 * LEASE_SECONDS))
-        faults.append(Fault(at, kind, chance.choice(nodes)))
+        faults.append(Fault(at, kind, chance.choice(nodes), n < sure))
     return sorted(faults, key=lambda fault: (fault.at, fault.what))
 
 
@@ -65,15 +72,22 @@ class Nemesis:
         async with asyncio.TaskGroup() as holds:
             for fault in self._faults:
                 await asyncio.sleep(began + fault.at - asyncio.get_running_loop().time())
-                if fault.what in self._acts:
-                    self._acts[fault.what](fault.node)
-                else:
-                    holds.create_task(self._hold(fault))
+                holds.create_task(self._do(fault))
 
-    async def _hold(self, fault: Fault) -> None:
+    async def _do(self, fault: Fault) -> None:
+        if fault.what in self._acts:
+            await self._begun(self._acts[fault.what], fault)
+            return
         begin, end, seconds = self._holds[fault.what]
-        if begin(fault.node):
+        if await self._begun(begin, fault):
             try:
                 await asyncio.sleep(seconds)
             finally:
                 end(fault.node)
+
+    async def _begun(self, act: Callable[[str], bool], fault: Fault) -> bool:
+        """Whether there was something to do it to."""
+        patience = PATIENCE_SECONDS if fault.must else 0.0
+        with contextlib.suppress(AssertionError):
+            return await wait_until(lambda: act(fault.node), seconds=patience)
+        return False

@@ -1,7 +1,7 @@
 """What lies between an agent and the server in these tests: a line that can be cut or stall, and a post that errs.
 
 `Line` passes bytes of TCP on. `Post` passes whole messages of `Node.Connect` on, and may send one twice, late or never,
-as its `errs` decides; other calls pass through it unharmed.
+as its `errs` decides, and holds what its `ambushes` catch; other calls pass through it unharmed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import grpc
 from fleet.v1 import node_pb2 as pb
+
+from tests.chaos.ambush import Ambushes, Stream
 
 _CONNECT = "/fleet.v1.Node/Connect"
 _UPLOAD = "/fleet.v1.Node/UploadOutput"
@@ -117,6 +119,7 @@ class Post:
         self._channel: grpc.aio.Channel | None = None
         self.port = 0
         self.seen: Counter[str] = Counter()
+        self.ambushes = Ambushes()
 
     async def __aenter__(self) -> Self:
         options = [*_LIMIT, ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
@@ -132,13 +135,13 @@ class Post:
 
     async def _call(self, path: str, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         assert self._channel is not None
-        erring = path == _CONNECT
         metadata = [(name, value) for name, value in context.invocation_metadata() if not name.startswith("grpc-")]
         call: Any = self._channel.stream_stream(path)(metadata=metadata)
-        upward = asyncio.create_task(self._upward(requests, call, erring))
+        stream = Stream(call) if path == _CONNECT else None
+        upward = asyncio.create_task(self._upward(requests, call, stream))
         try:
             async for reply in _read(call):
-                times, late = self._fate(pb.ServerMessage, reply) if erring else (1, 0.0)
+                times, late = self._down(stream, reply) if stream is not None else (1, 0.0)
                 await asyncio.sleep(late)
                 for _ in range(times):
                     yield reply
@@ -147,26 +150,40 @@ class Post:
                 self.seen["refused_upload"] += 1
             await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
         finally:
+            if stream is not None:
+                self.ambushes.gone(stream)
             upward.cancel()
             call.cancel()
             await asyncio.gather(upward, return_exceptions=True)
 
-    async def _upward(self, requests: AsyncIterator[bytes], call: Any, erring: bool) -> None:
+    async def _upward(self, requests: AsyncIterator[bytes], call: Any, stream: Stream | None) -> None:
         async for request in requests:
-            times, late = self._fate(pb.AgentMessage, request) if erring else (1, 0.0)
+            if stream is None:
+                await call.write(request)
+                continue
+            message = pb.AgentMessage.FromString(request)
+            self._note(message)
+            spared = await self.ambushes.up(stream, message)
+            times, late = (1, 0.0) if spared else self._fate()
             await asyncio.sleep(late)
             for _ in range(times):
-                await call.write(request)
+                await stream.write(request)
         await call.done_writing()
 
-    def _fate(self, kind: Callable[[], Any], data: bytes) -> tuple[int, float]:
-        message = kind()
-        message.ParseFromString(data)
+    def _down(self, stream: Stream, reply: bytes) -> tuple[int, float]:
+        message = pb.ServerMessage.FromString(reply)
+        self._note(message)
+        return (1, 0.0) if self.ambushes.down(stream, message) else self._fate()
+
+    def _note(self, message: pb.AgentMessage | pb.ServerMessage) -> None:
         for one in message.batch.messages if message.HasField("batch") else [message]:
-            name = one.WhichOneof("message")
-            if name == "complete_ack":
+            name: str | None = one.WhichOneof("message")
+            if isinstance(one, pb.ServerMessage) and one.HasField("complete_ack"):
                 name = pb.CompleteOutcome.Name(one.complete_ack.outcome).lower()
             self.seen[str(name)] += 1
+
+    def _fate(self) -> tuple[int, float]:
+        """How many times a message is sent, and how many seconds later."""
         times, late = self._errs.fate()
         if (times, late) != (1, 0.0):
             self.seen["lost" if not times else "doubled" if times == 2 else "delayed"] += 1

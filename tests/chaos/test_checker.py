@@ -43,8 +43,8 @@ def end(job_id: str, status: str = "succeeded", **more: Any) -> dict[str, Any]:
     return {"type": "job_complete", "data": job(job_id, status, **more)}
 
 
-def attempt(reason: str, node_id: str = "a", generation: int = 1) -> dict[str, Any]:
-    return {"generation": generation, "node_id": node_id, "error": {"reason": reason}}
+def attempt(number: int, reason: str, node_id: str = "a") -> dict[str, Any]:
+    return {"generation": 1, "attempt": number, "node_id": node_id, "error": {"reason": reason}}
 
 
 @pytest.fixture
@@ -65,6 +65,7 @@ def history() -> History:
         events=[update(JOB, 1), update(OTHER, 1), end(JOB), end(OTHER, "cancelled")],
         outputs={"job-1.png": "job-1 run-1\n"},
         gallery=[{"job_id": JOB}],
+        assigned=[(JOB, 1, 1, "a"), (OTHER, 1, 1, "a"), (OTHER, 1, 1, "c"), (OTHER, 1, 2, "b")],
     )
 
 
@@ -72,12 +73,21 @@ def test_kept_promises_are_no_violations(history: History) -> None:
     assert violations(history) == []
 
 
+def test_what_was_given_back_counts_once(history: History) -> None:
+    _failed(history, (1, "c"), (2, "b"))
+    assert violations(history) == []
+
+
 def _failed_often(history: History) -> None:
-    history.jobs[JOB]["attempts"] = [attempt("ENGINE_FAILED")] * 2
+    history.jobs[JOB]["attempts"] = [attempt(number, "ENGINE_FAILED") for number in (1, 2)]
 
 
 def _lost_often(history: History) -> None:
-    history.jobs[JOB]["attempts"] = [attempt("NODE_LOST", node) for node in "abaa"]
+    history.jobs[JOB]["attempts"] = [attempt(number, "NODE_LOST", node) for number, node in enumerate("abaa", 1)]
+
+
+def _failed(history: History, *attempts: tuple[int, str]) -> None:
+    history.jobs[OTHER]["attempts"] = [attempt(number, "NODE_LOST", node) for number, node in attempts]
 
 
 def _exclusive(history: History) -> None:
@@ -116,6 +126,8 @@ BREAKS: dict[str, tuple[str, Callable[[History], Any]]] = {
     "an exclusive job overlaps": ("I4 exclusive", _exclusive),
     "it fails more often than it may": ("I5 bounded", _failed_often),
     "poison goes on": ("I5 bounded", _lost_often),
+    "a failure is of an attempt that another node had": ("I3 attempts", lambda h: _failed(h, (1, "c"), (2, "a"))),
+    "an attempt fails twice": ("I3 attempts", lambda h: _failed(h, (1, "a"), (1, "a"))),
     "a cancelled job succeeds": ("I6 cancelled", lambda h: h.jobs.update({OTHER: job(OTHER)})),
     "a cancel does not cancel": ("I6 cancelled", lambda h: h.calls.append(call("cancel", JOB, job(JOB)))),
     "nobody is called": ("I7 called back", _called),

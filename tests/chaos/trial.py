@@ -15,6 +15,7 @@ import httpx
 
 from tests.chaos.checker import ENDED, violations
 from tests.chaos.client import SMALL, Client
+from tests.chaos.courses import LONG, SHORT, Courses
 from tests.chaos.history import History, Outcome, read_runs
 from tests.chaos.nemesis import Nemesis, plan
 from tests.chaos.receiver import Receiver
@@ -22,22 +23,39 @@ from tests.chaos.world import World
 from tests.waiting import wait_until
 
 SETTLE_SECONDS = 30.0
+LOOK_SECONDS = 0.2
+COURSE_SECONDS = 60.0
+"""After the faults, for late reports that have not come yet."""
+MUTANT_SECONDS = 5.0
+"""The same for a mutant, which may keep them from coming."""
+LONG_SECONDS = 25.0
 CALLERS = 3
+KILLS = 4
+"""The server, the store, an agent, an engine."""
+LOSSES = 2
+"""One for each job in ambush that goes on elsewhere."""
 PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a trial found. `counts` says how hard it was: kills, lost leases, refused late results."""
+    """What a trial found. `counts` says how hard it was: kills, lost leases, refused late results; `missing` are the
+    late reports that did not come."""
 
     violations: list[str]
     counts: Mapping[str, int]
+    missing: frozenset[str] = frozenset()
 
     @property
     def hard_enough(self) -> bool:
-        """Whether enough happened for the verdict to mean something."""
+        """Whether enough happened for the verdict to mean something. None of it depends on chance."""
         counts = self.counts
-        return counts["kills"] >= 4 and counts["lost leases"] + counts["refused results"] >= 2
+        return (
+            counts["kills"] >= KILLS
+            and counts["lost leases"] >= LOSSES
+            and counts["refused results"] >= len(SHORT)
+            and not self.missing
+        )
 
 
 async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = None) -> tuple[Verdict, History]:
@@ -46,17 +64,24 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
     receiver = Receiver(seed)
     async with receiver.serving(), World(folder, seed=seed, code=code) as world:
         keeper = asyncio.create_task(world.keep(), name="keeper")
-        callers = [Client(world.server.url, history, seed * 100 + n, callback_url=receiver.url) for n in range(CALLERS)]
+        *callers, special = [
+            Client(world.server.url, history, seed * 100 + n, callback_url=receiver.url) for n in range(CALLERS + 1)
+        ]
+        courses = Courses(special, world.post.ambushes, LONG if seconds >= LONG_SECONDS else SHORT)
+        late = asyncio.create_task(courses.run(), name="courses")
         try:
             await _trouble(world, callers, seed, seconds)
             world.heal()
             receiver.calm = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(late, COURSE_SECONDS if code is None else MUTANT_SECONDS)
+            world.post.ambushes.open()
             await _peace(world, history)
         finally:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-            for caller in callers:
+            for task in (late, keeper):
+                task.cancel()
+            await asyncio.gather(late, keeper, return_exceptions=True)
+            for caller in (*callers, special):
                 await caller.aclose()
         await world.revive()
         await _read(world, history)
@@ -64,8 +89,9 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
         history.hooks, history.forged = receiver.taken, receiver.forged
         history.orphans = world.leftovers()
         history.runs = read_runs(world.runs)
-        history.seen, history.done = dict(world.post.seen), dict(world.done)
-    return Verdict(violations(history), _counts(history)), history
+        history.seen, history.done, history.late = dict(world.post.seen), dict(world.done), dict(courses.met)
+        history.assigned = world.post.ambushes.assigned
+    return Verdict(violations(history), _counts(history), courses.missing), history
 
 
 async def _trouble(world: World, callers: list[Client], seed: int, seconds: float) -> None:
@@ -73,9 +99,9 @@ async def _trouble(world: World, callers: list[Client], seed: int, seconds: floa
     tasks = [asyncio.create_task(caller.work()) for caller in callers]
     lead = 1.5
     stops = [fault.at for fault in faults if fault.what == "stop agent"]
-    tasks += [asyncio.create_task(callers[0].occupy(max(0.0, at - lead))) for at in stops[:2]]
-    special = random.Random(seed).sample(callers, 2)
-    tasks += [asyncio.create_task(special[0].poison()), asyncio.create_task(special[1].exhaust())]
+    tasks += [asyncio.create_task(callers[0].occupy(max(0.0, at - lead))) for at in stops[:1]]
+    one, other = random.Random(seed).sample(callers, 2)
+    tasks += [asyncio.create_task(one.poison()), asyncio.create_task(other.exhaust())]
     try:
         await Nemesis(world, faults).run()
     finally:
@@ -97,7 +123,9 @@ async def _peace(world: World, history: History) -> None:
             with contextlib.suppress(httpx.HTTPError, KeyError):
                 counts = (await http.get("/api/queue/stats")).json()["jobs"]
                 waits = counts["queued"] + counts["running"]
-                return not waits and not _spooled(world)
+                if not waits and not _spooled(world):
+                    return True
+            await asyncio.sleep(LOOK_SECONDS)
             return False
 
         with contextlib.suppress(AssertionError):
@@ -164,5 +192,6 @@ def _counts(history: History) -> dict[str, int]:
         "callbacks": len(history.hooks),
         "lost leases": sum(attempt["error"]["reason"] == "NODE_LOST" for attempt in attempts),
         "refused results": history.seen.get("complete_outcome_refused", 0) + history.seen.get("refused_upload", 0),
+        "late reports": sum(history.late.values()),
         "repeated results": history.seen.get("complete_outcome_already", 0),
     }

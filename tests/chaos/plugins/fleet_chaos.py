@@ -1,8 +1,9 @@
 """An engine for tests of faults: does what the prompt says and writes down each run.
 
-The prompt is words: `work:<ms>` how long, `fail` for a failure that may be retried, `kill-agent` to take the agent
-with it. Each run appends `start`, `alive` and `end` lines to the file named by CHAOS_RUNS; the file that it makes names
-the job and the run, so that a result can be traced to the one run that made it.
+The prompt is words: `work:<ms>` how long, `fail` for a failure that may be retried, `fail-2` for one in the job's
+second run alone, `kill-agent` to take the agent with it. Each run appends `start`, `alive` and `end` lines to the file
+named by CHAOS_RUNS; the file that it makes names the job and the run, so that a result can be traced to the one run
+that made it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def _write(line: str) -> None:
         runs.write(line.encode())
 
 
+def _runs_of(job_id: str) -> int:
+    """How many runs of the job have begun, here or elsewhere."""
+    return Path(os.environ["CHAOS_RUNS"]).read_text().count(f"start {job_id} ")
+
+
 class ChaosEngine:
     """See the module."""
 
@@ -69,7 +75,7 @@ class ChaosEngine:
             if "kill-agent" in words:
                 os.kill(os.getppid(), signal.SIGKILL)
                 time.sleep(60)
-            if "fail" in words:
+            if "fail" in words or f"fail-{_runs_of(task.job_id)}" in words:
                 raise EngineError("ENGINE_FAILED", "as the prompt says", retryable=True)
         finally:
             _write(f"end {where} {time.monotonic():.6f}\n")
