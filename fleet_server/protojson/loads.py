@@ -1,7 +1,7 @@
 """Strict JSON: bytes to Python values and back.
 
 orjson is fast but keeps the last of duplicate keys and turns integers of more than 64 bits into floats. What it
-read is printed again: the same text means that nothing was lost. Other texts (blanks, escapes, other forms of
+read is printed again: the same text, blanks apart, means that nothing was lost. Other texts (escapes, other forms of
 numbers) have their colons or keys counted and are searched for runs of 19 digits; only what looks suspicious then is
 read a second time, by the standard library with hooks, which decides exactly.
 """
@@ -43,7 +43,8 @@ def loads(body: bytes, *, max_depth: int = 64) -> object:
     if escapes and b"\\u0000" in body:
         _refuse_nul(value)
     printed = orjson.dumps(value)
-    if printed == body:
+    # Without blanks both are JSON still, of as many members and of the same numbers as before.
+    if printed == body or printed.replace(b" ", b"") == body.translate(None, _BLANKS):
         return value
     if escapes:
         # The keys themselves are counted: a colon, and the quote before it, may be written with \u. With more such
