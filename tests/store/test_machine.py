@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobRecord, JobState, NewJob, PauseKey, Priority
 from fleet_server.store import Held, Report, decode_job, open_store
+from fleet_server.store.keys import NAMES
 from tests.store.audit import audit, clear
 from tests.store.conftest import Server
 from tests.store.making import ERRORS, LEASE_MS, ManualClock, error, new_job, wish
@@ -33,6 +34,19 @@ LIFE_STEPS = 50
 LIVES = 5
 PARTS = -(-STEPS // (LIFE_STEPS * LIVES))
 """Tests, each of so many lives of so many steps, with a seed of its own."""
+
+WHOLE_STEPS = 10
+"""So often records are read as servers read them; between, what is compared of all jobs comes as one text."""
+_LOOK = """
+local out = {}
+for n = 1, #ARGV do
+  local st, wr, ge, at, lo, tk, en, lt, av, wa, rs = unpack(redis.call('HMGET', KEYS[1] .. ARGV[n], 'st', 'wr', 'ge',
+    'at', 'lo', 'tk', 'en', 'lt', 'av', 'wa', 'rs'))
+  out[n] = table.concat({ARGV[n], st or '', wr or '', ge or '', at or '0', lo or '0', tk or '', en or '', lt or '',
+    av or '', wa or '0', (rs or '') ~= '' and 'R' or ''}, ' ')
+end
+return table.concat(out, '\\n')
+"""
 
 _runs = itertools.count(1)
 _picks = st.integers(0, 1_000_000)
@@ -57,6 +71,9 @@ class Jobs(RuleBasedStateMachine):
         super().__init__()
         self.namespace = f"machine{next(_runs)}"
         self.runner = asyncio.Runner()
+        self.loop = self.runner.get_loop()
+        self.client = self.server.client()
+        self.looks = 0
         self.clock = ManualClock()
         self.store = self.run(self._open())
         self.model = Model()
@@ -67,16 +84,17 @@ class Jobs(RuleBasedStateMachine):
         return open_store(self.server.url, namespace=self.namespace, clock=self.clock)
 
     def run(self, coroutine: Any) -> Any:
-        return self.runner.run(coroutine)
+        # A runner's own `run` looks after signals each time, which takes longer than a step of the store.
+        return self.loop.run_until_complete(coroutine)
 
     def teardown(self) -> None:
+        self.same_records()
         self.run(self.check_events())
         self.run(self.store.aclose())
         self.runner.close()
-        client = self.server.client()
-        audit(client, self.namespace)
-        clear(client, self.namespace)
-        client.close()
+        audit(self.client, self.namespace)
+        clear(self.client, self.namespace)
+        self.client.close()
 
     async def check_events(self) -> None:
         """One job_complete for each end, versions rising, none twice."""
@@ -332,6 +350,16 @@ class Jobs(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
+        """All jobs are what the model says, after each step."""
+        self.looks += 1
+        jobs = self.model.jobs
+        found = self.client.eval(_LOOK, 1, f"{{{self.namespace}}}:{NAMES['job']}", *jobs).decode()
+        wanted = "\n".join(map(_line, jobs.values()))
+        if self.looks % WHOLE_STEPS == 0 or found != wanted:
+            self.same_records()
+            assert found == wanted
+
+    def same_records(self) -> None:
         records = self.run(self.store.jobs.get_many(list(self.model.jobs)))
         for record, job in zip(records, self.model.jobs.values(), strict=True):
             assert record is not None
@@ -343,6 +371,16 @@ class Jobs(RuleBasedStateMachine):
             assert record.waits == (len(job.unmet) if job.waits_for_others else 0), job
             assert job.attempt - job.losses <= job.max_retries + 1
             assert (record.reason != "") == (job.state is JobState.FAILED)
+
+
+def _line(job: ModelJob) -> str:
+    """A job as `_LOOK` says it."""
+    waits = len(job.unmet) if job.waits_for_others else 0
+    reason = "R" if job.state is JobState.FAILED else ""
+    return (
+        f"{job.job_id} {job.state.value} {job.wait_reason.value} {job.generation} {job.attempt} {job.losses} "
+        f"{job.token} {job.enqueued_ms} {job.last_token} {job.avoid_node} {waits} {reason}"
+    )
 
 
 @pytest.mark.parametrize("part", range(PARTS))
