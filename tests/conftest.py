@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,7 +23,36 @@ settings.register_profile(
 )
 settings.load_profile("fleet")
 
+_FIXTURES_SECONDS = 240.0
+"""What a test's fixtures may take in all: the first test of a file may have to start a fleet, beside other tests'. The
+time of pyproject.toml is that of the test itself."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Generator[None]:
+    with _in_time():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    with _in_time():
+        return (yield)
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    def late(number: int, frame: FrameType | None) -> None:
+        pytest.fail(f"the fixtures took more than {_FIXTURES_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, _FIXTURES_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
