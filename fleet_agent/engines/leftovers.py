@@ -1,10 +1,11 @@
-"""What a slot's process left running elsewhere when it fell: noted on the disk, ended by who comes next."""
+"""What a slot's process left running elsewhere, fallen or unable to end it: noted on disk, ended by who comes next."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,18 +27,36 @@ class Leftovers:
         with contextlib.suppress(OSError):
             self._path().unlink(missing_ok=True)
 
-    def end(self, cancel: Callable[[str], None]) -> None:
-        """Calls `cancel` with each name whose process is gone."""
+    def give_up(self) -> None:
+        """It could not be ended: that is for who comes next, this process too."""
+        with contextlib.suppress(OSError):
+            # No process has the number 0.
+            self._path().rename(self._folder / f"0-{os.getpid()}-{time.time_ns()}.json")
+
+    def end(self, cancel: Callable[[str], bool | None]) -> None:
+        """Calls `cancel` with each name whose process is gone, or gave it up.
+
+        Where that returns False, or raises, the name stays noted.
+        """
         for path in self._folder.glob("*.json"):
             if _lives(path.stem):
                 continue
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                cancel(str(json.loads(path.read_text())["name"]))
+            name = _noted(path)
+            if name is not None and cancel(name) is False:
+                continue
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
     def _path(self) -> Path:
         return self._folder / f"{os.getpid()}-{_started(os.getpid())}.json"
+
+
+def _noted(path: Path) -> str | None:
+    """The name in a note; None where it has none."""
+    try:
+        return str(json.loads(path.read_text())["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _lives(stem: str) -> bool:

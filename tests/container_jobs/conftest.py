@@ -13,6 +13,11 @@ import pytest
 from tests.docker_daemon import DockerDaemon, docker_daemon
 
 
+def names_of(dockerd: docker.DockerClient, *, all_: bool = True) -> list[str]:
+    """The containers that there are; not all: those that run. In one question: they may go between two."""
+    return [one["Names"][0].lstrip("/") for one in dockerd.api.containers(all=all_)]
+
+
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
     """A folder with a short path: sockets lie in it."""
@@ -39,7 +44,7 @@ def dockerd(daemon: DockerDaemon) -> Iterator[docker.DockerClient]:
 def no_container_is_left(dockerd: docker.DockerClient) -> Iterator[None]:
     """No job leaves its container behind."""
     yield
-    left = dockerd.containers.list(all=True)
-    for container in left:
-        container.remove(force=True, v=True)
+    left = names_of(dockerd)
+    for name in left:
+        dockerd.api.remove_container(name, force=True, v=True)
     assert not left

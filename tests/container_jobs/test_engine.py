@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,9 @@ import pytest
 from fleet_agent.engines.base import Cancelled, EngineError, EngineSettings, InputFile, Task
 from fleet_agent.engines.container.engine import ContainerEngine
 from fleet_agent.engines.container.progress import Lines, percent_of
+from fleet_agent.engines.leftovers import Leftovers
 from tests.agent.engines.helpers import Recorder
+from tests.container_jobs.conftest import names_of
 from tests.docker_daemon import IMAGE, DockerDaemon
 
 JOB = "0198f2c4-7a1e-7c3b-9d52-3f0e8a6b1c2d"
@@ -142,6 +141,8 @@ def test_the_rules_of_deploy_hold(engine: ContainerEngine, folder: Path, dockerd
     [attrs] = seen
     host = attrs["HostConfig"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert not host["CapAdd"] and not host["Devices"] and not host["PidMode"]
+    assert host["NetworkMode"] != "host" and host["IpcMode"] != "host" and not host["UTSMode"]
     assert (host["Privileged"], host["PidsLimit"], host["RestartPolicy"]["Name"]) == (False, 4096, "no")
     assert attrs["Config"]["Labels"]["fleet.job_id"] == JOB
     # No deploy: it is not for DELETE /api/fleet/deploy.
@@ -218,33 +219,26 @@ def test_a_container_that_somebody_removes(engine: ContainerEngine, folder: Path
         engine.run(_task(folder, "echo here; sleep 1000"), recorder)
 
 
-_CRASH = """
-import os, sys
-from pathlib import Path
-from fleet_agent.engines.base import EngineSettings, Task
-from fleet_agent.engines.container.engine import ContainerEngine
-from tests.agent.engines.helpers import Recorder
-url, folder, image = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-class Dies(Recorder):
-    def check(self):
-        if "here" in self.messages:
-            os._exit(9)
-engine = ContainerEngine(EngineSettings(folder / "models", folder / "data", {"docker_host": url}))
-fields = {"image": image, "command": "/bin/busybox sh -c 'echo here; sleep 1000'", "gpus": False}
-engine.run(Task("left-behind", "training", None, (), fields, 1, folder / "out"), Dies())
-"""
-
-
-def test_what_a_fallen_process_left_running_is_removed_by_the_next(
-    engine: ContainerEngine, daemon: DockerDaemon, folder: Path, dockerd: docker.DockerClient
+def test_what_was_left_running_is_removed_by_the_next(
+    engine: ContainerEngine, folder: Path, dockerd: docker.DockerClient
 ) -> None:
-    (folder / "out").mkdir()
-    words = [sys.executable, "-c", _CRASH, daemon.url, str(folder), IMAGE]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=50, check=False)
-    assert done.returncode == 9
-    assert [one.name for one in dockerd.containers.list()] == ["fleet-job-left-behind"]
+    """By the look at the engine every so often as well; what is no job's, or a living process's, is left alone."""
+    for name in ("fleet-job-left-behind", "fleet-job-alive", "somebodys"):
+        dockerd.api.start(dockerd.api.create_container(IMAGE, "sleep 1000", name=name)["Id"])
+    notes = folder / "data" / "container-jobs"
+    notes.mkdir(parents=True)
+    (notes / "0-fallen.json").write_text('{"name": "fleet-job-left-behind"}')
+    (notes / "0-other.json").write_text('{"name": "somebodys"}')
+    (notes / "0-torn.json").write_text('{"na')
+    living = Leftovers(notes)
+    living.note("fleet-job-alive")
     engine.info()
-    assert not dockerd.containers.list(all=True)
+    assert set(names_of(dockerd)) == {"fleet-job-alive", "somebodys"}
+    living.give_up()
+    engine.info()
+    assert names_of(dockerd) == ["somebodys"]
+    assert not list(notes.iterdir())
+    dockerd.api.remove_container("somebodys", force=True)
 
 
 def test_without_a_docker_engine(tmp_path: Path) -> None:

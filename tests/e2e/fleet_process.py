@@ -16,6 +16,8 @@ from typing import Self
 
 import psutil
 
+from tests.waiting import wait_until_now
+
 READY = re.compile(r"ready at http://localhost:(\d+) .*gRPC: localhost:(\d+)")
 READY_SECONDS = 50.0
 FAST = {
@@ -109,6 +111,19 @@ class FleetProcess:
                 if word in child.cmdline() or word in Path(child.exe()).name:
                     found.append(child.pid)
         return found
+
+    def slot(self) -> int:
+        """The one process in which engines work. One that only describes them, every so often, is none."""
+        return wait_until_now(self._slot)
+
+    def _slot(self) -> int | None:
+        found = []
+        for child in self.children():
+            with contextlib.suppress(psutil.Error):
+                words = child.cmdline()
+                if "fleet_agent.slot" in words and "--describe" not in words:
+                    found.append(child.pid)
+        return found[0] if len(found) == 1 else None
 
     def stop(self, seconds: float = 30) -> int:
         """SIGTERM; the exit code. Kills it after `seconds`."""

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +13,8 @@ import pytest
 
 from tests.e2e.fleet_process import FleetProcess
 from tests.e2e.held_server import POINTS, WORDS, HeldServer
+from tests.e2e.held_upload import RETRY, end_in_upload, kept
+from tests.e2e.in_s3 import keys_in_s3
 from tests.waiting import wait_until_now
 
 Json = dict[str, Any]
@@ -42,8 +43,9 @@ def fleet(behind: HeldServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "FLEET_AGENT_SDXL_TRT_URLS": behind.url,
         "FLEET_AGENT_OPENAI_URL": behind.url,
         "FLEET_AGENT_OPTIONS": "openai_job_types=llm_inference",
-        "FLEET_AGENT_INLINE_BYTES": "0",
         "FLEET_RETRY_BACKOFF_SECONDS": "0.1",
+        "FLEET_S3_PORT": "0",
+        **RETRY,
     }
     with FleetProcess(tmp_path_factory.mktemp("fleet") / "data", environment=environment) as fleet:
         yield fleet
@@ -85,22 +87,6 @@ def _is_whole(api: httpx.Client, engine: str, job: Json) -> bool:
     return bool(len(api.get(output["url"]).content) == output["size_bytes"])
 
 
-def _kept(fleet: FleetProcess) -> list[Path]:
-    """Files of tasks and of their results on the agent's disk; its journal is there always."""
-    files = (path for path in (fleet.folder / "agent" / "spool").rglob("*") if path.is_file())
-    return [path for path in files if path.name != "journal"]
-
-
-def _slot(fleet: FleetProcess) -> int:
-    """The process that works, not one that only describes the engines."""
-    [pid] = [
-        one.pid
-        for one in fleet.children()
-        if "fleet_agent.slot" in (words := one.cmdline()) and "--describe" not in words
-    ]
-    return pid
-
-
 @pytest.mark.parametrize("engine", JOBS)
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("how", ["killed", "server lost", "cancelled"])
@@ -117,7 +103,7 @@ def test_ended_at_each_point(
         wait_until_now(lambda: _node(api)["slots_free"])
         behind.release()
     elif how == "killed":
-        os.kill(_slot(fleet), signal.SIGKILL)
+        os.kill(fleet.slot(), signal.SIGKILL)
         behind.release()
     else:
         behind.release(gone=True)
@@ -133,5 +119,13 @@ def test_ended_at_each_point(
     # The agent lives, works on, and keeps nothing of it.
     assert set(agents) <= set(fleet.pids("fleet_agent"))
     assert _is_whole(api, engine, _ended(api, _submit(api, engine)))
-    assert (fleet.folder / "agent" / "spool" / "journal").is_file()
-    wait_until_now(lambda: not _kept(fleet))
+    wait_until_now(lambda: not kept(fleet), seconds=40)
+
+
+@pytest.mark.parametrize("how", ["killed", "cancelled"])
+def test_ended_while_its_picture_goes_to_the_server(api: httpx.Client, fleet: FleetProcess, how: str) -> None:
+    """The engine is through with it. (A text goes with its end: there is no such moment.)"""
+    end_in_upload(fleet, api, lambda: _submit(api, "sdxl_trt"), "image/png", how)
+    job = _ended(api, _submit(api, "sdxl_trt"))
+    assert _is_whole(api, "sdxl_trt", job)
+    assert len(keys_in_s3(api, job["result"]["outputs"])) == 1

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from PIL import Image
 
 from tests.comfy_node import ANIMATEDIFF, STANDARD, ComfyNode, sample
 from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.held_upload import RETRY, end_in_upload, kept
+from tests.e2e.in_s3 import keys_in_s3
 from tests.waiting import wait_until_now
 
 
@@ -30,7 +31,8 @@ def fleet(node: ComfyNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     environment = {
         "FLEET_AGENT_COMFYUI_URL": node.url,
         "FLEET_ENGINES": "comfyui",
-        "FLEET_AGENT_INLINE_BYTES": "0",
+        "FLEET_S3_PORT": "0",
+        **RETRY,
     }
     with FleetProcess(tmp_path_factory.mktemp("fleet") / "data", environment=environment) as fleet:
         yield fleet
@@ -57,14 +59,6 @@ def _ended(api: httpx.Client, job_id: str) -> dict[str, Any]:
     return wait_until_now(look, seconds=40)
 
 
-def _slot_of(fleet: FleetProcess) -> int:
-    found = [
-        one.pid for one in psutil.Process(fleet.pid).children(recursive=True) if "fleet_agent.slot" in one.cmdline()
-    ]
-    [pid] = found
-    return pid
-
-
 def test_a_picture_straight_from_comfyui(api: httpx.Client) -> None:
     body = {"prompt": "a beautiful sunset", "width": 64, "height": 64, "steps": 3, "seed": 7}
     reply = api.post("/api/fleet/generate", json=body)
@@ -84,6 +78,7 @@ def test_a_clip_by_animatediff(api: httpx.Client) -> None:
     [output] = job["result"]["outputs"]
     assert (output["content_type"], output["duration_seconds"]) == ("image/webp", 0.5)
     assert api.get(output["url"]).content[:4] == b"RIFF"
+    assert keys_in_s3(api, [output]) == [f"fleet-outputs/animatediff/{output['filename']}"]
 
 
 def test_a_graph_as_it_came(api: httpx.Client, node: ComfyNode) -> None:
@@ -94,6 +89,7 @@ def test_a_graph_as_it_came(api: httpx.Client, node: ComfyNode) -> None:
     assert job["payload"]["workflow"] == graph
     [output] = job["result"]["outputs"]
     assert (output["width"], output["height"]) == (512, 512)
+    assert keys_in_s3(api, [output]) == [f"fleet-outputs/comfyui/{output['filename']}"]
     assert node.called("POST", "/prompt")[-1].body["prompt_id"] == job_id
 
 
@@ -122,7 +118,7 @@ def test_ended_at_each_point(api: httpx.Client, node: ComfyNode, fleet: FleetPro
     job_id = _submit(api, payload)
     wait_until_now(lambda: node.script.held.is_set() or None)
     if how == "killed":
-        os.kill(_slot_of(fleet), signal.SIGKILL)
+        os.kill(fleet.slot(), signal.SIGKILL)
         # What was left running is ended before the next attempt asks for anything.
         if point != "while its files come":
             wait_until_now(lambda: len(node.called("POST", "/interrupt")) or None)
@@ -141,9 +137,19 @@ def test_ended_at_each_point(api: httpx.Client, node: ComfyNode, fleet: FleetPro
     node.calls.clear()
     # The node works on, and keeps nothing of it.
     assert api.post("/api/fleet/generate", json={"prompt": "next", "width": 64, "height": 64, "steps": 1}).is_success
-    spool = fleet.folder / "agent" / "spool"
-    assert (spool / "journal").is_file()
-    wait_until_now(lambda: not [path for path in spool.rglob("*") if path.is_file() and path.name != "journal"])
+    wait_until_now(lambda: not kept(fleet), seconds=40)
+
+
+@pytest.mark.parametrize("how", ["killed", "cancelled"])
+def test_ended_while_its_picture_goes_to_the_server(
+    api: httpx.Client, node: ComfyNode, fleet: FleetProcess, how: str
+) -> None:
+    """The engine is through with it: neither it nor ComfyUI is asked for anything again."""
+    before = len(node.called("POST", "/prompt"))
+    body = {"prompt": f"sent {how}", "width": 64, "height": 64, "steps": 1}
+    end_in_upload(fleet, api, lambda: _submit(api, body), "image/png", how)
+    assert len(node.called("POST", "/prompt")) == before + 1
+    assert api.post("/api/fleet/generate", json={"prompt": "next", "width": 64, "height": 64, "steps": 1}).is_success
 
 
 def test_a_comfyui_that_goes_and_comes_back(api: httpx.Client, node: ComfyNode) -> None:

@@ -16,7 +16,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import Mount
 from fleet.v1 import types_pb2
 
-from fleet_agent.commands.faults import CommandFault
+from fleet_agent.commands.faults import UNKNOWN, CommandFault
 from fleet_agent.containers.containers import ContainerLimits
 from fleet_agent.containers.image_roots import ImagePolicy
 from fleet_agent.containers.mounts import MountPolicy
@@ -98,13 +98,26 @@ class ContainerEngine:
             self._leftovers.note(request.name)
             try:
                 self._started(task, request, folders, report)
-                return self._ended(client, request.name, payload, folders, report)
+                result = self._ended(client, request.name, payload, folders, report)
             except Cancelled:
                 _stopped(client, request.name, payload.stop_grace_seconds)
                 raise
             finally:
-                _removed(client, request.name)
-                self._leftovers.done()
+                self._tidied(client, request.name)
+        # The last of all: whatever ends this process before has the next attempt go on from there.
+        folders.forget()
+        return result
+
+    def _tidied(self, client: docker.DockerClient, name: str) -> None:
+        """The container is gone, or noted for who comes next. The job's own end is what counts: nothing is raised."""
+        try:
+            gone = _removed(client, name)
+        except (DockerException, requests.exceptions.RequestException):
+            gone = False
+        if gone:
+            self._leftovers.done()
+        else:
+            self._leftovers.give_up()
 
     def _started(self, task: Task, request: Any, folders: JobFolders, report: Reporter) -> None:
         """Pulls the image and starts the container. Raises EngineError; `Cancelled` passes."""
@@ -137,6 +150,10 @@ class ContainerEngine:
         try:
             asyncio.run(deploy())
         except CommandFault as fault:
+            if fault.reason == UNKNOWN:
+                # Whatever came of it, the next attempt removes it first.
+                words = "the Docker engine went away while it started the container"
+                raise EngineError("DOCKER_UNAVAILABLE", words, retryable=True) from fault
             reason = Reason(fault.reason) if fault.reason in Reason.__members__ else Reason.ENGINE_FAILED
             raise EngineError(reason, str(fault), fault.reason in _TRY_AGAIN) from fault
 
@@ -166,7 +183,6 @@ class ContainerEngine:
             words = f"the container ended with exit code {code}"
             raise EngineError(Reason.EXIT_NONZERO, f"{words}: {last}"[:2000], retryable=True, result=result)
         outputs = tuple(folders.collected())
-        folders.forget()
         report.progress(100, 100)
         return EngineResult(outputs, exit_code=code)
 
@@ -213,11 +229,16 @@ def _stopped(client: docker.DockerClient, name: str, grace_seconds: int) -> None
         client.containers.get(name).stop(timeout=grace_seconds)
 
 
-def _removed(client: docker.DockerClient, name: str) -> None:
-    """Removes a job's container, whatever it does; nothing where it is gone, or is no job's."""
-    with contextlib.suppress(NotFound, APIError):
+def _removed(client: docker.DockerClient, name: str) -> bool:
+    """Removes a job's container, whatever it does; whether it is gone, or no job's. Raises where the engine is away."""
+    try:
         if name.startswith(PREFIX):
             client.containers.get(name).remove(force=True, v=True)
+    except NotFound:
+        return True
+    except APIError:
+        return False
+    return True
 
 
 def _away(error: Exception) -> EngineError:
