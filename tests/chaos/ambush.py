@@ -22,13 +22,15 @@ HOLD_SECONDS = 20.0
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt of an ambushed job. `caught` is set with its `report`, `free` lets it go; `answers` are the acks."""
+    """One attempt of an ambushed job. `caught` is set with its `report`, `free` lets it go; `answers` are the acks.
+    `forgotten`: nobody let it go in time, and it went by itself, perhaps before it was late."""
 
     job_id: str
     token: str
     node_id: str
     generation: int
     report: pb.JobComplete | None = None
+    forgotten: bool = False
     caught: asyncio.Event = field(default_factory=asyncio.Event)
     free: asyncio.Event = field(default_factory=asyncio.Event)
     answers: asyncio.Queue[pb.CompleteOutcome.ValueType] = field(default_factory=asyncio.Queue)
@@ -111,9 +113,11 @@ class Ambushes:
             if attempt is not None and one.HasField("complete"):
                 self._catch(attempt, one.complete)
         for attempt in self._held(stream.node_id):
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(attempt.free.wait(), HOLD_SECONDS)
-            attempt.free.set()
+            except TimeoutError:
+                attempt.forgotten = True
+                attempt.free.set()
         return ours
 
     def down(self, stream: Stream, message: pb.ServerMessage) -> bool:

@@ -146,6 +146,10 @@ def _theirs(history: History) -> Iterator[str]:
                 yield f"{job_id} generation {key[0]} has attempt {key[1]} of {attempt['node_id']}, which had another"
 
 
+def _late(history: History) -> Iterator[str]:
+    yield from history.taken
+
+
 def _cancelled(history: History) -> Iterator[str]:
     for call in history.calls:
         if call.what == "cancel" and call.outcome is Outcome.OK:
@@ -193,9 +197,10 @@ CHECKS: dict[str, Callable[[History], Iterator[str]]] = {
     "I2 one end": _one_end,
     "I2 stays": _stays_ended,
     "I3 one run": _one_run,
+    "I3 attempts": _theirs,
+    "I3 late": _late,
     "I4 exclusive": _no_overlap,
     "I5 bounded": _bounded,
-    "I3 attempts": _theirs,
     "I6 cancelled": _cancelled,
     "I7 called back": _called_back,
     "I13 cross-talk": _no_cross_talk,

@@ -38,30 +38,33 @@ PARTS = {
 with another token, ended by another attempt, in its next generation, cancelled while the report was on its way. A
 success that finds its job queued is taken: the work is done, and nobody else has begun it."""
 PROMPTS = {"failure": "work:250 fail-1", "success": "work:250 fail-2", "recovery": "work:250"}
+TAKEN = "success queued"
 LONG = frozenset(PARTS)
-SHORT = LONG - {"success queued"}
+SHORT = LONG - {TAKEN}
 
 Job = dict[str, Any]
 
 
 class Courses:
-    """Goes through them with one caller's calls. `met` counts which late report met which state, and was answered."""
+    """Goes through them with one caller's calls. `met` counts which late report met which state, and was answered;
+    `taken` are those that were taken and must not be."""
 
     def __init__(self, client: Client, ambushes: Ambushes, wanted: frozenset[str]) -> None:
         self._client = client
         self._ambushes = ambushes
         self._wanted = wanted
         self.met: Counter[str] = Counter()
+        self.taken: list[str] = []
 
     @property
     def missing(self) -> frozenset[str]:
         return self._wanted - set(self.met)
 
     async def run(self) -> None:
-        """Until nothing is missing."""
-        while self.missing:
+        """Until nothing is missing, or it is known that a guard is."""
+        while self.missing and not self.taken:
             for course in ("failure", "success", "recovery"):
-                if any(PARTS[one] == course for one in self.missing):
+                if not self.taken and any(PARTS[one] == course for one in self.missing):
                     await self._one(course)
 
     async def _one(self, course: str) -> None:
@@ -149,7 +152,7 @@ class Courses:
 
     async def _late(self, attempt: Attempt, state: str, before: Job) -> None:
         """The report arrives, again until it is answered. It has met the state if that is the same afterwards, or if
-        it has changed it."""
+        the report has changed it."""
         while not attempt.answers.empty():
             attempt.answers.get_nowait()
         if attempt.held:
@@ -158,10 +161,14 @@ class Courses:
             await self._ambushes.say_again(attempt)
         while (answer := await _answer(attempt)) is None:
             await self._ambushes.say_again(attempt)
-        after = await self._job(before["job_id"], lambda _: True)
-        if answer == pb.CompleteOutcome.COMPLETE_OUTCOME_OK or _place(before, state) == _place(after, state):
-            kind = "failure" if attempt.report is not None and attempt.report.HasField("error") else "success"
-            self.met[f"{kind} {state}"] += 1
+        kind = "failure" if attempt.report is not None and attempt.report.HasField("error") else "success"
+        met = f"{kind} {state}"
+        if answer == pb.CompleteOutcome.COMPLETE_OUTCOME_OK:
+            self.met[met] += 1
+            if met != TAKEN and not attempt.forgotten:
+                self.taken.append(f"{before['job_id']} took a late {met}")
+        elif _place(before, state) == _place(await self._job(before["job_id"], lambda _: True), state):
+            self.met[met] += 1
 
 
 async def _answer(attempt: Attempt) -> pb.CompleteOutcome.ValueType | None:

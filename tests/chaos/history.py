@@ -48,8 +48,8 @@ class History:
     """One run of the test. `jobs`, `events`, `outputs` are read when all is over.
 
     `outputs` maps a filename to its bytes as text, `gallery` is every row of the gallery, `seen` counts what passed
-    between agents and server, `done` the faults, `late` the late reports by what they met. `assigned` is each attempt
-    as it passed on its way down: job, generation, number, node.
+    between agents and server, `done` the faults, `late` the late reports by what they met, `taken` those that were
+    taken and must not be. `assigned` is each attempt as it passed on its way down: job, generation, number, node.
     """
 
     seed: int
@@ -64,6 +64,7 @@ class History:
     seen: dict[str, int] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
     assigned: list[tuple[str, int, int, str]] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
 

@@ -128,6 +128,7 @@ BREAKS: dict[str, tuple[str, Callable[[History], Any]]] = {
     "poison goes on": ("I5 bounded", _lost_often),
     "a failure is of an attempt that another node had": ("I3 attempts", lambda h: _failed(h, (1, "c"), (2, "a"))),
     "an attempt fails twice": ("I3 attempts", lambda h: _failed(h, (1, "a"), (1, "a"))),
+    "a late result is taken": ("I3 late", lambda h: h.taken.append("job-1 took a late success elsewhere")),
     "a cancelled job succeeds": ("I6 cancelled", lambda h: h.jobs.update({OTHER: job(OTHER)})),
     "a cancel does not cancel": ("I6 cancelled", lambda h: h.calls.append(call("cancel", JOB, job(JOB)))),
     "nobody is called": ("I7 called back", _called),

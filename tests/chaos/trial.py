@@ -26,8 +26,6 @@ SETTLE_SECONDS = 30.0
 LOOK_SECONDS = 0.2
 COURSE_SECONDS = 60.0
 """After the faults, for late reports that have not come yet."""
-MUTANT_SECONDS = 5.0
-"""The same for a mutant, which may keep them from coming."""
 LONG_SECONDS = 25.0
 CALLERS = 3
 KILLS = 4
@@ -74,7 +72,7 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
             world.heal()
             receiver.calm = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(late, COURSE_SECONDS if code is None else MUTANT_SECONDS)
+                await asyncio.wait_for(late, COURSE_SECONDS)
             world.post.ambushes.open()
             await _peace(world, history)
         finally:
@@ -90,7 +88,7 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
         history.orphans = world.leftovers()
         history.runs = read_runs(world.runs)
         history.seen, history.done, history.late = dict(world.post.seen), dict(world.done), dict(courses.met)
-        history.assigned = world.post.ambushes.assigned
+        history.assigned, history.taken = world.post.ambushes.assigned, courses.taken
     return Verdict(violations(history), _counts(history), courses.missing), history
 
 
