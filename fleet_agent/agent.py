@@ -16,6 +16,7 @@ import structlog
 import uvloop
 
 from fleet_agent.commands import CommandDesk, CommandJournal
+from fleet_agent.disk import lasting_folder
 from fleet_agent.docker_room import DockerRoom
 from fleet_agent.engine_requests import EngineRequests
 from fleet_agent.enrol import enrolled, keep_fresh
@@ -150,7 +151,7 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> b
 
 def _folders(settings: AgentSettings) -> Spool:
     try:
-        settings.models_folder.mkdir(parents=True, exist_ok=True)
+        lasting_folder(settings.models_folder)
     except OSError as error:
         _log.warning("there is no model folder", folder=str(settings.models_folder), error=error.strerror)
     try:
@@ -163,7 +164,7 @@ def _folders(settings: AgentSettings) -> Spool:
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, with our pid in it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lasting_folder(folder, 0o700)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise FolderError(_cannot(folder, error)) from error

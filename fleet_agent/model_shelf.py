@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fleet_agent.disk import lasting_folder, sync_folder
 from fleet_agent.engines.base import ModelKind
 from fleet_agent.engines.models import FOLDERS
 
@@ -133,12 +134,12 @@ class Partial:
     def publish(self, target: Path) -> None:
         """The whole file takes its place, with its note. Raises OSError."""
         os.fsync(self._fd)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        lasting_folder(target.parent)
         status = os.fstat(self._fd)
         note = {**asdict(self._source), "sha256": self.sha256, "mtime_ns": status.st_mtime_ns}
         _write(note_of(target), note)
         self.path.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         self._note.unlink(missing_ok=True)
         self.close()
 
@@ -284,11 +285,3 @@ def _write(path: Path, value: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -25,6 +25,7 @@ import structlog
 from fleet.v1 import node_pb2
 from google.protobuf.message import DecodeError
 
+from fleet_agent.disk import lasting_folder
 from fleet_agent.journal import Journal
 
 _log = structlog.get_logger("fleet.agent.spool")
@@ -76,13 +77,12 @@ class Spool:
         self._spare: list[Path] = []
         self._taken: dict[str, Path] = {}
         """Work folders that were used before, by the attempt that has one now."""
-        self._entries.mkdir(parents=True, exist_ok=True)
+        for made in (folder, self._entries):
+            lasting_folder(made)
         self._remove_halves()
         for emptied in (self._scratch, self._desks):
             shutil.rmtree(emptied, ignore_errors=True)
             emptied.mkdir(exist_ok=True)
-        for made in (folder, folder.parent):
-            _sync(made)
         self._journal = Journal(folder / "journal")
 
     def work_folder(self, token: str) -> Path:

@@ -18,6 +18,8 @@ from typing import Self
 
 import psutil
 
+from fleet_server.disk import lasting_folder
+
 _TERM_SECONDS = 5.0
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.02
@@ -45,7 +47,7 @@ class FolderLock:
 
         Blocking; call it before the event loop starts. Raises FolderInUseError where a living server holds it.
         """
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lasting_folder(self._path.parent, 0o700)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not _lock(fd):

