@@ -84,7 +84,7 @@ class Jobs(RuleBasedStateMachine):
         return open_store(self.server.url, namespace=self.namespace, clock=self.clock)
 
     def run(self, coroutine: Any) -> Any:
-        # A runner's own `run` looks after signals each time, which takes longer than a step of the store.
+        # (A runner's own `run` looks after signals each time, which takes longer than a step of the store.)
         return self.loop.run_until_complete(coroutine)
 
     def teardown(self) -> None:
@@ -351,8 +351,7 @@ class Jobs(RuleBasedStateMachine):
     @invariant()
     def same(self) -> None:
         """All jobs are what the model says, after each step."""
-        self.looks += 1
-        jobs = self.model.jobs
+        jobs, self.looks = self.model.jobs, self.looks + 1
         found = self.client.eval(_LOOK, 1, f"{{{self.namespace}}}:{NAMES['job']}", *jobs).decode()
         wanted = "\n".join(map(_line, jobs.values()))
         if self.looks % WHOLE_STEPS == 0 or found != wanted:
@@ -375,8 +374,7 @@ class Jobs(RuleBasedStateMachine):
 
 def _line(job: ModelJob) -> str:
     """A job as `_LOOK` says it."""
-    waits = len(job.unmet) if job.waits_for_others else 0
-    reason = "R" if job.state is JobState.FAILED else ""
+    waits, reason = len(job.unmet) if job.waits_for_others else 0, "R" if job.state is JobState.FAILED else ""
     return (
         f"{job.job_id} {job.state.value} {job.wait_reason.value} {job.generation} {job.attempt} {job.losses} "
         f"{job.token} {job.enqueued_ms} {job.last_token} {job.avoid_node} {waits} {reason}"
