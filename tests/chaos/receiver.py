@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.e2e.test_crashes import free_ports
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 SECRET = "whsec_" + base64.b64encode(b"thirty-two bytes for these tests").decode()

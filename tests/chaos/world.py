@@ -18,7 +18,7 @@ from tests.chaos.courses import CLUSTER
 from tests.chaos.proxies import Errs, Line, Post
 from tests.chaos.receiver import SECRET
 from tests.e2e.fleet_process import FleetProcess
-from tests.e2e.test_crashes import free_ports
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 PLUGINS = Path(__file__).parent / "plugins"

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.comfy.client import Listener
 from tests.comfy.house import house_in, progress
 from tests.comfy_node import Script
-from tests.e2e.test_crashes import free_ports
+from tests.ports import free_ports
 
 
 def test_twenty_queued_and_three_running_survive_the_server() -> None:

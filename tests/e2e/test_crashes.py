@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -24,18 +23,10 @@ from fleet_client import FleetCommander
 from fleet_client.errors import FleetError
 
 from tests.e2e.fleet_process import FleetProcess
+from tests.ports import free_ports
 
 JOBS = 5
 BUSY: dict[str, Any] = {"width": 768, "height": 768, "steps": 40}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 45) -> Any:

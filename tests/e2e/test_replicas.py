@@ -18,7 +18,8 @@ import pytest
 from fleet_client import FleetCommander
 
 from tests.e2e.fleet_process import FleetProcess, clean_environment
-from tests.e2e.test_crashes import free_ports, until
+from tests.e2e.test_crashes import until
+from tests.ports import free_ports
 from tests.store.conftest import run_server
 
 

@@ -16,8 +16,8 @@ import psutil
 from minio import Minio
 
 from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
+from tests.ports import free_port
 from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
-from tests.s3.rgw import free_port
 from tests.waiting import wait_until
 
 NO_AGENT = ("up", "--no-agent", "--port", "0", "--grpc-port", "0")

@@ -20,7 +20,8 @@ from tests import documented
 from tests.e2e.commands import fleet_command
 from tests.e2e.fleet_process import FleetProcess, clean_environment
 from tests.e2e.receiver import Hooks, hooks
-from tests.e2e.test_crashes import free_ports, until
+from tests.e2e.test_crashes import until
+from tests.ports import free_ports
 
 QUICK = {
     "FLEET_WEBHOOK_TIMEOUT_SECONDS": "1",

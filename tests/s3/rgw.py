@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.parts import need
+from tests.ports import free_port
 
 SECONDS = 55.0
 _CONFIGURATION = """\
@@ -165,11 +165,3 @@ class _Cluster:
     def _last_words(self) -> str:
         logs = sorted((self._folder / "log").iterdir())
         return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-500:]}" for log in logs)
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -14,7 +14,7 @@ from fleet_server.http import PortTakenError
 from fleet_server.objects import opened_s3
 from fleet_server.settings import Settings
 from fleet_server.storage.s3 import S3Store
-from tests.s3.rgw import free_port
+from tests.ports import free_port
 
 Opened = tuple[S3Store, tuple[str, str]]
 OPEN = {"host": "0.0.0.0", "api_key": SecretStr("a-key-of-our-own")}

@@ -17,8 +17,8 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.storage.buckets import OUTPUTS
 from fleet_server.storage.s3 import OFF, S3Store
 from fleet_server.storage.s3_types import S3Config, S3Limits
+from tests.ports import free_port
 from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
-from tests.s3.rgw import free_port
 from tests.waiting import wait_until
 
 QUICK = S3Limits(

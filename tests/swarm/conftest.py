@@ -19,7 +19,7 @@ import pytest
 
 from tests.docker_daemon import IMAGE, DockerDaemon, Switch, docker_daemon
 from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
-from tests.store.conftest import free_port
+from tests.ports import free_port
 from tests.swarm.registry import registry
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.registry import Registry, RegistrySettings
 from tests.clients.serving import reply, serving
-from tests.store.conftest import free_port
+from tests.ports import free_port
 from tests.swarm.registry import PASSWORD, USERNAME, registry
 
 NAMES = sorted([*(f"many/image-{number:02}" for number in range(23)), "alpha", "zebra/with.dots_and-dashes"])
