@@ -15,7 +15,7 @@ import pytest
 
 from tests.parts import need_packages
 
-_START_SECONDS = 120
+_START_SECONDS = 400
 
 
 @pytest.fixture(scope="session")

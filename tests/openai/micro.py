@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import math
+import struct
 import sys
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,17 @@ _SPEECH_WORDS = (
     "<|translate|>",
     "<|notimestamps|>",
 )
+
+
+def tone() -> bytes:
+    """Half a second of sound, a WAV."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16000)
+        out.writeframes(b"".join(struct.pack("<h", int(8000 * math.sin(n / 20))) for n in range(8000)))
+    return file.getvalue()
 
 
 def make(home: Path) -> None:

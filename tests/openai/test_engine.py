@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import struct
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 from fleet_agent.engines.base import Cancelled, EngineError, EngineSettings, InputFile, ModelFile, Task
 from fleet_agent.engines.openai.engine import OpenAIEngine
 from tests.agent.engines.helpers import Recorder
-from tests.openai.micro import LANGUAGE, SPEECH
+from tests.openai.micro import LANGUAGE, SPEECH, tone
 
 # The server has a deadline of its own: it is made once, with the first test.
 pytestmark = pytest.mark.timeout(60, func_only=True)
@@ -62,11 +59,7 @@ def test_a_prompt_is_continued_and_a_seed_repeats_it(model_server: str, tmp_path
 
 
 def test_speech_becomes_text(model_server: str, tmp_path: Path) -> None:
-    with wave.open(str(tmp_path / "talk"), "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(16000)
-        out.writeframes(b"".join(struct.pack("<h", int(8000 * math.sin(n / 20))) for n in range(8000)))
+    (tmp_path / "talk").write_bytes(tone())
     inputs = {"input:1": (InputFile(tmp_path / "talk", "audio/wav"),)}
     engine = _engine(model_server, tmp_path, openai_transcription_model=SPEECH)
     fields = {"audio": "input:1", "language": "en", "prompt": "hello", "temperature": 0.0}
