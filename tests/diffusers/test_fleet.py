@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,6 +20,8 @@ from PIL import Image
 
 from tests.diffusers import micro
 from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.held_upload import RETRY, end_in_upload, kept
+from tests.e2e.in_s3 import keys_in_s3
 from tests.waiting import wait_until_now
 
 # What diffusers and torch do with each other and with NumPy is theirs.
@@ -43,8 +46,9 @@ def fleet(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
         # Long enough that a busy machine makes no other batches; a full one does not wait.
         "FLEET_AGENT_BATCH_WAIT_SECONDS": "0.5",
         "FLEET_DEFAULT_MODEL": micro.MODEL,
+        "FLEET_S3_PORT": "0",
         # Outputs are files of their own, as large ones are.
-        "FLEET_AGENT_INLINE_BYTES": "0",
+        **RETRY,
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
@@ -57,6 +61,12 @@ def fleet(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
 def client(fleet: FleetProcess) -> Iterator[FleetCommander]:
     with FleetCommander(fleet.url) as client:
         yield client
+
+
+@pytest.fixture
+def api(fleet: FleetProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.url, timeout=60, trust_env=False) as api:
+        yield api
 
 
 def submit(client: FleetCommander, **fields: Any) -> str:
@@ -90,9 +100,9 @@ def apart(left: Pixels, right: Pixels) -> int:
     return int(np.abs(left - right).max())
 
 
-def slot_of(fleet: FleetProcess, *, unlike: int = 0) -> int:
-    """The slot's process; another one than `unlike`."""
-    return wait_until_now(lambda: next((pid for pid in fleet.pids("fleet_agent.slot") if pid != unlike), None))
+def another_slot(fleet: FleetProcess, unlike: int) -> int:
+    """The slot's process that took the place of that one."""
+    return wait_until_now(lambda: slot if (slot := fleet.slot()) != unlike else None, seconds=PATIENCE)
 
 
 def step_of(client: FleetCommander, job_id: str) -> int:
@@ -102,11 +112,6 @@ def step_of(client: FleetCommander, job_id: str) -> int:
 def all_seats_free(client: FleetCommander) -> bool:
     [node] = client.list_nodes()["nodes"]
     return bool(node["slots_free"] == node["slots"] == 4)
-
-
-def left_behind(fleet: FleetProcess) -> list[Path]:
-    """Pictures on the agent's disk that no attempt needs."""
-    return [path for path in (fleet.folder / "agent").rglob("*.png") if path.is_file()]
 
 
 def in_memory(client: FleetCommander, loras: list[str]) -> dict[str, Any] | None:
@@ -141,11 +146,12 @@ def test_progress_and_previews_come_while_it_is_made(client: FleetCommander) -> 
     assert ended(client, job_id)["progress"] == 100
 
 
-def test_its_settings_are_in_the_file_and_in_the_lists(client: FleetCommander) -> None:
+def test_its_settings_are_in_the_file_and_in_the_lists(client: FleetCommander, api: httpx.Client) -> None:
     job = ended(client, submit(client, scheduler="ddim", guidance_scale=3.0))
     [output] = job["result"]["outputs"]
     assert (output["width"], output["height"], output["seed"]) == (64, 64, 7)
     about = client.get_output_metadata(output["filename"])["metadata"]
+    assert len(keys_in_s3(api, [output])) == 1
     assert (about["model"], about["prompt"], about["engine"]) == (micro.MODEL, "a red boat", "diffusers")
     with Image.open(io.BytesIO(client.get_output(output["filename"]))) as image:
         texts = image.info
@@ -187,7 +193,7 @@ def test_four_images_of_one_request_are_one_batch(client: FleetCommander) -> Non
 
 def test_one_of_a_batch_is_cancelled_mid_run(client: FleetCommander, fleet: FleetProcess) -> None:
     """It ends at once, the other as it would; the process goes on, with its models in memory."""
-    slot = slot_of(fleet)
+    slot = fleet.slot()
     one, other = (submit(client, **{**LONG, "seed": seed, "steps": 40}) for seed in (1, 2))
     wait_until_now(lambda: min(step_of(client, one), step_of(client, other)) >= 2, seconds=PATIENCE)
     assert client.cancel_job(one)["status"] == "cancelled"
@@ -198,24 +204,24 @@ def test_one_of_a_batch_is_cancelled_mid_run(client: FleetCommander, fleet: Flee
         client.wait(one)
     ended(client, other)
     wait_until_now(lambda: all_seats_free(client))
-    assert slot_of(fleet) == slot
-    assert not left_behind(fleet)
+    assert fleet.slot() == slot
+    wait_until_now(lambda: not kept(fleet), seconds=PATIENCE)
 
 
 def test_killed_mid_run_and_before_the_first_step(client: FleetCommander, fleet: FleetProcess) -> None:
     """The job is tried again and says why; one that is cancelled meanwhile leaves nothing. The agent lives."""
-    agent, slot = fleet.pids("fleet_agent")[0], slot_of(fleet)
+    agent, slot = fleet.pids("fleet_agent")[0], fleet.slot()
     job_id = submit(client, **{**LONG, "steps": 20})
     wait_until_now(lambda: step_of(client, job_id) >= 2, seconds=PATIENCE)
     os.kill(slot, signal.SIGKILL)
     # The next process imports for seconds before it has the model.
-    again = slot_of(fleet, unlike=slot)
+    again = another_slot(fleet, slot)
     wait_until_now(lambda: running(client, job_id, attempt=2), seconds=PATIENCE)
     # Alike, and there before the next process is, so that it is begun with the other.
     other = submit(client, **{**LONG, "steps": 20, "seed": 9})
     os.kill(again, signal.SIGKILL)
     # If it had not begun with the job yet, the same attempt goes on with the next.
-    slot_of(fleet, unlike=again)
+    another_slot(fleet, again)
     wait_until_now(lambda: running(client, job_id, attempt=2) and running(client, other, attempt=1), seconds=PATIENCE)
     assert not step_of(client, other)
     assert client.cancel_job(other)["status"] == "cancelled"
@@ -224,10 +230,19 @@ def test_killed_mid_run_and_before_the_first_step(client: FleetCommander, fleet:
     assert {error["reason"] for error in failed} == {"ENGINE_FAILED"}
     assert len(failed) in (1, 2) and all("signal 9" in error["detail"] for error in failed)
     wait_until_now(lambda: all_seats_free(client))
-    assert not left_behind(fleet)
+    wait_until_now(lambda: not kept(fleet), seconds=PATIENCE)
     assert fleet.pids("fleet_agent")[0] == agent
 
 
 def running(client: FleetCommander, job_id: str, attempt: int) -> bool:
     job = client.get_job(job_id)
     return bool(job["status"] == "running" and job["attempt"] >= attempt)
+
+
+def test_cancelled_and_killed_while_its_picture_goes_to_the_server(
+    client: FleetCommander, api: httpx.Client, fleet: FleetProcess
+) -> None:
+    """The last of all: the slot that is killed here is not needed again, and the next one would import for seconds."""
+    for how in ("cancelled", "killed"):
+        end_in_upload(fleet, api, lambda: submit(client), "image/png", how)
+    wait_until_now(lambda: all_seats_free(client), seconds=PATIENCE)
