@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +112,31 @@ async def test_a_file_that_cannot_be_read_back_makes_the_end_a_failure(server: S
         again = await server.conversation(1)
         complete = await again.first("complete")
         assert (complete.error.reason, complete.retryable) == ("ENGINE_FAILED", True)
+
+
+async def test_a_slot_that_is_killed_while_its_output_is_sent_takes_nothing_along(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    """The output is the agent's by then; the next task gets another process."""
+    server.upload_gate.clear()
+    async with agent_running(settings_of(tmp_path, server.address)) as agent:
+        talk = await server.conversation()
+        talk.say(assign=assign_of("t1", "paint 300000"))
+        await wait_until(lambda: server.upload_metadata and agent.runner.slots_free)
+        pid = agent.runner.slots[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        talk.say(assign=assign_of("t2", "folder"))
+        assert not (await talk.about("complete", "t2")).HasField("error")
+        assert agent.runner.slots[0].pid not in (pid, None)
+        assert not [complete.token for complete in talk.all("complete") if complete.token == "t1"]
+        server.upload_gate.set()
+        complete = await talk.about("complete", "t1")
+        assert complete.outputs[0].receipt.size_bytes == len(server.uploads[0].data) > 300_000
+        for token in ("t1", "t2"):
+            ack(talk, token)
+        await wait_until(lambda: not agent.runner.spooled() and not spool_folders(tmp_path))
+        assert len(server.uploads) == 1
 
 
 async def test_the_api_key_goes_with_the_stream_and_the_uploads_and_to_no_engine(

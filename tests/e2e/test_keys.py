@@ -73,13 +73,17 @@ def test_what_an_ordinary_key_may_not_do_is_refused_with_the_scope_that_it_lacks
     for path in ("/api/queue/pause", "/api/queue/resume", "/api/nodes/tokens", "/api/fleet/exec/n1"):
         body = {"command": "true"} if "exec" in path else None
         assert "scope" in refused(call(keyed, BOB, "POST", path, json=body), 403, "SCOPE_MISSING")
+    training = {"job_type": "training", "payload": {"image": "train:1"}}
     custom = {"job_type": "custom", "payload": {"engine": "container"}}
-    refused(call(keyed, BOB, "POST", "/api/queue/jobs", json=custom), 403, "SCOPE_MISSING")
+    for job in (training, custom):
+        detail = refused(call(keyed, BOB, "POST", "/api/queue/jobs", json=job), 403, "SCOPE_MISSING")
+        assert detail == f"job_type: {job['job_type']} jobs need the scope deploy: use an admin key"
     detail = refused(
         call(keyed, BOB, "POST", "/api/queue/jobs/batch", json={"jobs": [JOB, custom]}), 403, "SCOPE_MISSING"
     )
     assert detail.startswith("jobs[1].job_type: ")
-    assert call(keyed, ANN, "POST", "/api/queue/jobs", json=custom).status_code == 200
+    for job in (training, custom):
+        assert call(keyed, ANN, "POST", "/api/queue/jobs", json=job).status_code == 200
 
 
 DEPLOY = {"node_id": "", "image": "app:1", "name": "app"}
