@@ -26,33 +26,42 @@ _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s", re.ASCII)
 
 _MINUTES = tuple(f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1440))
 _SECONDS = tuple(f"{second:02d}" for second in range(60))
+_THOUSANDS = tuple(f"{number:03d}" for number in range(1000))
 _WRITTEN_MINUTES = {text: minute * 60 for minute, text in enumerate(_MINUTES)}
 _WRITTEN_SECONDS = {text: second for second, text in enumerate(_SECONDS)}
-# Dates repeat: messages speak of few days. Emptied when full, so that odd data cannot make them grow.
+# Dates and minutes repeat: messages speak of few. Emptied when full, so that odd data cannot make them grow.
 _dates: dict[int, str] = {}
+_minutes: dict[int, str] = {}
 _written_dates: dict[str, int] = {}
-_DATES_KEPT = 1024
+_KEPT = 1024
 
 
-def _date(day: int) -> str:
-    if len(_dates) >= _DATES_KEPT:
-        _dates.clear()
-    text = _dates[day] = datetime.date.fromordinal(_EPOCH + day).isoformat()
+def _minute(number: int) -> str:
+    """A minute since 1970, as far as its last colon."""
+    day, minute = divmod(number, 1440)
+    date = _dates.get(day)
+    if date is None:
+        if len(_dates) >= _KEPT:
+            _dates.clear()
+        date = _dates[day] = datetime.date.fromordinal(_EPOCH + day).isoformat()
+    if len(_minutes) >= _KEPT:
+        _minutes.clear()
+    text = _minutes[number] = date + _MINUTES[minute]
     return text
 
 
 def _keep_date(text: str, first_second: int) -> None:
-    if len(_written_dates) >= _DATES_KEPT:
+    if len(_written_dates) >= _KEPT:
         _written_dates.clear()
     _written_dates[text] = first_second
 
 
 def _fraction(nanos: int) -> str:
-    if nanos % 1_000_000 == 0:
-        return f".{nanos // 1_000_000:03d}"
-    if nanos % 1_000 == 0:
-        return f".{nanos // 1_000:06d}"
-    return f".{nanos:09d}"
+    micros, rest = divmod(nanos, 1000)
+    millis, more = divmod(micros, 1000)
+    if rest:
+        return f".{_THOUSANDS[millis]}{_THOUSANDS[more]}{_THOUSANDS[rest]}"
+    return f".{_THOUSANDS[millis]}{_THOUSANDS[more]}" if more else f".{_THOUSANDS[millis]}"
 
 
 def timestamp_out(message: Any) -> str:
@@ -61,9 +70,10 @@ def timestamp_out(message: Any) -> str:
     nanos = message.nanos
     if not _FIRST_SECOND <= seconds <= _LAST_SECOND or not 0 <= nanos < 1_000_000_000:
         raise ValueError(f"Timestamp out of range: {seconds} seconds, {nanos} nanos")
-    day, second = divmod(seconds, _DAY)
-    text = (_dates.get(day) or _date(day)) + _MINUTES[second // 60] + _SECONDS[second % 60]
-    return f"{text}Z" if nanos == 0 else f"{text}{_fraction(nanos)}Z"
+    minute = seconds // 60
+    text = _minutes.get(minute) or _minute(minute)
+    second = _SECONDS[seconds - minute * 60]
+    return f"{text}{second}{_fraction(nanos)}Z" if nanos else f"{text}{second}Z"
 
 
 def timestamp_in(value: object, message: Any) -> None:
