@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
+
+if TYPE_CHECKING:
+    # The child's side has no use for it, and it takes long to import.
+    import asyncio
 
 _HEAD = struct.Struct(">II")
 MAX_JSON_BYTES = 16 << 20
@@ -101,6 +104,6 @@ async def receive(stream: asyncio.StreamReader) -> tuple[Message, bytes] | None:
         text, blob = _lengths(await stream.readexactly(_HEAD.size))
         raw = await stream.readexactly(text)
         rest = await stream.readexactly(blob)
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (EOFError, ConnectionError):
         return None
     return _decode(raw), rest

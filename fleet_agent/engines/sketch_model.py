@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from fleet_agent.engines.sketch.dice import Array, Dice
+from fleet_agent.engines.sketch.engine import ARCHITECTURE
 from fleet_agent.engines.sketch.noise import blur
 from fleet_agent.engines.sketch.palettes import GROUND, LIGHT, NEAR
-from fleet_agent.engines.sketch.style import ARCHITECTURE, EFFECTS, SHAPES, brush_set, default_tensors
+from fleet_agent.engines.sketch.style import EFFECTS, SHAPES, brush_set, default_tensors
 
 MAX_SIZE_BYTES = 64 << 30
 _NOTE = "palettes and brushes for the sketch engine; not a diffusion model"

@@ -19,7 +19,6 @@ from fleet_agent.engines.sketch.noise import blur
 from fleet_agent.engines.sketch.palettes import COLOURS_PER_MOOD, built_in
 from fleet_agent.engines.sketch.words import MOODS
 
-ARCHITECTURE = "sketch"
 EFFECTS = ("contrast", "saturation", "warmth", "glow", "outline", "paper", "texture", "flatten")
 BRUSH = 16
 BRUSHES = 24
