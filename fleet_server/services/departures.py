@@ -69,6 +69,8 @@ class Departures:
         await session.ended.wait()
         try:
             known = await self._write(session)
+            if not known:
+                await self._moved(node_id)
         except FleetError as error:
             _log.warning("departure not written down yet", node_id=node_id, detail=error.detail)
             return
@@ -117,6 +119,12 @@ class Departures:
                 await jobs.release(job_id, token)
             await self._store.nodes.set_down(node_id, session.session_id)
         return known
+
+    async def _moved(self, node_id: str) -> None:
+        """The node has another session; where it began at another replica, its state here is as the store has it."""
+        row = await self._store.nodes.get(node_id)
+        if row is not None and row.replica != self._replica and node_id not in self._live:
+            self._fleet.told(row)
 
     def _stays_away(self, node_id: str, session_id: str) -> None:
         self._down_at[node_id] = (asyncio.get_running_loop().time() + self._settings.lease_seconds, session_id)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Mapping
 
 import structlog
 
-from fleet_server.domain.errors import FleetError
+from fleet_server.domain.errors import Code, FleetError
 from fleet_server.domain.node import NodeStatus
 from fleet_server.services.fleet import FleetView
 from fleet_server.services.nodes import now_ms
+from fleet_server.services.session import Session
 from fleet_server.services.session_parts import SessionSettings
 from fleet_server.store import NodeRow, Store
 
@@ -25,7 +26,7 @@ class Elsewhere:
     """
 
     def __init__(
-        self, store: Store, fleet: FleetView, settings: SessionSettings, replica: str, *, live: Container[str]
+        self, store: Store, fleet: FleetView, settings: SessionSettings, replica: str, *, live: Mapping[str, Session]
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -34,7 +35,13 @@ class Elsewhere:
         self._live = live
 
     def told(self, row: NodeRow) -> None:
-        """A node_update came. What this replica wrote itself is known already, but for what operators decided."""
+        """A node_update came. What this replica wrote itself is known already, but for what operators decided.
+
+        The stream of a node that has begun another one elsewhere ends: its line may be dead, and nobody have noticed.
+        """
+        session = self._live.get(row.node_id)
+        if session is not None and row.replica != self._replica and row.version > self._fleet.version(row.node_id):
+            session.stop(FleetError("TAKEN_OVER", "this node has a newer stream at another server", code=Code.ABORTED))
         if row.deleted:
             if row.node_id not in self._live:
                 self._fleet.forget(row.node_id)

@@ -146,6 +146,11 @@ class FleetView:
         node = self._nodes.get(node_id)
         return "" if node is None else node.row.replica
 
+    def version(self, node_id: str) -> int:
+        """Of the node's row as it is known here; 0 where none is."""
+        node = self._nodes.get(node_id)
+        return 0 if node is None else node.row.version
+
     def has_others(self, replica: str) -> bool:
         """Whether some node's row was written by another replica than this."""
         return any(node.row.replica not in ("", replica) for node in self._nodes.values())

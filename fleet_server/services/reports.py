@@ -27,11 +27,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """The attempt does not run and counts for nothing. `stopped`: its agent says so; else it may run after all."""
+    """The attempt does not run and counts for nothing. `stopped`: its agent says so; else it may run after all, and
+    goes on if the node has another session than `session` by now.
+    """
 
     job_id: str
     token: str
     stopped: bool = True
+    session: str = ""
 
 
 Report = Started | GivenBack | Ended
@@ -120,7 +123,7 @@ class Reports:
                 self._unwanted(one.job_id, one.token)
 
     async def _release(self, one: GivenBack) -> None:
-        await self._jobs.release(one.job_id, one.token, stopped=one.stopped)
+        await self._jobs.release(one.job_id, one.token, stopped=one.stopped, session=one.session)
         self._given_back()
 
     async def _end(self, ended: list[Ended]) -> None:

@@ -299,7 +299,7 @@ class Session:
 
     async def _give_back(self, job_id: str, token: str, *, stopped: bool = True) -> None:
         self._book.end(token)
-        await self._reports.put(GivenBack(job_id, token, stopped))
+        await self._reports.put(GivenBack(job_id, token, stopped, "" if stopped else self.session_id))
 
     async def _on_started(self, started: pb.JobStarted) -> None:
         attempt = self._book.get(started.token)

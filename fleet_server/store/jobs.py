@@ -224,13 +224,16 @@ class JobStore(JobSubmitter, JobReader):
         rest = (error, attempt, int(retryable), backoff_ms, result, why, avoid_ms)
         return _completion(await self._move("fail", job_id, token, *rest))
 
-    async def release(self, job_id: str, token: str, *, attempt: bytes | None = None, stopped: bool = True) -> bool:
+    async def release(
+        self, job_id: str, token: str, *, attempt: bytes | None = None, stopped: bool = True, session: str = ""
+    ) -> bool:
         """Gives a claimed or running job back uncounted, to its old place in line; again: True.
 
         False if the token is not the current one. `stopped`: its agent says that it does not run there. If it may, an
-        exclusive job stays where it is until its lease, which is renewed no more, has ended.
+        exclusive job stays where it is until its lease, which is renewed no more, has ended. With a `session` only
+        while that is its node's: a later one knows better what runs there.
         """
-        return bool(await self._move("release", job_id, token, attempt or b"", int(stopped)))
+        return bool(await self._move("release", job_id, token, attempt or b"", int(stopped), session))
 
     async def cancel(self, job_id: str, *, error: bytes = b"") -> JobRecord:
         """Ends a queued or running job as cancelled; again: the same record. Raises JOB_NOT_FOUND, JOB_ENDED.

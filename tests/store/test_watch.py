@@ -180,6 +180,16 @@ async def test_what_a_server_gave_back_is_not_extended(store: Store, clock: Manu
     assert (len(result.requeued), result.extended) == (1, 0)
 
 
+async def test_a_server_gives_back_nothing_of_a_node_that_is_at_another(store: Store, clock: ManualClock) -> None:
+    claimed = await work_at(store)
+    job_id, token = claimed.job.job_id, claimed.token
+    await connect(store, session="s2", replica="b")
+    assert not await store.jobs.release(job_id, token, stopped=False, session="agx0-s1")
+    assert await token_of(store, claimed) == token
+    assert await store.jobs.release(job_id, token, stopped=False, session="s2")
+    assert await token_of(store, claimed) == ""
+
+
 async def test_a_hold_spends_no_extension(store: Store, clock: ManualClock) -> None:
     await work_at(store)
     clock.tick(LEASE_MS)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from fleet_server.store import Store, open_store
 from tests.services.agents.bench import Bench, bench_on
+from tests.services.agents.pair import Pair, opened
 from tests.store.conftest import Server, run_server
 
 _numbers = itertools.count(1)
@@ -39,3 +41,9 @@ async def store(valkey: Server) -> AsyncIterator[Store]:
 async def bench(store: Store, short_path: Path) -> AsyncIterator[Bench]:
     async with bench_on(store, short_path) as opened:
         yield opened
+
+
+@pytest.fixture
+async def pair(store: Store) -> AsyncIterator[Pair]:
+    async with AsyncExitStack() as stack:
+        yield Pair(await opened(stack, store, "a"), await opened(stack, store, "b"), stack)

@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from fleet.v1 import node_pb2 as pb
 
 from fleet_server.domain.job import JobState
 from fleet_server.domain.massloss import MassLossRule
 from fleet_server.services.reaper import Reaper, ReaperSettings
-from fleet_server.store import Store
 from tests.services.agents.agent import ScriptedAgent, wait_until
 from tests.services.agents.bench import QUICK, Bench, bench_on
+from tests.services.agents.pair import Pair, opened
 
-PATIENT = replace(QUICK, silence_seconds=600, lease_seconds=600)
 HALF_OF_FOUR = MassLossRule(least=4, window_seconds=600, freeze_seconds=600)
 ANY = MassLossRule(share=0, least=1, window_seconds=600, freeze_seconds=600)
 """Each node that vanished is a mass loss: what is counted is seen."""
 SHORT_LIFE = ReaperSettings(grace_seconds=600, sweep_seconds=0.001, lease_seconds=0.003)
-
-
-@dataclass
-class Pair:
-    """Two servers on one store."""
-
-    a: Bench
-    b: Bench
-    stack: AsyncExitStack
-
-    async def dial(self, server: Bench, *names: str) -> list[ScriptedAgent]:
-        agents = [server.agent(name) for name in names]
-        for agent in agents:
-            await agent.dial()
-        return agents
-
-    async def die(self, server: Bench) -> None:
-        """As by SIGKILL: nobody says goodbye, and nothing is written down."""
-        for task in server.tasks:
-            task.cancel()
-        await asyncio.gather(*server.tasks, return_exceptions=True)
-        await server.server.stop(0)
-
-
-async def opened(stack: AsyncExitStack, store: Store, name: str) -> Bench:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp")))
-    return await stack.enter_async_context(bench_on(store, folder, settings=PATIENT, replica=name))
-
-
-@pytest.fixture
-async def pair(store: Store) -> AsyncIterator[Pair]:
-    async with AsyncExitStack() as stack:
-        yield Pair(await opened(stack, store, "a"), await opened(stack, store, "b"), stack)
 
 
 def reaper_of(bench: Bench, name: str, settings: ReaperSettings) -> Reaper:
