@@ -27,10 +27,9 @@ BODY_EXTENSION = "fleet.body"
 """Scope extension with a callable that takes the body where all of it has come, else None; asked before the first
 `receive`, if there."""
 
-
 HEAD_EXTENSION = "fleet.head"
-"""Scope extension with the `KnownHead` of a header section that this connection has brought before, if it has. A
-middleware that changes the scope's headers must drop it."""
+"""Scope extension with the `KnownHead` of a header section that came before, if it did. A middleware that changes the
+scope's headers must drop it."""
 
 
 class ClientStuckError(Exception):

@@ -125,14 +125,15 @@ class HostOriginGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             known = (scope.get("extensions") or {}).get(HEAD_EXTENSION)
-            if known is None or self not in known.notes:
+            # What is admitted by Host alone is admitted at one address of ours.
+            if known is None or known.notes.get(self, self) != scope.get("server"):
                 try:
                     by_host_alone = self._judge(scope)
                 except FleetError as error:
                     await _refuse(error, scope, receive, send)
                     return
                 if known is not None and by_host_alone:
-                    known.notes[self] = True
+                    known.notes[self] = scope.get("server")
         await self._app(scope, receive, send)
 
     def _judge(self, scope: Scope) -> bool:

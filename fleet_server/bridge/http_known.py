@@ -1,9 +1,9 @@
-"""Header sections that a connection has brought before.
+"""Header sections that came before.
 
-A client that keeps its connection sends nearly the same headers with each request. A section that is the same, byte for
-byte, says the same: it need not be parsed again, and what was found out of its headers alone (who may call, the
-metadata of a call) can be kept beside it. Only plain requests are recognized: one at a time, that came whole, in
-HTTP/1.1, with a body of a given length or none. Everything else takes the way through the parser.
+A client sends nearly the same headers with each request. A section that is the same, byte for byte, says the same: it
+need not be parsed again, and what follows from its headers alone (such as the metadata of a call) can be kept beside
+it. Only plain requests are recognized: one at a time, come whole, in HTTP/1.1, with a body of a given length or none.
+Everything else takes the way through the parser.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from fleet_server.bridge.errors import Header
 
-_MAX_KEPT = 4
+_MAX_KEPT = 256
 _MAX_SECTION_BYTES = 2048
 _END = b"\r\n\r\n"
 _LINE = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|HEAD) (/[A-Za-z0-9/._~!$&'()*+,;=:@%?-]*) HTTP/1\.1")
@@ -24,7 +24,7 @@ _NOT_KEPT = frozenset({b"connection", b"proxy-connection", b"transfer-encoding",
 
 class KnownHead:
     """A header section that came before. `notes` takes what others make of it, each under a key of its own: only what
-    follows from these headers and this connection alone, so that it stays true."""
+    follows from these headers alone, so that it stays true."""
 
     __slots__ = ("fields", "headers", "length", "notes")
 
@@ -40,7 +40,7 @@ PlainRequest = tuple[bytes, bytes, KnownHead, bytes]
 
 
 class KnownHeads:
-    """The last few header sections of one connection. A request line and its headers take at most `max_bytes`."""
+    """The header sections that a server got of late. A request line and its headers take at most `max_bytes`."""
 
     __slots__ = ("_heads", "_max_bytes")
 

@@ -72,6 +72,7 @@ class LimitedHttpProtocol(LeanHttpProtocol):
     max_header_bytes: ClassVar[int] = MAX_HEADER_BYTES
     header_seconds: ClassVar[float] = HEADER_SECONDS
     max_connections: ClassVar[int] = MAX_CONNECTIONS
+    known_heads: ClassVar[KnownHeads] = KnownHeads(MAX_HEADER_BYTES)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,7 +84,6 @@ class LimitedHttpProtocol(LeanHttpProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._refusal: FleetError | None = None
-        self._known = KnownHeads(self.max_header_bytes)
         self._begun = b""  # what came first of a request whose header section has not ended
         self._closing = False
 
@@ -135,7 +135,7 @@ class LimitedHttpProtocol(LeanHttpProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         if self._phase is _IDLE:
-            request = self._known.recognize(data) if self._is_quiet() else None
+            request = self.known_heads.recognize(data) if self._is_quiet() else None
             if request is not None:
                 self._open_known(*request)
                 return
@@ -232,7 +232,7 @@ class LimitedHttpProtocol(LeanHttpProtocol):
 
     def on_headers_complete(self) -> None:
         if self._begun:
-            self._known.learn(self._begun, self.headers)
+            self.known_heads.learn(self._begun, self.headers)
             self._begun = b""
         if len(self.pipeline) >= MAX_PIPELINED:
             detail = f"at most {MAX_PIPELINED} pipelined requests may wait; read replies before sending more"
@@ -359,5 +359,6 @@ def limited_protocol(
         "max_header_bytes": max_header_bytes,
         "header_seconds": header_seconds,
         "max_connections": max_connections,
+        "known_heads": KnownHeads(max_header_bytes),
     }
     return type("LimitedHttpProtocol", (LimitedHttpProtocol,), limits)

@@ -119,12 +119,12 @@ def test_sections_that_say_more_are_not_kept(section: bytes, headers: list[tuple
     assert known.recognize(data) is None
 
 
-def test_few_sections_are_kept() -> None:
+def test_not_all_sections_are_kept() -> None:
     known = KnownHeads(16384)
-    requests = [b"GET / HTTP/1.1\r\nA: %d\r\n\r\n" % number for number in range(50)]
+    requests = [b"GET / HTTP/1.1\r\nA: %d\r\n\r\n" % number for number in range(2000)]
     for number, data in enumerate(requests):
         known.learn(data, [(b"a", b"%d" % number)])
-    assert sum(known.recognize(data) is not None for data in requests) <= 4
+    assert sum(known.recognize(data) is not None for data in requests) <= 256
     assert known.recognize(requests[-1]) is not None
 
 
