@@ -135,7 +135,7 @@ def main() -> None:
     """All of them, one after the other."""
     # Small files go the ways of large ones.
     module._PIECE_BYTES = module.CHUNK_BYTES = 8192
-    journal._TIDY_BYTES = 200
+    journal._TIDY_BYTES = 50
     root = Path(sys.argv[1])
     asyncio.run(outputs(root / "outputs"))
     asyncio.run(spool(root / "spool"))

@@ -161,6 +161,8 @@ def test_what_was_acknowledged_is_there_and_nothing_is_half(store: str, traced: 
     cuts = Cuts(store, *traced)
     assert cuts.broken() == ""
     assert cuts.points >= 30
+    renamed = [call.path(1) for call in traced[1] if call.name == "rename"]
+    assert any(path.endswith("/journal") for path in renamed), "the journal was written anew"
 
 
 def files_are_not_synced(call: Call, disk: Disk) -> bool:

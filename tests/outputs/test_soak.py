@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
-from fleet_client import FleetCommander
+from fleet_client import FleetCommander, FleetError
 
 from fleet_server.storage.buckets import OUTPUTS
 from fleet_server.storage.s3 import S3Store
 from fleet_server.storage.s3_types import S3Config
 from tests.e2e.fleet_process import FleetProcess
-from tests.e2e.test_crashes import until
+from tests.ports import free_ports
 from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
 
 GENERATIONS = int(os.environ.get("FLEET_SOAK_GENERATIONS", "40"))
@@ -52,6 +56,21 @@ def made(client: FleetCommander) -> dict[str, str]:
             return found
 
 
+def succeeded(client: FleetCommander, count: int) -> bool:
+    return int(client.status()["jobs"]["succeeded"]) >= count
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    """Returns when it is so. Looks seldom: each look is work for the server that is to get on."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FleetError, httpx.HTTPError):
+            if condition():
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
 async def hashes(endpoint: str) -> dict[str, str]:
     """What the bucket holds, read back."""
     s3 = S3Store(S3Config(endpoint, ACCESS, SECRET))
@@ -70,22 +89,37 @@ async def hashes(endpoint: str) -> dict[str, str]:
 @pytest.mark.timeout(60 + 4 * GENERATIONS)
 def test_all_pictures_reach_s3_and_none_is_removed_before(folder: Path) -> None:
     bucket = EmbeddedProcess(folder / "s3").start()
-    fleet = FleetProcess(folder / "data", environment={**IMPATIENT, "FLEET_S3_ENDPOINT": bucket.endpoint})
+    port, grpc_port = free_ports(2)
+    fleet = FleetProcess(
+        folder / "data",
+        command=("up", "--no-agent", "--port", str(port), "--grpc-port", str(grpc_port)),
+        environment={**IMPATIENT, "FLEET_S3_ENDPOINT": bucket.endpoint},
+    )
+    agent = FleetProcess(
+        folder / "node",
+        command=("agent", "--server", f"127.0.0.1:{grpc_port}", "--engines", "sketch"),
+    )
     try:
+        agent.spawn()
         fleet.start()
         with FleetCommander(fleet.url) as client:
-            until(lambda: client.status()["s3"]["status"] == "ok", "S3 is there")
+            until(lambda: client.status()["s3"]["status"] == "ok", "S3 is there", 60)
             bucket.stop()
             picture = {"prompt": "a picture that must not be lost", "width": 256, "height": 256, "steps": 4}
             jobs = [{"job_type": "image_gen", "payload": {**picture, "seed": seed}} for seed in range(GENERATIONS)]
             client.submit_batch(jobs)
         for share in (GENERATIONS // 3, 2 * GENERATIONS // 3, GENERATIONS):
             with FleetCommander(fleet.url) as client:
-                until(lambda: len(made(client)) >= share, f"{share} pictures", 60 + 2 * GENERATIONS)  # noqa: B023
+                done = partial(succeeded, client, share)
+                until(done, f"{share} pictures", 60 + 2 * GENERATIONS)
                 assert set(made(client)) <= on_disk(fleet), "with S3 away nothing may leave the disk"
                 assert client.output_stats()["s3"]["files"] == 0
             if share < GENERATIONS:
                 fleet.kill()
+                if share == 2 * GENERATIONS // 3:
+                    # The first time the agent goes on by itself, with what it has made meanwhile.
+                    agent.kill()
+                    agent.spawn()
                 fleet.start()
         with FleetCommander(fleet.url) as client:
             pictures = made(client)
@@ -99,5 +133,6 @@ def test_all_pictures_reach_s3_and_none_is_removed_before(folder: Path) -> None:
             name, sha256 = next(iter(pictures.items()))
             assert hashlib.sha256(client.get_output(name)).hexdigest() == sha256
     finally:
+        agent.stop()
         fleet.stop()
         bucket.stop()

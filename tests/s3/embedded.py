@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.ports import free_port
+
 ACCESS = "minioadmin"
 SECRET = "minioadmin123"
 
@@ -22,8 +24,7 @@ class EmbeddedProcess:
         self._folder = folder
         self._floor = floor_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        with self._bound(port) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = port or free_port()
 
     @property
     def endpoint(self) -> str:
