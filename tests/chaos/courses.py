@@ -152,7 +152,7 @@ class Courses:
 
     async def _late(self, attempt: Attempt, state: str, before: Job) -> None:
         """The report arrives, again until it is answered. It has met the state if that is the same afterwards, or if
-        the report has changed it."""
+        the report has changed it; and what runs elsewhere must have been lost before, and not just given back."""
         while not attempt.answers.empty():
             attempt.answers.get_nowait()
         if attempt.held:
@@ -167,6 +167,8 @@ class Courses:
             self.met[met] += 1
             if met != TAKEN and not attempt.forgotten:
                 self.taken.append(f"{before['job_id']} took a late {met}")
+        elif answer != pb.CompleteOutcome.COMPLETE_OUTCOME_REFUSED or (state == "elsewhere" and not _lost(before)):
+            return
         elif _place(before, state) == _place(await self._job(before["job_id"], lambda _: True), state):
             self.met[met] += 1
 
@@ -175,6 +177,10 @@ async def _answer(attempt: Attempt) -> pb.CompleteOutcome.ValueType | None:
     with contextlib.suppress(TimeoutError):
         return await asyncio.wait_for(attempt.answers.get(), ANSWER_SECONDS)
     return None
+
+
+def _lost(job: Job) -> bool:
+    return any(attempt["error"]["reason"] == "NODE_LOST" for attempt in job["attempts"])
 
 
 def _place(job: Job, state: str) -> tuple[Any, ...]:

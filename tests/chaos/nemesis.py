@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.chaos.world import LEASE_SECONDS, World
 from tests.waiting import wait_until
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 """So long a fault of the plan that must be done waits for something to do it to."""
 ERR_RATE = 0.03
 """Share of the messages between agents and server that are lost, doubled or late."""
@@ -87,7 +87,15 @@ class Nemesis:
 
     async def _begun(self, act: Callable[[str], bool], fault: Fault) -> bool:
         """Whether there was something to do it to."""
-        patience = PATIENCE_SECONDS if fault.must else 0.0
+        if not fault.must:
+            return act(fault.node)
+
+        async def begun() -> bool:
+            done = self._world.up and act(fault.node)
+            if not done:
+                await asyncio.sleep(0.1)
+            return done
+
         with contextlib.suppress(AssertionError):
-            return await wait_until(lambda: act(fault.node), seconds=patience)
+            return await wait_until(begun, seconds=PATIENCE_SECONDS)
         return False

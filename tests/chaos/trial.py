@@ -22,9 +22,10 @@ from tests.chaos.receiver import Receiver
 from tests.chaos.world import World
 from tests.waiting import wait_until
 
-SETTLE_SECONDS = 30.0
+SETTLE_SECONDS, MUTANT_SECONDS = 120.0, 20.0
+"""How long the end is waited for. A mutant may never come to one."""
 LOOK_SECONDS = 0.2
-COURSE_SECONDS = 60.0
+COURSE_SECONDS = 90.0
 """After the faults, for late reports that have not come yet."""
 LONG_SECONDS = 25.0
 CALLERS = 3
@@ -60,6 +61,7 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
     """Runs one; the same seed asks for the same things and breaks the same parts at the same moments."""
     history = History(seed)
     receiver = Receiver(seed)
+    settle = SETTLE_SECONDS if code is None else MUTANT_SECONDS
     async with receiver.serving(), World(folder, seed=seed, code=code) as world:
         keeper = asyncio.create_task(world.keep(), name="keeper")
         *callers, special = [
@@ -74,16 +76,16 @@ async def trial(folder: Path, seed: int, seconds: float, *, code: Path | None = 
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(late, COURSE_SECONDS)
             world.post.ambushes.open()
-            await _peace(world, history)
+            await _peace(world, settle)
         finally:
-            for task in (late, keeper):
-                task.cancel()
+            world.rest()
+            late.cancel()
             await asyncio.gather(late, keeper, return_exceptions=True)
             for caller in (*callers, special):
                 await caller.aclose()
         await world.revive()
         await _read(world, history)
-        await _called_back(history, receiver)
+        await _called_back(history, receiver, settle)
         history.hooks, history.forged = receiver.taken, receiver.forged
         history.orphans = world.leftovers()
         history.runs = read_runs(world.runs)
@@ -112,9 +114,8 @@ async def _trouble(world: World, callers: list[Client], seed: int, seconds: floa
             raise AssertionError("a caller broke down") from task.exception()
 
 
-async def _peace(world: World, history: History) -> None:
+async def _peace(world: World, seconds: float) -> None:
     """Waits until all jobs have ended and the agents' spools are empty; a job that never ends is for the checker."""
-    wanted = history.accepted()
     async with httpx.AsyncClient(base_url=world.server.url, timeout=5) as http:
 
         async def over() -> bool:
@@ -127,7 +128,7 @@ async def _peace(world: World, history: History) -> None:
             return False
 
         with contextlib.suppress(AssertionError):
-            await wait_until(over, seconds=SETTLE_SECONDS if wanted else 1)
+            await wait_until(over, seconds=seconds)
 
 
 def _spooled(world: World) -> list[Path]:
@@ -136,7 +137,7 @@ def _spooled(world: World) -> list[Path]:
 
 async def _read(world: World, history: History) -> None:
     """The server's own record, by its documented doors."""
-    async with httpx.AsyncClient(base_url=world.server.url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=world.server.url, timeout=60) as http:
         token = ""
         while True:
             page = (await http.get("/api/queue/jobs", params={"limit": PAGE, "page_token": token})).json()
@@ -152,12 +153,12 @@ async def _read(world: World, history: History) -> None:
         history.events = await _events(http, sum(job["status"] in ENDED for job in history.jobs.values()))
 
 
-async def _called_back(history: History, receiver: Receiver) -> None:
+async def _called_back(history: History, receiver: Receiver, seconds: float) -> None:
     """Waits for the callbacks that are still due; one that never comes is for the checker."""
     jobs = [job for job in history.jobs.values() if job["callback_url"] and job["status"] in ENDED]
     due = {(job["job_id"], generation) for job in jobs for generation in range(1, job["generation"] + 1)}
     with contextlib.suppress(AssertionError):
-        await wait_until(lambda: due <= receiver.ends(), seconds=SETTLE_SECONDS / 2)
+        await wait_until(lambda: due <= receiver.ends(), seconds=seconds)
 
 
 async def _events(http: httpx.AsyncClient, ended: int) -> list[dict[str, Any]]:

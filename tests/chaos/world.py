@@ -51,6 +51,9 @@ class World:
 
     def __init__(self, folder: Path, *, agents: int = 3, seed: int = 0, code: Path | None = None) -> None:
         self.folder = folder
+        self._resting = False
+        self.up = False
+        """The server is not being started just now."""
         self.runs = folder / "runs"
         self.runs.touch()
         self.done: Counter[str] = Counter()
@@ -70,6 +73,14 @@ class World:
         self._names = [f"node{n}" for n in range(agents)]
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._begin()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _begin(self) -> None:
         self._stack.push_async_callback(self._end)
         await self._started()
         await self._stack.enter_async_context(self.post)
@@ -78,15 +89,17 @@ class World:
             self.agents[name] = self._agent(name, line, self._agent_environment)
             self.agents[name].spawn()
         await wait_until(lambda: self.post.seen["welcome"] >= len(self.agents), seconds=START_SECONDS)
-        return self
 
     async def _started(self) -> None:
         """The server, ready. A store that is killed while it starts takes its server along: then both start once
         more; so they do where the machine has no time for them."""
+        self.up = False
         for _ in range(STARTS):
             await asyncio.to_thread(_buried, self.server)
-            with contextlib.suppress(AssertionError):
-                await asyncio.to_thread(self.server.start)
+            # (A ValueError where it is killed, and its output closed, while that is being read.)
+            with contextlib.suppress(AssertionError, ValueError):
+                await asyncio.to_thread(self.server.start, START_SECONDS)
+                self.up = True
                 return
         raise AssertionError(f"the server does not start: {self.server.log}")
 
@@ -150,10 +163,14 @@ class World:
     # Its healing.
 
     async def keep(self) -> None:
-        """Starts again whatever is dead, until cancelled."""
-        while True:
+        """Starts again whatever is dead, until `rest`."""
+        while not self._resting:
             await self.revive()
             await asyncio.sleep(0.05)
+
+    def rest(self) -> None:
+        """`keep` returns when it has started what it is just starting."""
+        self._resting = True
 
     async def revive(self) -> None:
         """Starts again whatever is dead now."""
@@ -205,7 +222,7 @@ class World:
         self.heal()
         outcomes: list[int | BaseException] = []
         for processes in (tuple(self.agents.values()), (self.server,)):
-            stops = [asyncio.to_thread(process.stop) for process in processes if _alive(process)]
+            stops = [asyncio.to_thread(process.stop, START_SECONDS) for process in processes if _alive(process)]
             outcomes += await asyncio.gather(*stops, return_exceptions=True)
         for process in (*self.agents.values(), self.server):
             _buried(process)

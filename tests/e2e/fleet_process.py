@@ -74,11 +74,11 @@ class FleetProcess:
         assert self.process is not None
         return self.process.pid
 
-    def start(self) -> Self:
-        """Starts it and waits for the ready line."""
+    def start(self, seconds: float = READY_SECONDS) -> Self:
+        """Starts it and waits for the ready line; kills it after `seconds`."""
         self.spawn()
         assert self.process is not None and self.process.stdout is not None
-        killer = threading.Timer(READY_SECONDS, self.process.kill)
+        killer = threading.Timer(seconds, self.process.kill)
         killer.start()
         try:
             for line in self.process.stdout:
@@ -114,7 +114,7 @@ class FleetProcess:
 
     def slot(self) -> int:
         """The one process in which engines work. One that only describes them, every so often, is none."""
-        return wait_until_now(self._slot)
+        return wait_until_now(self._slot, seconds=60)
 
     def _slot(self) -> int | None:
         found = []
