@@ -26,7 +26,35 @@ settings.load_profile("fleet")
 _FIXTURES_SECONDS = 240.0
 """What a test's fixtures may take in all: the first test of a file may have to start a fleet, beside other tests'. The
 time of pyproject.toml is that of the test itself."""
+_FLEETS = frozenset(
+    (
+        "bench",
+        "comfy",
+        "container_jobs",
+        "containers",
+        "diffusers",
+        "e2e",
+        "engine_package",
+        "fundamentals",
+        "models",
+        "nodes",
+        "openai",
+        "outputs",
+        "simulation",
+        "swarm",
+    )
+)
+_FLEETS_SECONDS = 180.0
+"""Tests of these folders start fleets of many processes, some in each test: on a busy machine that takes its time."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        fleets = any(item.path.is_relative_to(here / folder) for folder in _FLEETS)
+        if fleets and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_FLEETS_SECONDS))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

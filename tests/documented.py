@@ -21,7 +21,7 @@ from tests.e2e.fleet_process import clean_environment
 HOST = "http://192.168.1.214"
 API = f"{HOST}:8765"
 COMFY = f"{HOST}:8188"
-SECONDS = 55
+SECONDS = 150
 
 GENERATE = """curl -X POST "http://192.168.1.214:8765/api/fleet/generate" \\
   -H "Content-Type: application/json" \\

@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 @overload
-async def wait_until(condition: Callable[[], Awaitable[T | None]], *, seconds: float = 20.0) -> T: ...
+async def wait_until(condition: Callable[[], Awaitable[T | None]], *, seconds: float = 50.0) -> T: ...
 @overload
-async def wait_until(condition: Callable[[], T | None], *, seconds: float = 20.0) -> T: ...
-async def wait_until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+async def wait_until(condition: Callable[[], T | None], *, seconds: float = 50.0) -> T: ...
+async def wait_until(condition: Callable[[], Any], *, seconds: float = 50.0) -> Any:
     """Returns the first true value of `condition`, plain or awaitable; AssertionError after that many seconds."""
     value: Any = None
     try:
@@ -30,7 +30,7 @@ async def wait_until(condition: Callable[[], Any], *, seconds: float = 20.0) -> 
         raise AssertionError(f"not so within {seconds:g} s: {condition}; the last value was {value!r}") from None
 
 
-def wait_until_now(condition: Callable[[], T | None], *, seconds: float = 20.0) -> T:
+def wait_until_now(condition: Callable[[], T | None], *, seconds: float = 50.0) -> T:
     """The same for a test without a loop."""
     until = time.monotonic() + seconds
     while not (value := condition()):

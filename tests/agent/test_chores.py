@@ -53,5 +53,5 @@ def test_a_daemon_thread_that_ends_after_the_loop_is_quiet() -> None:
     asyncio.run(start())
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "late daemon"]
     gate.set()
-    thread.join(20)
+    thread.join(50)
     assert not thread.is_alive()

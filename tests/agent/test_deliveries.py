@@ -170,7 +170,7 @@ class HeldCommit:
         def held(spool: Spool, entry: SpoolEntry) -> None:
             if self.error is None or entry.files:
                 self.begun.set()
-                assert self.gate.wait(30)
+                assert self.gate.wait(50)
                 if self.error is not None:
                     spool.remove(entry.token)
                     raise self.error
@@ -262,7 +262,7 @@ class HeldJournal:
         append = Journal._append
 
         def held(journal: Journal, data: bytes) -> None:
-            assert self.gate.wait(30)
+            assert self.gate.wait(50)
             if self.error is not None:
                 raise self.error
             append(journal, data)

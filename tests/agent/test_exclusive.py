@@ -146,6 +146,6 @@ async def test_an_exclusive_assign_is_followed_by_a_heartbeat_at_once(server: Le
     async with agent_running(settings_of(tmp_path, server.address)):
         talk = await server.conversation()
         talk.say(assign=work("t1", "paint"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await talk.about("complete", "t1")
         assert len(talk.all("heartbeat")) == 1

@@ -19,7 +19,7 @@ def test_a_small_run_of_ours_prints_every_table() -> None:
         env={**os.environ, "PYTHONPATH": paths, "FLEET_BENCH_SLOTS": "2"},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=170,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

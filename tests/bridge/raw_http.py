@@ -16,7 +16,7 @@ import uvicorn
 Asgi = Callable[[Any, Any, Any], Any]
 
 
-async def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 50.0) -> None:
     """Returns once `condition()` is true; fails after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - any condition, not an event
@@ -71,7 +71,7 @@ class RawClient:
 
     async def reply(self) -> Reply:
         """The next reply; raises IncompleteReadError where the connection ends before one."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             pairs = [line.partition(":") for line in head[1:] if line]
             headers = {name.lower(): value.strip() for name, _, value in pairs}
@@ -92,7 +92,7 @@ class RawClient:
     async def ended(self) -> bytes:
         """What comes until the server closes; a reset counts as the end."""
         rest = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             with contextlib.suppress(ConnectionError):
                 while chunk := await self.reader.read(65536):
                     rest += chunk

@@ -107,7 +107,7 @@ async def test_a_body_must_keep_a_pace_even_if_each_piece_is_in_time() -> None:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     settings = BridgeSettings(body_chunk_seconds=0.2, body_min_bytes_per_second=1000)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         with pytest.raises(FleetError) as caught:
             async for _ in body_chunks(receive, 10_000_000, settings):
                 pass

@@ -223,7 +223,7 @@ async def test_a_client_that_leaves_is_noticed_by_the_request_that_runs_not_only
     async with serve(app, http=limited_protocol()) as server:
         async with connect(server) as client:
             await client.send(get("/one") + get("/two"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await left.wait()
 
 

@@ -53,7 +53,7 @@ def serving(*answers: Answer | Response) -> Iterator[Scripted]:
             yield script
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(50)
 
 
 def reply(body: Any, status: int = 200, **headers: str) -> Response:

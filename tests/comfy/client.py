@@ -55,7 +55,7 @@ class Listener:
             self.closed, self.code = True, self._socket.close_code
             self._changed.notify_all()
 
-    def wait(self, count: int = 1, *, kind: str, prompt_id: str | None = None, seconds: float = 30) -> list[Json]:
+    def wait(self, count: int = 1, *, kind: str, prompt_id: str | None = None, seconds: float = 100) -> list[Json]:
         """The data of the text frames of a kind, once there are so many; a null node of `executing` is kind `end`."""
         with self._changed:
             self._changed.wait_for(lambda: len(self.of(kind, prompt_id)) >= count or self.closed, seconds)
@@ -75,7 +75,7 @@ class Listener:
         """What came, in order."""
         return [kind_of(frame) for frame in list(self.frames)]
 
-    def wait_closed(self, seconds: float = 20) -> int | None:
+    def wait_closed(self, seconds: float = 100) -> int | None:
         """The code with which the server closed it."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.closed, seconds), "it is still open"
@@ -83,7 +83,7 @@ class Listener:
 
     def close(self) -> None:
         self._connecting.__exit__(None, None, None)
-        self._thread.join(10)
+        self._thread.join(50)
 
     def __enter__(self) -> Self:
         return self

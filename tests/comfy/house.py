@@ -67,12 +67,12 @@ class House:
         agent.spawn()
         self._stack.callback(agent.stop)
 
-    def settled(self, seconds: float = 50) -> None:
+    def settled(self, seconds: float = 150) -> None:
         """Returns when the fleet knows what the nodes' ComfyUIs have."""
         for node_id, node in self.nodes.items():
             self.until(lambda node=node: node.called("GET", "/features"), f"{node_id} is looked at", seconds)  # type: ignore[misc]
 
-    def until(self, condition: Callable[[], Json], what: str, seconds: float = 30) -> Json:
+    def until(self, condition: Callable[[], Json], what: str, seconds: float = 100) -> Json:
         """The first true value of a condition."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -101,7 +101,7 @@ class House:
         prompt_id: str = reply.json()["prompt_id"]
         return prompt_id
 
-    def entry(self, prompt_id: str, seconds: float = 30) -> Json:
+    def entry(self, prompt_id: str, seconds: float = 100) -> Json:
         """The prompt's entry in the history, once it is there."""
         return self.until(lambda: self.get(f"/history/{prompt_id}").get(prompt_id), f"{prompt_id} is over", seconds)
 

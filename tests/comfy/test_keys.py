@@ -142,7 +142,7 @@ def test_what_lies_at_a_node_is_its_owners(house: House) -> None:
         (image,) = ann.get(f"/history/{done}").json()[done]["outputs"]["2"]["images"]
         node.script.hold_at = 1
         running = bob.post("/prompt", json={"prompt": progress(seed=77)}).json()["prompt_id"]
-        assert node.script.held.wait(30)
+        assert node.script.held.wait(50)
         plain = image["filename"].replace(done.replace("-", ""), running.replace("-", ""))
         assert bob.get("/view", params={**image, "filename": plain}).status_code == 404
         assert ann.get("/view", params=image).status_code == 200

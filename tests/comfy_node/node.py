@@ -56,7 +56,7 @@ class ComfyNode:
         started = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(listener, started), daemon=True, name="comfy node")
         self._thread.start()
-        assert started.wait(20), "the ComfyUI node did not start"
+        assert started.wait(50), "the ComfyUI node did not start"
 
     def stop(self) -> None:
         """Cuts every connection."""
@@ -67,7 +67,7 @@ class ComfyNode:
         self._loop.call_soon_threadsafe(self._work.cancel)
         self._loop.call_soon_threadsafe(self._cut)
         self.script.release()
-        self._thread.join(20)
+        self._thread.join(50)
         self._thread = None
 
     def drop_sockets(self) -> None:

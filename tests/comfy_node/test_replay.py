@@ -143,7 +143,7 @@ def test_an_interrupt_is_of_the_prompt_that_it_names(node: ComfyNode, http: http
     with _open(node, "me") as socket:
         body = {"prompt": recorded["prompt"][2], "client_id": "me", "prompt_id": "mine"}
         assert http.post(f"{node.url}/prompt", json=body).json()["prompt_id"] == "mine"
-        assert node.script.held.wait(20)
+        assert node.script.held.wait(50)
         assert http.post(f"{node.url}/interrupt", json={"prompt_id": "another's"}).content == b""
         assert http.get(f"{node.url}/queue").json()["queue_running"][0][1] == "mine"
         assert http.get(f"{node.url}/history/mine").json() == {}
@@ -186,7 +186,7 @@ def test_a_restart_forgets_and_a_cut_socket_does_not(node: ComfyNode, http: http
     node.script.hold_at = 2
     with _open(node, "me") as socket:
         http.post(f"{node.url}/prompt", json={"prompt": recorded["prompt"][2], "client_id": "me", "prompt_id": "mine"})
-        assert node.script.held.wait(20)
+        assert node.script.held.wait(50)
         node.drop_sockets()
         with pytest.raises(Exception, match="1012"):
             while True:

@@ -229,7 +229,7 @@ async def test_a_stream_carries_parts_both_ways_and_ends_with_its_caller(bench: 
         over.clear()
         async with bench.commands.open(NODE, Command(exec_stream=start)):
             pass
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await over.wait()
 
 

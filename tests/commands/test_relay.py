@@ -124,7 +124,7 @@ async def test_who_leaves_ends_the_program_at_the_far_end(two: Two, store: Store
         await known(two, store)
         async with two.near.commands.open(NODE, Command(exec_stream=fleet_pb2.ExecStart(command="x"))):
             await begun.wait()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await over.wait()
 
 

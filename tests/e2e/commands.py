@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from tests.e2e.fleet_process import clean_environment
 
-SECONDS = 40.0
+SECONDS = 120.0
 
 
 def fleet_command(*words: str, url: str, given: bytes | None = None) -> Result:

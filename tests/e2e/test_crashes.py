@@ -29,7 +29,7 @@ JOBS = 5
 BUSY: dict[str, Any] = {"width": 768, "height": 768, "steps": 40}
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 45) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     """The first true value of `condition`; calls that fail while a server is away count as false."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

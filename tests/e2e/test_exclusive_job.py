@@ -48,7 +48,7 @@ def agent(fleet: FleetProcess, folder: Path, node_id: str) -> Iterator[psutil.Pr
         process.wait()
 
 
-def soon(check: Any, seconds: float = 40) -> Any:
+def soon(check: Any, seconds: float = 120) -> Any:
     return asyncio.run(wait_until(check, seconds=seconds))
 
 

@@ -46,7 +46,7 @@ def test_it_is_listed_while_it_runs_and_cancelled_when_its_caller_leaves(
     status = client.get("/api/fleet/generate/status").json()
     assert job["job_id"] in [under_way["job_id"] for under_way in status["jobs"]]
     _hang_up(leaver)
-    thread.join(30)
+    thread.join(50)
     ended = until(lambda: _ended(client, job["job_id"]), "the job has ended")
     assert (ended["status"], ended["error"], ended["result"]["outputs"]) == ("cancelled", None, [])
     # The slot is free again.

@@ -60,7 +60,7 @@ def agent(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(50)
         assert process.stdout is not None
         process.stdout.close()
 

@@ -37,7 +37,7 @@ def ready(words: Sequence[str], log: Path) -> Iterator[dict[str, Any]]:
         yield said
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(50) == 0
         assert process.stdout.read() == ""
         process.stdout.close()
 

@@ -45,7 +45,7 @@ async def s3(process: EmbeddedProcess) -> AsyncIterator[Counted]:
     """Empty buckets of models."""
     store = Counted(S3Config(process.endpoint, ACCESS, SECRET), S3Limits(check_seconds=0.2, recheck_seconds=0.05))
     await store.open()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         await store.wait_well()
     for bucket in (MODELS, LORAS):
         for one in await store.list(bucket):

@@ -92,7 +92,7 @@ def ssh_host(number: int) -> Iterator[SshHost]:
             yield SshHost(far, near, name, public, identity, folder, authorized, folder / "docker", daemon.pid)
         finally:
             daemon.terminate()
-            daemon.wait(10)
+            daemon.wait(50)
     finally:
         _end_all(name)
         _ip("netns", "del", name)

@@ -116,10 +116,10 @@ def grpc_server(grpc_servicer: EchoQueue, registry: CollectorRegistry) -> Iterat
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(50)
     yield address[0]
     stop[0]()
-    thread.join(20)
+    thread.join(50)
     assert not thread.is_alive()
 
 

@@ -179,7 +179,7 @@ def test_a_client_that_leaves_closes_the_servicers_generator(grpc_stub: Any, grp
     stream = grpc_stub.WatchJob(queue_pb2.WatchJobRequest(job_id="long"), metadata=WITH_KEY)
     assert next(stream).id == "0"
     stream.cancel()
-    assert grpc_servicer.closed.wait(20)
+    assert grpc_servicer.closed.wait(50)
 
 
 def test_idempotency_key_of_header_and_field(grpc_stub: Any) -> None:

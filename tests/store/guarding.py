@@ -43,7 +43,7 @@ async def play(server: Server, namespace: str, story: Story, scripts: dict[str, 
     clock = ManualClock()
     store = Store(server.url, namespace, clock, lambda row: b"row", scripts)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await story(store, clock)
     finally:
         await store.aclose()

@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 
 async def take(events: AsyncIterator[StoredEvent], count: int) -> list[StoredEvent]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         return [await anext(events) for _ in range(count)]
 
 

@@ -70,7 +70,7 @@ def tick(job_id: str, progress: int, preview: bytes = b"") -> JobProgress:
 async def until_heard(source: ProgressHub, made: JobProgress, ticks: AsyncIterator[JobProgress]) -> JobProgress:
     """Says it until the other side hears it: who is there is learned by and by, and ticks may be lost."""
     heard = asyncio.ensure_future(anext(ticks))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not heard.done():
             source.publish(made)
             await asyncio.wait({heard}, timeout=0.02)
@@ -103,7 +103,7 @@ async def test_previews_cross_only_while_somebody_looks(pair: tuple[Replica, Rep
     async with there.hub.subscribe(["a"], previews=True) as ticks:
         await wait_until(lambda: here.hub.previews_wanted("a"))
         assert not here.hub.previews_wanted("b")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while (await until_heard(here.hub, tick("a", 20, b"picture"), ticks)).preview.data != b"picture":
                 pass
     await wait_until(lambda: not here.hub.previews_wanted("a"))
@@ -117,7 +117,7 @@ async def test_many_ticks_of_a_job_become_few(pair: tuple[Replica, Replica]) -> 
         for progress in range(500):
             here.hub.publish(tick("a", progress % 100))
         here.hub.publish(tick("a", 100))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while (await anext(ticks)).progress != 100:
                 pass
     assert len(here.channel.said) - said <= 3

@@ -87,7 +87,7 @@ class SwarmFleet:
         }
 
     @staticmethod
-    def until(condition: Callable[[], T], seconds: float = 30) -> T:
+    def until(condition: Callable[[], T], seconds: float = 100) -> T:
         """The first true value of the condition."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):

@@ -176,7 +176,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def look_up(host: str, *rest: Any, **more: Any) -> Any:
         asked.append(host)
         if host != "localhost":
-            release.wait(20)
+            release.wait(50)
             raise OSError
         return real(host, *rest, **more)
 

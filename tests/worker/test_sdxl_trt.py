@@ -37,7 +37,7 @@ def _serving(worker: PlainWorker) -> Iterator[PlainWorker]:
     finally:
         worker.shutdown()
         worker.server_close()
-        thread.join(10)
+        thread.join(50)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class _Slow(Handler):
     def do_POST(self) -> None:
         assert isinstance(self.server, SlowWorker)
         self.server.busy.release()
-        if not self.server.go.wait(20):
+        if not self.server.go.wait(50):
             return
         super().do_POST()
 
@@ -138,7 +138,7 @@ def test_two_slots_use_two_workers_at_once(tmp_path: Path) -> None:
             assert isinstance(worker, SlowWorker)
             worker.go.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(50)
         assert sorted(len(worker.requests) for worker in workers) == [1, 2]
 
 

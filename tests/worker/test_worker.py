@@ -40,7 +40,7 @@ def _worker(folder: Path, engine: str, *more: str) -> Iterator[tuple[str, int]]:
             assert ready["pid"] == process.pid
             yield ready["url"], process.pid
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(50) == 0
         finally:
             process.kill()
 

@@ -55,7 +55,7 @@ class Recorder:
         self.previews.append((content_type, data))
         self.check()
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 50) -> None:
         """For a test beside which another thread runs the engine."""
         with self._changed:
             assert self._changed.wait_for(condition, seconds)

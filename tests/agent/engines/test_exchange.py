@@ -44,7 +44,7 @@ class Program:
 
     def close(self) -> None:
         self._listener.close()
-        self._thread.join(10)
+        self._thread.join(50)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_it_is_cut_while_it_waits_for_a_head(program: Callable[..., Program]) ->
     recorder.cancel_when = lambda done: server.heard.is_set()
     with pytest.raises(Cancelled), exchange:
         pass
-    assert server.hung_up.wait(10)
+    assert server.hung_up.wait(50)
 
 
 def test_it_is_cut_in_the_middle_of_a_body(program: Callable[..., Program]) -> None:
@@ -100,7 +100,7 @@ def test_it_is_cut_in_the_middle_of_a_body(program: Callable[..., Program]) -> N
         assert next(chunks) == b"abc"
         recorder.cancel_when = lambda done: True
         next(chunks)
-    assert server.hung_up.wait(10)
+    assert server.hung_up.wait(50)
 
 
 def test_a_program_that_says_nothing(program: Callable[..., Program]) -> None:
@@ -111,7 +111,7 @@ def test_a_program_that_says_nothing(program: Callable[..., Program]) -> None:
     ):
         pass
     assert raised.value.retryable
-    assert server.hung_up.wait(10)
+    assert server.hung_up.wait(50)
 
 
 def test_a_program_that_is_not_there() -> None:

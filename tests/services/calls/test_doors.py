@@ -192,7 +192,7 @@ async def test_a_caller_who_hangs_up_cancels_over_both_doors(doors: Doors) -> No
 
 
 async def cancelled(desk: Desk, job_id: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         async for event in desk.hub.watch_job(job_id):
             if event.HasField("job_complete"):
                 assert event.job_complete.status == types_pb2.JOB_STATUS_CANCELLED
@@ -344,7 +344,7 @@ async def test_a_job_is_explained_and_a_dry_run_takes_the_body_of_a_submit(doors
 
 async def test_a_quiet_stream_says_that_it_listens(doors: Doors) -> None:
     call = doors.fleet.WatchEvents(fleet_pb2.WatchEventsRequest())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         await call.initial_metadata()
     assert doors.desk.hub.listeners
     call.cancel()

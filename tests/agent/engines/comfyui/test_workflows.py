@@ -116,13 +116,13 @@ def test_frames_of_other_prompts_are_nobodys_here(node: ComfyNode, tmp_path: Pat
     """A prompt without a client tells everybody of its progress."""
     node.script.hold_at = 2
     httpx.post(f"{node.url}/prompt", json={"prompt": progress_graph(step_ms=0), "prompt_id": "another's"})
-    assert node.script.held.wait(20)
+    assert node.script.held.wait(50)
     recorder = Recorder()
     engine = make_engine(node, tmp_path)
     thread, ended = in_thread(lambda: engine.run(workflow_task(tmp_path, progress_graph(step_ms=0, seed=9)), recorder))
     recorder.wait_for(lambda: len(node.app.executor.pending) == 1)
     node.script.release()
-    thread.join(20)
+    thread.join(50)
     assert isinstance(ended[0], EngineResult)
     assert all(JOB in frame for frame in recorder.frames if isinstance(frame, str))
     assert recorder.steps == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
