@@ -19,7 +19,7 @@ import psutil
 from tests.waiting import wait_until_now
 
 READY = re.compile(r"ready at http://localhost:(\d+) .*gRPC: localhost:(\d+)")
-READY_SECONDS = 50.0
+READY_SECONDS = 150.0
 FAST = {
     # Durations that would make a test wait, shortened; everything else is as in production.
     "FLEET_HEARTBEAT_SECONDS": "0.5",

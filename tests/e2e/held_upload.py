@@ -57,7 +57,7 @@ def end_in_upload(
         assert api.get(f"/api/queue/jobs/{job_id}").json()["status"] == "running"
         if how == "killed":
             os.kill(slot, signal.SIGKILL)
-            wait_until_now(lambda: not psutil.pid_exists(slot))
+            wait_until_now(lambda: not psutil.pid_exists(slot), seconds=40)
         else:
             assert api.delete(f"/api/queue/jobs/{job_id}").json()["status"] == "cancelled"
 
