@@ -46,7 +46,7 @@ __all__ = [
 MOST_OPEN = 64
 """So many free nodes are looked at in a round, the promising ones: the rest of a large fleet is for the next round."""
 
-PATIENCE = 3.0
+PATIENCE = 30.0
 """How many times more than it takes a load counts when nodes are compared by their ends: a swap costs others too."""
 
 
@@ -187,6 +187,7 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
         open_nodes = _promising(open_nodes, demands, situation, timing, verdicts)
     now_ms = situation.now_ms
     copies = Counter(loaded.name for node in online for loaded in node.loaded)
+    served = _served(online, demands, verdicts)
     at = _Round(
         situation,
         timing,
@@ -198,7 +199,9 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
     pairs: list[tuple[Ranked, str]] = []
     for node_id, node in open_nodes.items():
         turns = node_id in situation.after_urgent
-        ranked = rank(node, demands, now_ms, timing=timing, verdicts=verdicts, copies=copies, turns=turns)
+        ranked = rank(
+            node, demands, now_ms, timing=timing, verdicts=verdicts, copies=copies, served=served, turns=turns
+        )
         pairs += [(one, node_id) for one in ranked if (node_id, one.demand.lane.lane_id) not in situation.avoided]
     pairs.sort(key=lambda pair: (*_want(pair), -at.room[pair[1]], pair[1]))
     placed: list[Placed] = []
@@ -217,6 +220,19 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
     lanes = {one.lane.lane_id: one.lane for one in demands}
     whole = [_with_company(one, lanes[one.lane_id], at) for one in placed]
     return Plan(tuple(whole), tuple(at.deferred))
+
+
+def _served(online: Sequence[NodeView], demands: Sequence[Demand], verdicts: Feasibility) -> frozenset[str]:
+    """The lanes whose model is in memory on a node that can run them."""
+    holders: dict[str, list[NodeView]] = {}
+    for node in online:
+        for loaded in node.loaded:
+            holders.setdefault(loaded.name, []).append(node)
+    return frozenset(
+        one.lane.lane_id
+        for one in demands
+        if any(verdicts.refusal(node, one.lane) is None for node in holders.get(one.lane.chief_model, ())[:MOST_OPEN])
+    )
 
 
 def _promising(

@@ -1,13 +1,14 @@
 """How much a node should want each lane. Pure.
 
 Scores are seconds of urgency. Their parts are bounded: together they move a lane by at most `MOST_SECONDS`, which is
-what lies between two priorities, so no lane is passed by for longer by lanes whose owners have had no more.
+what lies between two priorities, so no lane is passed by for longer by lanes whose owners have had no more. One part is
+larger and for lanes of like priority alone: what another node serves is left to it (`SECOND_COPY_SECONDS`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,10 @@ much again, and is the likelier the shorter the stay was."""
 
 SWAP_LIMIT_SECONDS = 360.0
 
+SECOND_COPY_SECONDS = 3_600.0
+"""So much more urgent a lane must be whose model another node serves, before one that is busy with models that it has
+swaps for it. Only work of the same or a higher priority keeps a node so."""
+
 KEEP_SECONDS = 60.0
 """For so long after its last use a model that no other node has in memory is worth its load seconds."""
 
@@ -42,7 +47,7 @@ LAG_SECONDS = 10.0
 """What each further job takes off."""
 
 MOST_LAG_JOBS = 24.0
-"""From so many on the other's lanes go first, whatever else."""
+"""From so many on the other's lanes go first, whatever else; but a turn alone makes no second copy of a model."""
 
 OUT_OF_TURN_SECONDS = 1_000.0
 
@@ -153,16 +158,18 @@ def rank(
     timing: Timing = NO_TIMING,
     verdicts: Feasibility | None = None,
     copies: Counter[str] | None = None,
+    served: Collection[str] = (),
     turns: bool = True,
 ) -> list[Ranked]:
     """The lanes with waiting jobs that the node can run, the best first; ties by lane id: all replicas agree.
 
-    `copies` counts the online nodes that have a model in memory. Without `turns` a lane with a `high` job goes before
-    all others.
+    `copies` counts the online nodes that have a model in memory; one that has it and can run a lane of `served` is
+    among them. Without `turns` a lane with a `high` job goes before all others.
     """
     judge = verdicts.refusal if verdicts is not None else feasible
     able = [one for one in demands if one.waiting > 0 and not one.paused and judge(node, one.lane) is None]
     late = _lateness(able, now_ms)
+    busy_with = max((_rank_of(one.head_priority) for one in able if _warm(node, one.lane)), default=-1)
     line: Counter[str] = Counter()
     for demand in able:
         line[demand.lane.chief_model or demand.lane.lane_id] += demand.waiting
@@ -174,7 +181,7 @@ def rank(
         usual = timing.usual_seconds(demand.lane) if run is not None else None
         slower = 0.0 if run is None or usual is None else run - usual
         model = demand.lane.chief_model
-        warm = not model or node.loaded_model(model) is not None
+        warm = _warm(node, demand.lane)
         jobs: float = line[model or demand.lane.lane_id]
         if model:
             # What waits is shared by the nodes that have the model, this one counted in.
@@ -188,10 +195,21 @@ def rank(
         )
         if not warm:
             worth -= _kept_worth(node, model, copies, now_ms, timing)
+            if demand.lane.lane_id in served and _rank_of(demand.head_priority) <= busy_with:
+                worth -= SECOND_COPY_SECONDS
         urgent = not turns and demand.high_waiting
         ranked.append(Ranked(demand, worth, load, run or 0.0, urgent))
     ranked.sort(key=lambda one: (not one.urgent, -one.score, one.demand.lane.lane_id))
     return ranked
+
+
+def _warm(node: NodeView, lane: Lane) -> bool:
+    return not lane.chief_model or node.loaded_model(lane.chief_model) is not None
+
+
+def _rank_of(priority: Priority | None) -> int:
+    """`low` is below the others. `high` is not above: it goes next by a rule of its own."""
+    return 0 if priority is Priority.LOW else 1
 
 
 def _lateness(able: Sequence[Demand], now_ms: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,10 +54,10 @@ def test_a_node_that_never_loaded_the_model_learns_how_long_it_takes() -> None:
 
 
 def test_a_cold_node_waits_for_nobody_who_would_not_be_sooner() -> None:
-    """A load counts four times: it takes ten seconds, and costs others as well."""
-    busy = replace(WARM, free_at_ms=(NOW + 39_000,))
+    """A load counts 31 times: it takes ten seconds, and costs others as well."""
+    busy = replace(WARM, free_at_ms=(NOW + 309_000,))
     assert decide([busy, COLD], Waiting(LANE), NOW).placed == ()
-    busier = replace(WARM, free_at_ms=(NOW + 41_000,))
+    busier = replace(WARM, free_at_ms=(NOW + 311_000,))
     assert [one.node_id for one in decide([busier, COLD], Waiting(LANE), NOW).placed] == ["cold"]
     unknown = replace(WARM, free_at_ms=())
     assert [one.node_id for one in decide([unknown, COLD], Waiting(LANE), NOW).placed] == ["cold"]
@@ -69,11 +70,11 @@ def test_a_cold_node_waits_for_nobody_who_would_not_be_sooner() -> None:
 
 
 def test_what_waits_is_more_than_the_warm_node_can_finish_sooner() -> None:
-    """A job runs for 20 seconds: in the 60 until the cold one's first counts as ended, the warm one ends two."""
+    """A job runs for 20 seconds: in the 330 until the cold one's first counts as ended, the warm one ends 16."""
     book = speeds(warm=20, cold=20)
     book.loaded("cold", "sketch", 10)
-    assert decide([WARM, COLD], Waiting(LANE, waiting=2), NOW, book).placed == ()
-    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE, waiting=3), NOW, book).placed] == ["cold"]
+    assert decide([WARM, COLD], Waiting(LANE, waiting=16), NOW, book).placed == ()
+    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE, waiting=17), NOW, book).placed] == ["cold"]
 
 
 def test_the_fast_node_takes_first_and_a_slow_one_waits_for_it_a_while() -> None:
@@ -106,6 +107,44 @@ def test_a_lane_whose_owner_has_had_more_goes_after_a_newcomers() -> None:
     # Only what both wait for counts: an owner who waits for something else holds nobody up.
     ahead = [replace(backlog, head_owner_lag=131.0), replace(warm, head_owner_lag=126.0)]
     assert lanes_of(node, *ahead) == ["l1", "l2"]
+
+
+def test_a_busy_node_leaves_what_another_serves_to_it_for_an_hour() -> None:
+    """It has warm work; a swap would make a second copy of a model whose jobs go on elsewhere."""
+    here = replace(NODE, loaded=(LoadedView("sketch"),))
+    there = replace(NODE, node_id="there", slots_free=0, loaded=(LoadedView("big"),))
+    own = Waiting(LANE)
+    other = Waiting(Lane("l2", "vision", "image_gen", "big"))
+
+    def first(other: Waiting, own: Waiting = own, there: NodeView = there, **more: Any) -> str:
+        [(_, lane_id)] = placed([here, there], [own, other], **more)
+        return lane_id
+
+    def waited(seconds: int) -> Waiting:
+        return replace(other, head_effective_ms=NOW - seconds * 1000)
+
+    assert first(waited(3_900)) == "l1"
+    assert first(waited(4_100)) == "l2"
+    # Nobody serves it: the node with the model is gone, may not run it, or was told not to.
+    for gone in ({"status": NodeStatus.DOWN}, {"cordoned": True}, {"loaded": ()}):
+        assert first(waited(500), there=replace(there, **gone)) == "l2"
+    # `low` work keeps no node from `normal` work, `normal` keeps it from both.
+    low = replace(own, head_priority=Priority.LOW)
+    assert first(waited(500), own=low) == "l2"
+    assert first(replace(waited(3_900), head_priority=Priority.LOW), own=low) == "l1"
+    # A free node with nothing of its own to do takes what waits.
+    assert placed([here, there], [waited(0)]) == [("agx0", "l2")]
+
+
+def test_turns_of_owners_make_no_second_copies() -> None:
+    """Where another node serves the newcomer the turn is worth a while, else it comes before all."""
+    here = replace(NODE, loaded=(LoadedView("sketch"),))
+    there = replace(NODE, node_id="there", slots_free=0, loaded=(LoadedView("big"),))
+    backlog = Waiting(LANE, waiting=500, head_effective_ms=NOW - 3_600_000, head_owner_lag=24.0)
+    newcomer = Waiting(Lane("l2", "vision", "image_gen", "big"))
+    assert placed([here, there], [backlog, newcomer]) == [("agx0", "l1")]
+    assert placed([here, replace(there, cordoned=True)], [backlog, newcomer]) == [("agx0", "l2")]
+    assert placed([there, replace(there, node_id="too", slots_free=1)], [backlog, newcomer]) == [("too", "l2")]
 
 
 @given(DEMANDS, st.integers(0, 10**9))
