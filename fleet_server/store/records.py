@@ -161,7 +161,7 @@ class Completion:
     """
 
     outcome: Outcome
-    fields: Sequence[bytes] | None = None
+    fields: Sequence[bytes] | bytes | None = None
 
     @property
     def record(self) -> JobRecord | None:
@@ -184,6 +184,11 @@ class AttemptRow:
 AttemptEncoder = Callable[[AttemptRow], bytes]
 
 
+SEPARATOR = b"\x1e"
+"""Between the fields and values that a script joined."""
+_JOINED = 6
+
+
 class StoredEvent:
     """One entry of the event stream. `type` is job_update, job_complete, node_update..., or `gap`: events were lost.
 
@@ -191,14 +196,14 @@ class StoredEvent:
     `EventStore.read`. What most readers pass by is read when it is asked for.
     """
 
-    __slots__ = ("_fields", "_job", "id", "raw", "time_ms", "type")
+    __slots__ = ("_fields", "_flat", "_job", "_raw", "id", "time_ms", "type")
 
     def __init__(self, event_id: str, time_ms: int, kind: str, fields: Mapping[str, bytes] | None = None) -> None:
         self.id = event_id
         self.time_ms = time_ms
         self.type = kind
-        self.raw: Mapping[bytes, bytes] = {}
-        """The fields of an entry as the store has them."""
+        self._flat: Sequence[bytes] = ()
+        self._raw: Mapping[bytes, bytes] | None = None
         self._fields = fields
         self._job: JobRecord | None = None
 
@@ -214,8 +219,17 @@ class StoredEvent:
     def of(cls, event_id: bytes, flat: Sequence[bytes]) -> StoredEvent:
         """An entry of the stream: it begins with its type and time."""
         event = cls(event_id.decode(), int(flat[3]), flat[1].decode())
-        event.raw = dict(zip(flat[4::2], flat[5::2], strict=True))
+        event._flat = flat
         return event
+
+    @property
+    def raw(self) -> Mapping[bytes, bytes]:
+        """The fields of an entry as the store has them; of a job's they may be joined (see lib/jobs.lua)."""
+        if self._raw is None:
+            flat = self._flat
+            rest = flat[5].split(SEPARATOR) if len(flat) == _JOINED and flat[4] == b"_j" else flat[4:]
+            self._raw = dict(zip(rest[::2], rest[1::2], strict=True))
+        return self._raw
 
     @property
     def fields(self) -> Mapping[str, bytes]:
@@ -309,8 +323,10 @@ _Draft: Any = make_dataclass(
 )
 
 
-def pairs(flat: Sequence[bytes]) -> dict[str, bytes]:
-    """A flat field, value, ... reply as a dict."""
+def pairs(flat: Sequence[bytes] | bytes) -> dict[str, bytes]:
+    """A flat field, value, ... reply as a dict, also one whose parts come joined."""
+    if isinstance(flat, bytes):
+        flat = flat.split(SEPARATOR)
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 

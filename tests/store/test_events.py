@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from fleet_server.store import Store, StoredEvent, decode_job, open_store
 from fleet_server.store.events import Subscription
 from tests.store.conftest import Server
-from tests.store.making import submit
+from tests.store.making import claim, submit
 from tests.store.proxy import proxied
 from tests.waiting import wait_until
 
@@ -34,6 +35,20 @@ async def test_every_event_after_entering_arrives_in_order(store: Store) -> None
     assert replayed[0].id == oldest
     assert (await store.events.read(replayed[10].id))[0] == replayed[11:]
     assert await store.events.last_id() == replayed[-1].id
+
+
+@pytest.mark.parametrize("owner", ["ann", "a\x1enn"])
+async def test_a_job_is_told_whole_in_one_value_and_in_many(store: Store, owner: str) -> None:
+    """Fields come joined, unless one holds what stands between them."""
+    job_id = await submit(store, owner=owner)
+    claimed = await claim(store)
+    done = await store.jobs.complete(job_id, claimed.token, result=b"")
+    assert done.record is not None
+    entries, _ = await store.events.read("0")
+    assert [event.type for event in entries] == ["job_update", "job_complete"]
+    assert {job.owner for job in (claimed.job, done.record, *(event.job for event in entries))} == {owner}
+    assert replace(done.record, spec=b"spec") == await store.jobs.get(job_id)
+    assert isinstance(done.fields, bytes) is (owner == "ann")
 
 
 async def test_published_events_have_their_fields(store: Store) -> None:

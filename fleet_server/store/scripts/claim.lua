@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Gives jobs of one lane to a node's session, one for each token. Repeatable by token.
 -- KEYS: held, node. ARGV: lane, node id, session, lease_ms, job id or '', avoid, token, ...
--- -> for each token {fields, spec} | false
+-- -> for each token {fields (joined where they can be), spec} | false
 -- include: jobs
 
 local lane, node, session, lease, wanted, avoid = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8] == '1'
@@ -143,7 +143,7 @@ end
 
 local out, ids, places = {}, {}, {}
 local function give(n, id, j)
-  out[n] = {flat_of(id, j)}
+  out[n] = {joined_of(id, j) or flat_of(id, j)}
   ids[#ids + 1] = K.spec .. id
   places[#places + 1] = n
 end

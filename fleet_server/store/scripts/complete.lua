@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Success of attempts. KEYS: job and result of each. ARGV: for each attempt: id, token, result, load_ms, run_ms,
 -- upload_ms, number of outputs, then for each output: filename, created_ms, size, record, key, making, home
--- -> for each {'ok' | 'already' | 'refused', fields | false}
+-- -> for each {'ok' | 'already' | 'refused', fields (joined where they can be) | false}
 -- include: ends
 -- include: outputs
 
@@ -44,7 +44,7 @@ local function completed(id, token, at)
     put_output(ARGV[i], id, ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
   end
   finish(id, j, 'succeeded', set, {'er'})
-  return {'ok', flat_of(id, j)}
+  return {'ok', joined_of(id, j) or flat_of(id, j)}
 end
 
 local out, at = {}, 3

@@ -54,8 +54,24 @@ local function flat_of(id, j)
   return flat
 end
 
+-- The same as one value, its parts joined: each value of a command or a reply costs the store about what such a join does.
+-- nil where a part holds the separator itself.
+local SEPARATOR = '\30'
+local function joined_of(id, j)
+  local flat = flat_of(id, j)
+  if string.find(table.concat(flat), SEPARATOR, 1, true) then
+    return nil
+  end
+  return table.concat(flat, SEPARATOR)
+end
+
 local function emit(kind, id, j)
-  redis.call('XADD', K.events, 'MAXLEN', '~', KEEP_EVENTS, '*', '_t', kind, '_ms', int(NOW), unpack(flat_of(id, j)))
+  local joined = joined_of(id, j)
+  if joined then
+    redis.call('XADD', K.events, 'MAXLEN', '~', KEEP_EVENTS, '*', '_t', kind, '_ms', int(NOW), '_j', joined)
+  else
+    redis.call('XADD', K.events, 'MAXLEN', '~', KEEP_EVENTS, '*', '_t', kind, '_ms', int(NOW), unpack(flat_of(id, j)))
+  end
 end
 
 -- Writes the changes of one step, and counts the version. `j` is afterwards what the hash holds.
