@@ -11,6 +11,12 @@ from typing import Any, TypeVar, overload
 T = TypeVar("T")
 
 
+def pause(begun: float, longest: float = 0.1) -> float:
+    """Until a condition is looked at again: what has waited for long may wait a little longer, and leaves the machine
+    to what it waits for. `begun` is of the monotonic clock."""
+    return min(0.01 + (time.monotonic() - begun) / 20, longest)
+
+
 @overload
 async def wait_until(condition: Callable[[], Awaitable[T | None]], *, seconds: float = 50.0) -> T: ...
 @overload
@@ -18,6 +24,7 @@ async def wait_until(condition: Callable[[], T | None], *, seconds: float = 50.0
 async def wait_until(condition: Callable[[], Any], *, seconds: float = 50.0) -> Any:
     """Returns the first true value of `condition`, plain or awaitable; AssertionError after that many seconds."""
     value: Any = None
+    begun = time.monotonic()
     try:
         async with asyncio.timeout(seconds):
             while True:
@@ -25,15 +32,15 @@ async def wait_until(condition: Callable[[], Any], *, seconds: float = 50.0) -> 
                 value = await answer if inspect.isawaitable(answer) else answer
                 if value:
                     return value
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(pause(begun))
     except TimeoutError:
         raise AssertionError(f"not so within {seconds:g} s: {condition}; the last value was {value!r}") from None
 
 
 def wait_until_now(condition: Callable[[], T | None], *, seconds: float = 50.0) -> T:
     """The same for a test without a loop."""
-    until = time.monotonic() + seconds
+    begun = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < until, f"not so within {seconds:g} s: {condition}; the last value was {value!r}"
-        time.sleep(0.02)
+        assert time.monotonic() < begun + seconds, f"not so within {seconds:g} s: {condition}; it was {value!r}"
+        time.sleep(pause(begun))
     return value

@@ -13,6 +13,7 @@ import httpx
 
 from tests.comfy_node import ComfyNode, Script
 from tests.e2e.fleet_process import FleetProcess
+from tests.waiting import pause
 
 _PORT = re.compile(r"ComfyUI: localhost:(\d+)")
 Json = Any
@@ -74,12 +75,12 @@ class House:
 
     def until(self, condition: Callable[[], Json], what: str, seconds: float = 100) -> Json:
         """The first true value of a condition."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        begun = time.monotonic()
+        while time.monotonic() < begun + seconds:
             found = condition()
             if found:
                 return found
-            time.sleep(0.02)
+            time.sleep(pause(begun))
         raise AssertionError(f"not within {seconds:g} s: {what}\n{self.server.log.read_text()[-3000:]}")
 
     # ComfyUI's calls.

@@ -24,6 +24,7 @@ from fleet_client.errors import FleetError
 
 from tests.e2e.fleet_process import FleetProcess
 from tests.ports import free_ports
+from tests.waiting import pause
 
 JOBS = 5
 BUSY: dict[str, Any] = {"width": 768, "height": 768, "steps": 40}
@@ -31,13 +32,14 @@ BUSY: dict[str, Any] = {"width": 768, "height": 768, "steps": 40}
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     """The first true value of `condition`; calls that fail while a server is away count as false."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    begun = time.monotonic()
+    while time.monotonic() < begun + seconds:
         with contextlib.suppress(FleetError, httpx.HTTPError):
             value = condition()
             if value:
                 return value
-        time.sleep(0.02)
+        # Each look is some calls, and the fleet has its work to do.
+        time.sleep(pause(begun, 0.25))
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
