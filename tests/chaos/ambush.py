@@ -2,7 +2,8 @@
 
 A job whose prompt has the word `ambush` is known by its Assign. The report of each of its attempts is caught, and with
 it all that its node says from then on, heartbeats and a new Hello too, until the attempt is let go: so its lease is
-lost, and the report comes late. `courses` says when.
+lost, and the report comes late. With the word `silence` as well, it is held as soon as its engine has begun. `courses`
+says when it goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import grpc
 from fleet.v1 import node_pb2 as pb
 
-WORD = "ambush"
+WORD, SILENCE = "ambush", "silence"
 HOLD_SECONDS = 20.0
 """Nothing is held longer, whatever its course does."""
 
@@ -31,6 +32,7 @@ class Attempt:
     generation: int
     report: pb.JobComplete | None = None
     forgotten: bool = False
+    silenced: bool = False
     caught: asyncio.Event = field(default_factory=asyncio.Event)
     free: asyncio.Event = field(default_factory=asyncio.Event)
     answers: asyncio.Queue[pb.CompleteOutcome.ValueType] = field(default_factory=asyncio.Queue)
@@ -106,18 +108,23 @@ class Ambushes:
         """Waits while the node is held; whether the message is about an ambushed job, and must not be lost."""
         if message.HasField("hello"):
             stream.node_id = message.hello.node_id
-        ours = False
+        ours, begun = False, list[Attempt]()
         for one in _parts(message):
             attempt = self.attempts.get(_token(one))
             ours = ours or attempt is not None
             if attempt is not None and one.HasField("complete"):
                 self._catch(attempt, one.complete)
+            if attempt is not None and attempt.silenced and one.HasField("started"):
+                begun.append(attempt)
         for attempt in self._held(stream.node_id):
             try:
                 await asyncio.wait_for(attempt.free.wait(), HOLD_SECONDS)
             except TimeoutError:
                 attempt.forgotten = True
                 attempt.free.set()
+        for attempt in begun:
+            # What comes after this message is held.
+            attempt.caught.set()
         return ours
 
     def down(self, stream: Stream, message: pb.ServerMessage) -> bool:
@@ -137,8 +144,9 @@ class Ambushes:
 
     def _assign(self, node_id: str, assign: pb.Assign) -> None:
         self.assigned.append((assign.job_id, assign.generation, assign.attempt, node_id))
-        if WORD in assign.payload.image_gen.prompt.split() and assign.token not in self.attempts:
-            attempt = Attempt(assign.job_id, assign.token, node_id, assign.generation)
+        words = assign.payload.image_gen.prompt.split()
+        if WORD in words and assign.token not in self.attempts:
+            attempt = Attempt(assign.job_id, assign.token, node_id, assign.generation, silenced=SILENCE in words)
             self.attempts[assign.token] = attempt
             if self._all_over or assign.job_id in self._over:
                 attempt.free.set()

@@ -59,10 +59,11 @@ class Client:
         """A job that fails as often as it may."""
         await self._said([self._job("fail work:10", max_retries=2)])
 
-    async def ambushed(self, prompt: str, *, max_retries: int, cluster: str | None) -> str:
-        """A job that goes ahead of others; its id."""
-        job = {**self._job(prompt, max_retries), "priority": "high", "exclusive": False}
-        (job_id,) = await self._said([{**job, "target_cluster": cluster} if cluster else job])
+    async def ambushed(self, prompt: str, *, max_retries: int, cluster: str | None, exclusive: bool = False) -> str:
+        """A job that goes ahead of others, said twice and called back; its id."""
+        job = {**self._job(prompt, max_retries), "priority": "high", "exclusive": exclusive}
+        job["callback_url"] = self._callback_url
+        (job_id,) = await self._said([{**job, "target_cluster": cluster} if cluster else job], again=True)
         return job_id
 
     async def insist(self, what: str, path: str, job_id: str = "", body: Any = None) -> Call:
@@ -99,11 +100,11 @@ class Client:
         count = 1 if self._random.random() < 0.8 else self._random.randrange(2, 6)
         await self._said([self._usual() for _ in range(count)])
 
-    async def _said(self, jobs: list[dict[str, Any]]) -> list[str]:
+    async def _said(self, jobs: list[dict[str, Any]], *, again: bool = False) -> list[str]:
         """Submits under one request id, again and again until there is an answer; sometimes once more after that. The
         ids of the jobs."""
         request_id = uuid.UUID(int=self._random.getrandbits(128)).hex
-        again = self._random.random() < 0.2
+        again = again or self._random.random() < 0.2
         while True:
             call = await self._ask(
                 "submit", "POST", "/api/queue/jobs/batch", "", request_id, {"jobs": jobs, "request_id": request_id}

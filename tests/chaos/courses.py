@@ -14,10 +14,10 @@ from typing import Any
 
 from fleet.v1 import node_pb2 as pb
 
-from tests.chaos.ambush import WORD, Ambushes, Attempt
+from tests.chaos.ambush import SILENCE, WORD, Ambushes, Attempt
 from tests.chaos.checker import ENDED
 from tests.chaos.client import Client
-from tests.chaos.history import Outcome
+from tests.chaos.history import Call, Outcome
 
 CLUSTER = "ambush"
 """Of its own, so that it can be paused and nobody else waits."""
@@ -33,11 +33,20 @@ PARTS = {
     "success retried": "success",
     "success cancelled": "success",
     "success queued": "recovery",
+    "exclusive silence": "silence",
 }
 """A report and the state in which its job is when it comes, by the course that it is part of: queued again, running
 with another token, ended by another attempt, in its next generation, cancelled while the report was on its way. A
-success that finds its job queued is taken: the work is done, and nobody else has begun it."""
-PROMPTS = {"failure": "work:250 fail-1", "success": "work:250 fail-2", "recovery": "work:250"}
+success that finds its job queued is taken: the work is done, and nobody else has begun it. An exclusive job whose node
+says nothing for a part of its lease runs on, there alone."""
+PROMPTS = {
+    "failure": "work:250 fail-1",
+    "success": "work:250 fail-2",
+    "recovery": "work:250",
+    "silence": f"{SILENCE} work:2500",
+}
+SILENT_SECONDS = 1.6
+"""About half of a lease."""
 TAKEN = "success queued"
 LONG = frozenset(PARTS)
 SHORT = LONG - {TAKEN}
@@ -62,17 +71,32 @@ class Courses:
 
     async def run(self) -> None:
         """Until nothing is missing, or it is known that a guard is."""
-        while self.missing and not self.taken:
-            for course in ("failure", "success", "recovery"):
-                if not self.taken and any(PARTS[one] == course for one in self.missing):
+        async with asyncio.TaskGroup() as beside:
+            beside.create_task(self._all(("silence",)))
+            beside.create_task(self._all(("failure", "success", "recovery")))
+
+    async def _all(self, courses: tuple[str, ...]) -> None:
+        while any(PARTS[one] in courses for one in self.missing):
+            for course in courses:
+                if self.taken:
+                    return
+                if any(PARTS[one] == course for one in self.missing):
                     await self._one(course)
 
     async def _one(self, course: str) -> None:
-        apart = course != "success"
+        apart = course in ("failure", "recovery")
         job_id = await self._client.ambushed(
-            f"{WORD} {PROMPTS[course]}", max_retries=int(apart), cluster=CLUSTER if apart else None
+            f"{WORD} {PROMPTS[course]}",
+            max_retries=int(course != "success"),
+            cluster=CLUSTER if apart else None,
+            exclusive=course == "silence",
         )
-        steps = {"failure": self._failure, "success": self._success, "recovery": self._recovery}[course]
+        steps = {
+            "failure": self._failure,
+            "success": self._success,
+            "recovery": self._recovery,
+            "silence": self._silence,
+        }[course]
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(steps(job_id), COURSE_SECONDS)
@@ -86,7 +110,8 @@ class Courses:
         await self._client.insist("resume", "/api/queue/resume", body={"target_cluster": CLUSTER})
 
     async def _success(self, job_id: str) -> None:
-        """Lost and run elsewhere, where it fails; retried, and cancelled when it has been done once more."""
+        """Lost and run elsewhere, where it fails; retried, and cancelled when it has been done once more. What has
+        failed is not to be cancelled, what was cancelled not to be retried."""
         old = await self._caught(job_id)
         await self._late(old, "elsewhere", await self._elsewhere(job_id, old))
         self._ambushes.open(job_id)
@@ -95,22 +120,35 @@ class Courses:
         if ended["status"] != "failed":
             return
         self._ambushes.hold(job_id)
-        await self._client.insist("retry", "/api/queue/jobs/{}/retry", job_id)
+        await self._insist("cancel", job_id)
+        await self._insist("retry", job_id)
         again = await self._job(job_id, lambda job: job["generation"] > old.generation)
         await self._late(old, "retried", again)
         new = await self._caught(job_id, old.generation + 1)
-        cancel = await self._client.insist("cancel", "/api/queue/jobs/{}/cancel", job_id)
+        cancel = await self._insist("cancel", job_id)
         if cancel.outcome is Outcome.OK:
             await self._late(new, "cancelled", cancel.reply)
+        await self._insist("retry", job_id)
 
     async def _failure(self, job_id: str) -> None:
-        """Lost and held back in the queue; then run elsewhere, where it succeeds."""
+        """Lost and held back in the queue; then run elsewhere, where it succeeds: not to be cancelled nor retried."""
         old = await self._caught(job_id)
         await self._late(old, "queued", await self._paused(job_id))
         await self._resume()
         await self._late(old, "elsewhere", await self._elsewhere(job_id, old))
         self._ambushes.open(job_id)
         await self._late(old, "ended", await self._job(job_id, lambda job: job["status"] in ENDED))
+        await self._insist("cancel", job_id)
+        await self._insist("retry", job_id)
+
+    async def _silence(self, job_id: str) -> None:
+        """Its node says nothing for a while once it has begun."""
+        attempt = await self._caught(job_id)
+        await asyncio.sleep(SILENT_SECONDS)
+        attempt.free.set()
+        self._ambushes.open(job_id)
+        await self._job(job_id, lambda job: job["status"] in ENDED)
+        self.met["exclusive silence"] += 1
 
     async def _recovery(self, job_id: str) -> None:
         """Lost and held back in the queue, where its result finds it."""
@@ -118,6 +156,9 @@ class Courses:
         await self._late(old, "queued", await self._paused(job_id))
 
     # Steps.
+
+    async def _insist(self, what: str, job_id: str) -> Call:
+        return await self._client.insist(what, f"/api/queue/jobs/{{}}/{what}", job_id)
 
     async def _caught(self, job_id: str, generation: int = 1) -> Attempt:
         """An attempt whose report is held."""
