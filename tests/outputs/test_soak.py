@@ -25,6 +25,7 @@ from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
 
 GENERATIONS = int(os.environ.get("FLEET_SOAK_GENERATIONS", "40"))
 """`make soak` makes 500."""
+START_SECONDS = 90.0
 
 IMPATIENT = {
     # Copies and cleanups come as often as they can, and nothing is too young to be removed.
@@ -86,7 +87,7 @@ async def hashes(endpoint: str) -> dict[str, str]:
         await s3.aclose()
 
 
-@pytest.mark.timeout(60 + 4 * GENERATIONS)
+@pytest.mark.timeout(3 * START_SECONDS + 4 * GENERATIONS)
 def test_all_pictures_reach_s3_and_none_is_removed_before(folder: Path) -> None:
     bucket = EmbeddedProcess(folder / "s3").start()
     port, grpc_port = free_ports(2)
@@ -101,7 +102,7 @@ def test_all_pictures_reach_s3_and_none_is_removed_before(folder: Path) -> None:
     )
     try:
         agent.spawn()
-        fleet.start()
+        fleet.start(START_SECONDS)
         with FleetCommander(fleet.url) as client:
             until(lambda: client.status()["s3"]["status"] == "ok", "S3 is there", 60)
             bucket.stop()
@@ -120,7 +121,7 @@ def test_all_pictures_reach_s3_and_none_is_removed_before(folder: Path) -> None:
                     # The first time the agent goes on by itself, with what it has made meanwhile.
                     agent.kill()
                     agent.spawn()
-                fleet.start()
+                fleet.start(START_SECONDS)
         with FleetCommander(fleet.url) as client:
             pictures = made(client)
             assert len(pictures) == GENERATIONS
