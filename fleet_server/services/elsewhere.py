@@ -21,8 +21,9 @@ _log = structlog.get_logger("fleet.sessions")
 class Elsewhere:
     """Follows the rows of nodes that have no stream here.
 
-    Changes come with the store's events (`told`), readings by a look at the rows now and then. A node whose replica
-    has fallen silent is written down as disconnected, and as down a lease later: nobody else would do it.
+    Changes come with the store's events (`told`), readings by a look at the rows now and then. A node of which nothing
+    was heard for long, and whose replica gives no sign of life either, is written down as disconnected, and as down a
+    lease later: nobody else would do it.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Elsewhere:
     async def _give_up(self, row: NodeRow) -> None:
         nodes = self._store.nodes
         if row.status == NodeStatus.ONLINE:
-            if await nodes.disconnect(row.node_id, row.session):
+            if await nodes.silent(row.node_id, row.session):
                 _log.warning("node of a silent replica", node_id=row.node_id, replica=row.replica)
         elif row.status == NodeStatus.DISCONNECTED and self._silent_seconds(row) > self._settings.lease_seconds:
             await nodes.set_down(row.node_id, row.session)

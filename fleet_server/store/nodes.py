@@ -67,6 +67,13 @@ class NodeStore:
         """
         return await self._update(node_id, "disconnect", session, int(lost)) is not None
 
+    async def silent(self, node_id: str, session: str) -> bool:
+        """Nothing was heard of this session for long: disconnected, and lost, unless its replica shows signs of life.
+
+        False if it does, or if the session is not the node's.
+        """
+        return await self._update(node_id, "disconnect", session, "silent") is not None
+
     async def set_down(self, node_id: str, session: str) -> bool:
         """Gives a disconnected node up. False if it is online or has another session."""
         return await self._update(node_id, "down", session, "") is not None

@@ -197,6 +197,21 @@ async def test_a_hold_spends_no_extension(store: Store, clock: ManualClock) -> N
     assert (await sweep(store)).extended == 1
 
 
+async def test_a_silent_node_is_its_own_replicas_business_while_that_lives(store: Store, clock: ManualClock) -> None:
+    """The store was away: nobody's readings are fresh, and nobody is gone."""
+    await connect(store)
+    await sweep(store, A)
+    clock.tick(LIFE_MS)
+    assert not await store.nodes.silent("agx0", "agx0-s1")
+    clock.tick(1)
+    assert not await store.nodes.silent("agx0", "s0")
+    assert await store.nodes.silent("agx0", "agx0-s1")
+    row = await store.nodes.get("agx0")
+    assert row is not None and row.status == "disconnected"
+    sharp = replace(B, mass_loss=MassLossRule(share=0, least=1))
+    assert (await sweep(store, sharp)).missing == 1
+
+
 # A mass loss.
 
 

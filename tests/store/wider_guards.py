@@ -97,6 +97,7 @@ outlasts = told_by(watch.test_a_lease_that_outlasts_all_that_gets_none)
 late_run = told_by(watch.test_an_overdue_run_waits_with_its_lease)
 no_shorter = told_by(watch.test_an_extension_never_shortens_a_lease)
 given_back = told_by(watch.test_what_a_server_gave_back_is_not_extended)
+silent = told_by(watch.test_a_silent_node_is_its_own_replicas_business_while_that_lives)
 at_another = told_by(watch.test_a_server_gives_back_nothing_of_a_node_that_is_at_another)
 frozen = told_by(watch.test_nothing_is_reassigned_by_any_replica_while_it_lasts)
 half_back = told_by(watch.test_it_ends_when_half_are_back_on_whatever_replica)
@@ -117,6 +118,9 @@ WIDER_GUARDS = [
     Guard("lib/watch", "last == boot and since or NOW", "NOW", alive),
     Guard("lib/watch", "K.leases, 'XX', 'GT'", "K.leases, 'XX'", no_shorter),
     Guard("lib/watch", "  redis.call('ZADD', K.deadlines, 'XX', 'GT', int(till - margin), id)\n", "", late_run),
+    Guard("node_update", "if value == 'silent' and lives(n.replica) then", "if false then", silent),
+    Guard("node_update", "if value == 'silent' and lives(n.replica) then", "if lives(n.replica) then", half_back),
+    Guard("lib/watch", "return till and till >= NOW", "return till", silent),
     Guard("release", "if ARGV[7] ~= '' and", "if false and", at_another),
     Guard("reap", "if not hold and missing == 0 then", "if not hold then", frozen),
     Guard("lib/watch", "if since and (not many or NOW - since >= freeze) then", "if since and not many then", frozen),

@@ -1,6 +1,8 @@
 #!lua flags=allow-oom
--- One change of a node. KEYS: node. ARGV: id, what, session, value (of a disconnect '1': without a goodbye) -> fields afterwards | false: unknown, other session or state
+-- One change of a node. KEYS: node. ARGV: id, what, session, value -> fields afterwards | false: unknown, other session or state
+-- The value of a disconnect: '0' after a goodbye, '1' without, 'silent' without and unless the node's replica lives.
 -- include: nodes
+-- include: watch
 
 local id, what, session, value = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local n = to_table(redis.call('HGETALL', KEYS[1]))
@@ -18,9 +20,12 @@ elseif what == 'info' then
     save_node(id, n, {info = value}, true)
   end
 elseif what == 'disconnect' then
+  if value == 'silent' and lives(n.replica) then
+    return false
+  end
   if n.status == 'online' then
     save_node(id, n, {status = 'disconnected'}, true)
-    went(id, value == '1')
+    went(id, value ~= '0')
   end
 elseif what == 'down' then
   if n.status == 'online' then

@@ -6,6 +6,11 @@ local function life_of(replica)
   return tonumber(since), tonumber(till), boot
 end
 
+local function lives(replica)
+  local _, till = life_of(replica or '')
+  return till and till >= NOW
+end
+
 -- The life sign of a replica, given again when a third of it is over.
 local function live(replica, boot, life)
   local since, till, last = life_of(replica)
