@@ -144,7 +144,7 @@ class Cuts:
 
     def _look(self, image: Image) -> Kept:
         memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(prefix="fleet-power-", dir=memory if memory.is_dir() else None) as folder:
+        with tempfile.TemporaryDirectory(prefix="fleet-power-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
             for path, data in sorted(image, key=lambda one: one[0]):
                 if data is None:
                     (Path(folder) / path).mkdir()
