@@ -143,8 +143,8 @@ class Cuts:
         return ""
 
     def _look(self, image: Image) -> Kept:
-        memory = Path("/dev/shm")
-        with tempfile.TemporaryDirectory(prefix="fleet-power-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="fleet-power-", dir=memory) as folder:
             for path, data in sorted(image, key=lambda one: one[0]):
                 if data is None:
                     (Path(folder) / path).mkdir()
