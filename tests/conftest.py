@@ -23,7 +23,7 @@ settings.register_profile(
 )
 settings.load_profile("fleet")
 
-_FIXTURES_SECONDS = 240.0
+_FIXTURES_SECONDS = 480.0
 """What a test's fixtures may take in all: the first test of a file may have to start a fleet, beside other tests'. The
 time of pyproject.toml is that of the test itself."""
 _FLEETS = frozenset(

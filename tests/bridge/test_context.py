@@ -156,13 +156,13 @@ async def test_one_servicer_answers_alike_over_grpc_and_http() -> None:
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, client_of(bridge_of(library)) as client:
             get: Any = channel.unary_unary(path("GetBook"), pb.GetBookRequest.SerializeToString, pb.Book.FromString)
-            book = await get(pb.GetBookRequest(book_id="7", full=True), timeout=10)
+            book = await get(pb.GetBookRequest(book_id="7", full=True), timeout=60)
             assert (await client.get("/v1/books/7?full=true")).json()["title"] == book.title == "full"
             watch: Any = channel.unary_stream(path("Watch"), pb.WatchRequest.SerializeToString, pb.Event.FromString)
-            events = [event.id async for event in watch(pb.WatchRequest(count=3), timeout=10)]
+            events = [event.id async for event in watch(pb.WatchRequest(count=3), timeout=60)]
             lines = (await client.get("/v1/watch?count=3")).text.splitlines()
             assert [json.loads(line)["id"] for line in lines] == events == ["0", "1", "2"]
             chat: Any = channel.stream_stream(path("Chat"), pb.ChatMessage.SerializeToString, pb.ChatMessage.FromString)
-            assert [reply.text async for reply in chat(messages(), timeout=10)] == ["a", "b"]
+            assert [reply.text async for reply in chat(messages(), timeout=60)] == ["a", "b"]
     finally:
         await server.stop(None)

@@ -33,7 +33,7 @@ class House:
         )
         self.nodes: dict[str, ComfyNode] = {}
         self.agents: dict[str, FleetProcess] = {}
-        self.http = httpx.Client(timeout=30)
+        self.http = httpx.Client(timeout=60)
         stack.callback(self.http.close)
 
     def start(self) -> None:

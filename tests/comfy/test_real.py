@@ -74,7 +74,7 @@ def doors() -> Iterator[tuple[Door, Door]]:
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
         house_in(Path(folder)) as house,
-        httpx.Client(base_url=REAL, timeout=30, trust_env=False) as http,
+        httpx.Client(base_url=REAL, timeout=60, trust_env=False) as http,
     ):
         house.attach("real", REAL)
         house.until(lambda: "EmptyImage" in house.get("/object_info"), "the node is looked at", 50)

@@ -161,7 +161,7 @@ def test_a_workflow_of_the_queue_keeps_large_seeds_and_names_its_files(house: Ho
     with grpc.insecure_channel(f"127.0.0.1:{house.server.grpc_port}") as channel:
         request = queue_pb2.CreateJobRequest(job_type=types_pb2.JOB_TYPE_IMAGE_GEN, workflow_json=json.dumps(graph))
         request.payload.SetInParent()
-        typed = queue_pb2_grpc.QueueStub(channel).CreateJob(request, timeout=30).receipt.job_id
+        typed = queue_pb2_grpc.QueueStub(channel).CreateJob(request, timeout=60).receipt.job_id
     house.until(lambda: house.http.get(f"{api}/{typed}").json()["status"] == "succeeded", "it runs too")
     again = next(c.body for c in house.nodes["n1"].called("POST", "/prompt") if c.body["prompt_id"] == typed)
     assert again["prompt"] == sent["prompt"], "by gRPC it is the same"

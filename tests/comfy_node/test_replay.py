@@ -39,7 +39,7 @@ def _until_over(socket: ClientConnection) -> list[Any]:
     """Frames up to the `executing` without a node."""
     frames: list[Any] = []
     while True:
-        frame = socket.recv(timeout=20)
+        frame = socket.recv(timeout=60)
         frames.append(json.loads(frame) if isinstance(frame, str) else frame)
         if isinstance(frames[-1], dict) and frames[-1]["data"].get("node", "") is None:
             return frames
@@ -126,7 +126,7 @@ def test_progress_and_previews_in_both_framings(node: ComfyNode, http: httpx.Cli
         node.app.files.data["output", "comfyui", "fleet_00001_.png"] = b""
     with _open(node, "me", metadata=metadata) as socket:
         if metadata:
-            first = [_shape(json.loads(socket.recv(timeout=20))) for _ in range(2)]
+            first = [_shape(json.loads(socket.recv(timeout=60))) for _ in range(2)]
             assert first == _recorded(f"{name}_ws")[:2]
         body = {"prompt": recorded["prompt"][2], "client_id": "me"}
         prompt_id = http.post(f"{node.url}/prompt", json=body).json()["prompt_id"]
@@ -190,10 +190,10 @@ def test_a_restart_forgets_and_a_cut_socket_does_not(node: ComfyNode, http: http
         node.drop_sockets()
         with pytest.raises(Exception, match="1012"):
             while True:
-                socket.recv(timeout=20)
+                socket.recv(timeout=60)
     with _open(node, "me") as socket:
-        socket.recv(timeout=20)
-        assert json.loads(socket.recv(timeout=20)) == {"type": "executing", "data": {"node": "1"}}
+        socket.recv(timeout=60)
+        assert json.loads(socket.recv(timeout=60)) == {"type": "executing", "data": {"node": "1"}}
         node.script.release()
         assert "executed" in [frame["type"] for frame in _until_over(socket) if isinstance(frame, dict)]
     port = node.port

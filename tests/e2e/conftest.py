@@ -30,7 +30,7 @@ def quiet() -> Iterator[httpx.Client]:
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
         FleetProcess(Path(folder) / "data") as process,
-        httpx.Client(base_url=process.url, timeout=30) as session,
+        httpx.Client(base_url=process.url, timeout=60) as session,
     ):
         yield session
 

@@ -48,6 +48,9 @@ def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 class FleetProcess:
     """One `fleet` process. Its standard error goes to `log`."""
 
+    pattern = READY
+    """Of the ready line: the ports of HTTP and of gRPC."""
+
     def __init__(
         self,
         folder: Path,
@@ -82,7 +85,7 @@ class FleetProcess:
         killer.start()
         try:
             for line in self.process.stdout:
-                found = READY.search(line)
+                found = self.pattern.search(line)
                 if found:
                     self.port, self.grpc_port, self.ready = int(found[1]), int(found[2]), line
                     return self

@@ -193,7 +193,7 @@ def test_websocket_events(fleet: FleetProcess, tmp_path: Path) -> None:
         job_id = reply(fleet, documented.VISION_GENERATE, tmp_path)["job_id"]
         seen: dict[str, Any] = {}
         while "job_complete" not in seen:
-            event = json.loads(socket.recv(timeout=30))
+            event = json.loads(socket.recv(timeout=60))
             if event["data"].get("job_id") == job_id:
                 seen[event["type"]] = event["data"]
     assert {"job_update", "job_progress", "job_complete"} <= set(seen)

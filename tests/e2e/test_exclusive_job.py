@@ -64,7 +64,7 @@ def test_its_attempts_never_overlap() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
         fleet = stack.enter_context(FleetProcess(folder / "data", "--no-agent"))
-        client = stack.enter_context(httpx.Client(base_url=fleet.url, timeout=30))
+        client = stack.enter_context(httpx.Client(base_url=fleet.url, timeout=60))
         agents = {name: stack.enter_context(agent(fleet, folder, name)) for name in ("one", "two")}
         soon(lambda: len(client.get("/api/nodes?status=online").json()["nodes"]) == 2)
         body = {"job_type": "image_gen", "payload": SLOW, "exclusive": True}

@@ -110,7 +110,7 @@ def test_without_a_node_it_is_503_and_a_queued_one_waits() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
         FleetProcess(Path(folder) / "data", "--no-agent") as alone,
-        httpx.Client(base_url=alone.url, timeout=20) as client,
+        httpx.Client(base_url=alone.url, timeout=60) as client,
     ):
         refused = client.post("/api/fleet/generate", json=QUICK)
         assert (refused.status_code, refused.json()["reason"]) == (503, "NO_NODE")

@@ -51,7 +51,7 @@ def keyed(keys: Path) -> Iterator[FleetProcess]:
 
 
 def call(fleet: FleetProcess, key: str, method: str, path: str, **options: Any) -> httpx.Response:
-    return httpx.request(method, fleet.url + path, headers={"X-API-Key": key}, timeout=30, **options)
+    return httpx.request(method, fleet.url + path, headers={"X-API-Key": key}, timeout=60, **options)
 
 
 def refused(response: httpx.Response, status: int, reason: str) -> str:
@@ -173,14 +173,14 @@ def test_streams_of_a_withdrawn_key_end_and_those_of_others_go_on(keyed: FleetPr
         os.kill(keyed.pid, signal.SIGHUP)
         with pytest.raises(ConnectionClosed) as closed:
             while True:
-                withdrawn.recv(timeout=20)
+                withdrawn.recv(timeout=60)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
         with pytest.raises(grpc.RpcError) as caught:
             for _ in events:
                 pass
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         job_id = call(keyed, ANN, "POST", "/api/queue/jobs", json=JOB).json()["job_id"]
-        while job_id not in str(kept.recv(timeout=20)):
+        while job_id not in str(kept.recv(timeout=60)):
             pass
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import httpx
@@ -21,6 +21,7 @@ import pytest
 from fleet.v1 import node_pb2, node_pb2_grpc
 
 from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
+from tests.ports import free_ports
 from tests.waiting import wait_until_now
 
 READY = re.compile(r"ready at http://\S+?:(\d+) .*gRPC: localhost:(\d+)")
@@ -30,13 +31,7 @@ SMALL: dict[str, Any] = {"prompt": "a sunset", "width": 64, "height": 64, "steps
 class LanFleet(FleetProcess):
     """A fleet that listens on all addresses, reached through loopback."""
 
-    def start(self) -> Self:
-        self.spawn()
-        assert self.process is not None and self.process.stdout is not None
-        found = next((match for line in self.process.stdout if (match := READY.search(line))), None)
-        assert found, self.log.read_text()[-4000:]
-        self.port, self.grpc_port = int(found[1]), int(found[2])
-        return self
+    pattern = READY
 
     def told(self, pattern: str) -> list[str]:
         """What the log shows of that shape."""
@@ -79,7 +74,7 @@ def check_doors(fleet: LanFleet) -> None:
     for port in others:
         plain = grpc.insecure_channel(f"127.0.0.1:{port}")
         with plain, pytest.raises(grpc.RpcError) as raised:
-            node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=10)
+            node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=60)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         raw = socket.create_connection(("127.0.0.1", port), 10)
         with context.wrap_socket(raw, server_hostname="127.0.0.1") as shaken:
@@ -88,16 +83,18 @@ def check_doors(fleet: LanFleet) -> None:
 
 @pytest.mark.timeout(150)
 def test_lan_tells_a_key_and_a_token_once_and_a_machine_joins_with_them(folder: Path) -> None:
-    command = ("up", "--lan", "--port", "0", "--grpc-port", "0", "--no-agent")
+    grpc_port, agents_port = free_ports(2)
+    doors = ("--port", "0", "--grpc-port", str(grpc_port), "--agents-port", str(agents_port))
+    command = ("up", "--lan", "--no-agent", *doors)
     fleet = LanFleet(folder / "data", command=command)
     with fleet:
-        wait_until_now(lambda: fleet.told(r"fleet agent --join (\S+)"), seconds=10)
+        wait_until_now(lambda: fleet.told(r"fleet agent --join (\S+)"))
         check_doors(fleet)
         (key,) = set(fleet.told(r"fc_[A-Za-z0-9_-]{43}"))
         (token,) = fleet.told(r"fleet agent --join (\S+)")
-        with httpx.Client(base_url=fleet.url, timeout=20) as nobody:
+        with httpx.Client(base_url=fleet.url, timeout=60) as nobody:
             assert nobody.get("/api/nodes").json()["reason"] == "API_KEY_MISSING"
-        with httpx.Client(base_url=fleet.url, headers={"X-API-Key": key}, timeout=20) as caller:
+        with httpx.Client(base_url=fleet.url, headers={"X-API-Key": key}, timeout=60) as caller:
             arguments = ("--node-id", "far", "--data-dir", str(folder / "far"))
             with agent("--join", token, *arguments):
                 job = caller.post("/api/fleet/generate", json=SMALL)
@@ -108,14 +105,13 @@ def test_lan_tells_a_key_and_a_token_once_and_a_machine_joins_with_them(folder: 
             assert caller.post("/api/nodes/tokens", params={"request_id": "one"}).json() == made
             assert set(made) == {"token", "ca_sha256", "expire_time"}
     before = len(fleet.told(r"fc_[A-Za-z0-9_-]{43}"))
-    again = ("up", "--lan", "--port", "0", "--no-agent", "--grpc-port", str(fleet.grpc_port))
     identity = json.loads((folder / "far" / "identity.json").read_text())
-    port = identity["agents_server"].rpartition(":")[2]
-    with LanFleet(folder / "data", "--agents-port", port, command=again) as later:
+    assert identity["agents_server"].rpartition(":")[2] == str(agents_port)
+    with LanFleet(folder / "data", command=command) as later:
         assert len(later.told(r"fc_[A-Za-z0-9_-]{43}")) == before, "told once"
         with agent("--data-dir", str(folder / "far")):
             headers = {"X-API-Key": key}
-            nodes = httpx.get(f"{later.url}/api/nodes", headers=headers, timeout=20).json()["nodes"]
+            nodes = httpx.get(f"{later.url}/api/nodes", headers=headers, timeout=60).json()["nodes"]
             assert [(node["node_id"], node["status"]) for node in nodes] == [("far", "online")]
 
 
@@ -136,7 +132,7 @@ GUARDED = [
 
 def test_without_auth_everybody_reads_and_submits_and_nothing_else(folder: Path) -> None:
     command = ("up", "--host", "0.0.0.0", "--insecure-no-auth", "--port", "0", "--grpc-port", "0")
-    with LanFleet(folder / "data", command=command) as fleet, httpx.Client(base_url=fleet.url, timeout=20) as anybody:
+    with LanFleet(folder / "data", command=command) as fleet, httpx.Client(base_url=fleet.url, timeout=60) as anybody:
         assert "everybody who reaches this server" in fleet.log.read_text()
         assert anybody.get("/api/nodes").json()["nodes"][0]["status"] == "online", "our own agent has a key"
         assert anybody.post("/api/fleet/generate", json=SMALL).status_code == 200
@@ -162,5 +158,5 @@ def test_not_on_loopback_there_is_a_key_or_no_start(folder: Path) -> None:
 
 def test_on_loopback_no_token_is_needed_and_that_is_said(folder: Path) -> None:
     with FleetProcess(folder / "data", "--no-agent") as fleet:
-        answer = httpx.post(f"{fleet.url}/api/nodes/tokens", timeout=20)
+        answer = httpx.post(f"{fleet.url}/api/nodes/tokens", timeout=60)
         assert (answer.status_code, answer.json()["reason"]) == (409, "TLS_OFF")

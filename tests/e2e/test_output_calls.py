@@ -134,7 +134,7 @@ def run(fleet: FleetProcess, *words: str, code: int = 0) -> Any:
 
 def raw(fleet: FleetProcess, method: str, path: str) -> tuple[int, dict[str, Any]]:
     """A request whose path goes out just as it is."""
-    connection = http.client.HTTPConnection("localhost", fleet.port, timeout=20)
+    connection = http.client.HTTPConnection("localhost", fleet.port, timeout=60)
     try:
         connection.putrequest(method, path, skip_accept_encoding=True)
         connection.putheader("content-length", "0")

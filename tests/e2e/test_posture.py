@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import httpx
@@ -32,6 +32,8 @@ OPEN_READY = re.compile(r"ready at http://\S+?:(\d+) .*gRPC: localhost:(\d+)")
 class OpenFleet(FleetProcess):
     """`fleet up` on all addresses of this machine, with a key; reached through loopback alone."""
 
+    pattern = OPEN_READY
+
     def __init__(self, folder: Path) -> None:
         settings = {
             "FLEET_HOST": "0.0.0.0",
@@ -42,23 +44,15 @@ class OpenFleet(FleetProcess):
         }
         super().__init__(folder, environment=settings)
 
-    def start(self) -> Self:
-        self.spawn()
-        assert self.process is not None and self.process.stdout is not None
-        found = OPEN_READY.search(self.process.stdout.readline())
-        assert found, self.log.read_text()[-4000:]
-        self.port, self.grpc_port = int(found[1]), int(found[2])
-        return self
-
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenFleet]:
-    folder = Path(f"/tmp/fleet-posture-{os.getpid()}") / "data"
-    folder.parent.mkdir(mode=0o755)
+def keyed() -> Iterator[OpenFleet]:
+    folder = Path(tempfile.mkdtemp(prefix="fleet-posture-", dir="/tmp")) / "data"
+    folder.parent.chmod(0o755)
     process = OpenFleet(folder)
     try:
         with process:
@@ -80,7 +74,7 @@ ADDRESSES = (f"127.0.1.{number}" for number in range(1, 255))
 
 def caller(fleet: FleetProcess, address: str = "127.0.0.1") -> httpx.Client:
     """A client that calls from that address of this machine: wrong keys count for the address that they come from."""
-    return httpx.Client(base_url=fleet.url, transport=httpx.HTTPTransport(local_address=address), timeout=20)
+    return httpx.Client(base_url=fleet.url, transport=httpx.HTTPTransport(local_address=address), timeout=60)
 
 
 def get(
@@ -104,7 +98,7 @@ def refused(response: httpx.Response, status: int, reason: str) -> str:
 def list_nodes(fleet: FleetProcess, *metadata: tuple[str, str]) -> list[str]:
     with channel_to(fleet) as channel:
         reply = node_pb2_grpc.NodeStub(channel).ListNodes(
-            node_pb2.NodeListNodesRequest(), metadata=metadata, timeout=20, wait_for_ready=True
+            node_pb2.NodeListNodesRequest(), metadata=metadata, timeout=60, wait_for_ready=True
         )
     return [node.node_id for node in reply.nodes]
 
@@ -198,7 +192,7 @@ def test_grpc_health_is_open_as_over_rest(keyed: OpenFleet) -> None:
             health_pb2.HealthCheckRequest.SerializeToString,
             health_pb2.HealthCheckResponse.FromString,
         )
-        reply = check(health_pb2.HealthCheckRequest(), timeout=20)
+        reply = check(health_pb2.HealthCheckRequest(), timeout=60)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -28,7 +28,7 @@ def client() -> Iterator[httpx.Client]:
     """A fleet of its own: its pauses would stop the jobs of others."""
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         data = Path(folder) / "data"
-        with FleetProcess(data, "--agent-slots", "2") as fleet, httpx.Client(base_url=fleet.url, timeout=30) as session:
+        with FleetProcess(data, "--agent-slots", "2") as fleet, httpx.Client(base_url=fleet.url, timeout=60) as session:
             yield session
 
 

@@ -24,12 +24,12 @@ NO_AGENT = ("up", "--no-agent", "--port", "0", "--grpc-port", "0")
 
 
 def status(fleet: FleetProcess) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{fleet.url}/api/status", timeout=20).json()
+    found: dict[str, Any] = httpx.get(f"{fleet.url}/api/status", timeout=60).json()
     return found
 
 
 def body(url: str) -> bytes:
-    return httpx.get(url, timeout=30).content
+    return httpx.get(url, timeout=60).content
 
 
 def s3_child(fleet: FleetProcess) -> psutil.Process:

@@ -81,7 +81,7 @@ def test_a_second_server_on_the_folder_is_refused(fleet: FleetProcess) -> None:
     code, told = fleet_up(fleet.folder, "--port", "0", "--grpc-port", "0")
     assert code == 1
     assert f"pid {fleet.pid}" in told and "--data-dir" in told
-    assert httpx.get(f"{fleet.url}/health", timeout=20).status_code == 200
+    assert httpx.get(f"{fleet.url}/health", timeout=60).status_code == 200
 
 
 def test_a_stop_leaves_nothing_running_and_a_start_finds_all_again(short_path: Path) -> None:

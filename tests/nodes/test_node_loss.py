@@ -46,7 +46,7 @@ async def test_twenty_of_a_hundred_agents_fall_silent_at_once(record_property: R
     ):
         async with (
             Line(server.grpc_port) as line,
-            httpx.AsyncClient(base_url=server.url, timeout=20, limits=FRESH) as caller,
+            httpx.AsyncClient(base_url=server.url, timeout=60, limits=FRESH) as caller,
         ):
             await _lose_and_find(server, line, caller, record_property)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from tests.parts import need_packages
+from tests.ports import free_port
 
 _START_SECONDS = 400
 
@@ -27,8 +27,7 @@ def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run(
         [sys.executable, "-m", "tests.openai.micro", str(folder)], env=environment, check=True, capture_output=True
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     program = Path(sys.executable).with_name("transformers")
     log = folder / "log"

@@ -20,12 +20,12 @@ def test_hundreds_of_streams_and_a_call_share_a_connection(grpc_server: str) -> 
     with grpc.insecure_channel(grpc_server) as channel, ThreadPoolExecutor(1) as pool:
         stub = queue_pb2_grpc.QueueStub(channel)
         watching = [
-            stub.WatchJob(queue_pb2.WatchJobRequest(job_id="j"), metadata=metadata, timeout=30) for _ in range(WATCHERS)
+            stub.WatchJob(queue_pb2.WatchJobRequest(job_id="j"), metadata=metadata, timeout=60) for _ in range(WATCHERS)
         ]
         try:
             for stream in watching:
                 assert pool.submit(next, stream).result(20).id == "0"
-            stats = stub.GetStats(queue_pb2.GetStatsRequest(), metadata=metadata, timeout=20)
+            stats = stub.GetStats(queue_pb2.GetStatsRequest(), metadata=metadata, timeout=60)
             assert stats.window_seconds == 7
         finally:
             for stream in watching:

@@ -20,6 +20,7 @@ from fleet_agent.simulation.simulation import Plan, Simulation
 from fleet_agent.simulation.slot import Pace
 from fleet_agent.simulation.summary import summary
 from tests.e2e.fleet_process import FleetProcess, clean_environment
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 AGENTS = 40
@@ -28,9 +29,11 @@ QUICK = {"FLEET_LEASE_SECONDS": "30", "FLEET_REAP_GRACE_SECONDS": "60"}
 
 @contextlib.contextmanager
 def running() -> Iterator[FleetProcess]:
+    port, grpc_port = free_ports(2)
+    command = ("up", "--no-agent", "--port", str(port), "--grpc-port", str(grpc_port))
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
-        FleetProcess(Path(folder) / "data", "--no-agent", environment=QUICK) as process,
+        FleetProcess(Path(folder) / "data", environment=QUICK, command=command) as process,
     ):
         yield process
 
@@ -92,7 +95,6 @@ async def test_a_killed_server_gets_all_its_agents_back_and_nothing_is_done_twic
     async def until(running: Simulation) -> None:
         await running.all_online()
         await wait_until(lambda: tally.running > 3 and tally.done > 10)
-        server._command += ["--port", str(server.port), "--grpc-port", str(server.grpc_port)]
         await asyncio.to_thread(server.kill)
         await tally.someone_offline.wait()
         await asyncio.to_thread(server.start)
@@ -158,7 +160,7 @@ def test_bad_arguments_are_named(words: list[str], code: int, says: str) -> None
         [sys.executable, "-m", "fleet_client", "simulate", *words],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env=clean_environment(),
         check=False,
     )

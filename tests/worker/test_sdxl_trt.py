@@ -131,7 +131,7 @@ def test_two_slots_use_two_workers_at_once(tmp_path: Path) -> None:
             thread.start()
         for worker in workers:
             assert isinstance(worker, SlowWorker)
-            assert worker.busy.acquire(timeout=10)
+            assert worker.busy.acquire(timeout=60)
             # Two are at work, and the third waits for one of them.
             assert not worker.busy.acquire(blocking=False)
         for worker in workers:

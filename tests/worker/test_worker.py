@@ -100,7 +100,7 @@ def test_other_paths_methods_and_bodies(url: str) -> None:
         ("POST", "/api/fleet/generate", b'{"prompt": "x", "prompt": "y"}', 400),
         ("POST", "/api/fleet/generate", b" " * (2 << 20), 413),
     ):
-        connection = http.client.HTTPConnection(host, timeout=20)
+        connection = http.client.HTTPConnection(host, timeout=60)
         connection.request(method, path, body, {"Content-Type": "application/json"})
         reply = connection.getresponse()
         assert (reply.status, "detail" in json.loads(reply.read())) == (status, True), path
@@ -119,7 +119,7 @@ def test_our_engine_is_served_by_our_worker(url: str, tmp_path: Path) -> None:
 def test_a_caller_who_leaves_stops_the_engine_and_a_crash_is_told(tmp_path: Path) -> None:
     """The probe engine waits, falls, or paints, as the prompt says."""
     with _worker(tmp_path, "probe", "--timeout-seconds", "30") as (url, pid):
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         body = json.dumps({"prompt": "wait"})
         connection.request("POST", "/api/fleet/generate", body, {"Content-Type": "application/json"})
         [child] = children_of(pid)

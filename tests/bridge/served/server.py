@@ -47,7 +47,7 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
         task = asyncio.create_task(server._serve())
         try:
             await wait_until(lambda: server.started or task.done())
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}", timeout=20) as client:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}", timeout=60) as client:
                 yield Served(library, bridge, server, client)
         finally:
             await bridge.shut_down()
