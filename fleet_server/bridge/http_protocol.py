@@ -157,6 +157,8 @@ class LeanHttpProtocol(HttpToolsProtocol):
         task = asyncio.current_task()
         while cycle is not None:
             await cycle.run_asgi(app)
+            # The scope and what the bridge finds in it hold each other: parted here, both go at once.
+            cycle.scope["extensions"] = {}
             if self._idle is not None or self.parser is None or (task is not None and task.cancelling()):
                 return  # another one waits, or nothing more will come
             self._idle = self.loop.create_future()

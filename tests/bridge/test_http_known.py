@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fleet_server.bridge.asgi import HEAD_EXTENSION
+from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.guard import HostOriginGuard
-from fleet_server.bridge.http_known import KnownHeads
+from fleet_server.bridge.http_known import KnownHead, KnownHeads
 from fleet_server.bridge.http_limits import limited_protocol
 from tests.bridge.raw_http import connect, serve
 
@@ -126,6 +127,16 @@ def test_not_all_sections_are_kept() -> None:
         known.learn(data, [(b"a", b"%d" % number)])
     assert sum(known.recognize(data) is not None for data in requests) <= 256
     assert known.recognize(requests[-1]) is not None
+
+
+def test_the_metadata_of_a_known_section_is_that_of_its_headers() -> None:
+    headers = [(b"x-api-key", b"k"), (b"grpc-metadata-a", b"1"), (b"grpc-metadata-a", b"2"), (b"host", b"h")]
+    extensions = {HEAD_EXTENSION: KnownHead(headers, 0)}
+    for request_id in ("one", "two"):
+        parsed = InProcContext({"headers": headers}, request_id, None).text_metadata()
+        known = InProcContext({"headers": headers, "extensions": extensions}, request_id, None).text_metadata()
+        assert known == parsed
+        known.clear()
 
 
 async def test_a_known_section_opens_no_door_for_another() -> None:

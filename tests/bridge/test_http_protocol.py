@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 from unittest.mock import MagicMock
@@ -49,6 +51,25 @@ async def test_the_requests_of_a_connection_run_in_one_task_that_ends_with_it() 
         await wait_until(lambda: all(task.done() for task in app.tasks))
         assert not any(task.cancelled() for task in app.tasks)
         assert not server.server_state.tasks
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
+    left: list[weakref.ref[Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reply = scope["extensions"][REPLY_EXTENSION]
+        left.append(weakref.ref(reply.__self__))
+        await reply(200, [(b"content-length", b"0")], b"")
+
+    async with serve(app, http=limited_protocol()) as server, connect(server) as client:
+        gc.disable()
+        try:
+            for _ in range(3):
+                await client.send(GET)
+                assert (await client.reply()).status == 200
+            await wait_until(lambda: left[0]() is None)
+        finally:
+            gc.enable()
 
 
 async def test_a_request_does_not_wait_for_what_the_last_one_does_after_its_reply() -> None:
