@@ -228,9 +228,11 @@ class Sessions:
             replica=self._replica,
         )
         restarted = before is not None and bool(before.session) and before.instance_id != hello.instance_id
-        kept = [] if restarted else await self._kept(hello)
+        kept = [] if restarted else await self._kept(hello, session.session_id)
         session.adopt(kept)
         row = await self._store.nodes.get(hello.node_id) or NodeRow(hello.node_id, session.description)
+        if row.session not in ("", session.session_id):
+            raise FleetError("TAKEN_OVER", "this node has a newer stream at another server", code=Code.ABORTED)
         self._departures.came_back(hello.node_id)
         self._live[hello.node_id] = session
         session.send(pb.ServerMessage(welcome=self._welcome(hello, kept)))
@@ -280,8 +282,10 @@ class Sessions:
             await asyncio.sleep(min(0.05, self.settings.heartbeat_seconds / 20))
         return False
 
-    async def _kept(self, hello: pb.Hello) -> list[JobRecord]:
-        """The jobs that the agent goes on with. What it should have but does not was never received: it goes back."""
+    async def _kept(self, hello: pb.Hello, session: str) -> list[JobRecord]:
+        """The jobs that the agent goes on with. What it should have but does not was never received: it goes back,
+        unless it has been given through a newer session meanwhile.
+        """
         held = [Held(one.job_id, one.token) for one in (*hello.held, *hello.spooled)]
         dropped = set(await self._store.jobs.renew(held, self.settings.lease_ms)) if held else set()
         records = await self._store.jobs.get_many([one.job_id for one in hello.held])
@@ -289,7 +293,7 @@ class Sessions:
         known = {one.token for one in held}
         for token, job_id in (await self._store.jobs.held_by(hello.node_id)).items():
             if token not in known:
-                await self._store.jobs.release(job_id, token)
+                await self._store.jobs.release(job_id, token, session=session)
         return [record for record in records if record is not None and record.token in tokens]
 
     def _welcome(self, hello: pb.Hello, kept: list[JobRecord]) -> pb.Welcome:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 from fleet.v1 import node_pb2 as pb
@@ -89,3 +91,29 @@ async def test_what_the_newer_stream_brought_along_is_not_taken_back_by_the_olde
     await new.complete(assign)
     record = await pair.b.job(job_id)
     assert (record.state, record.attempt, record.losses) == (JobState.SUCCEEDED, 1, 0)
+
+
+async def test_a_hello_that_was_overtaken_takes_nothing_back(pair: Pair) -> None:
+    """The first server is slow with a Hello; the agent gives up, dials the second one and gets a job there."""
+    jobs = pair.a.store.jobs
+    held_by, arrived, go = jobs.held_by, asyncio.Event(), asyncio.Event()
+
+    async def slow_once(node_id: str) -> dict[str, str]:
+        if not arrived.is_set():
+            arrived.set()
+            await go.wait()
+        return await held_by(node_id)
+
+    jobs.held_by = slow_once  # type: ignore[method-assign]
+    early = asyncio.create_task(pair.a.agent("n0").dial())
+    await arrived.wait()
+    (agent,) = await pair.dial(pair.b, "n0")
+    job_id = await pair.b.submit()
+    assign = await agent.start()
+    go.set()
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await early
+    assert refusal.value.code() is grpc.StatusCode.ABORTED
+    record = await pair.b.job(job_id)
+    assert (record.state, record.token) == (JobState.RUNNING, assign.token)
+    await wait_until(lambda: pair.a.fleet.replica("n0") == "b" and len(pair.a.fleet.online()) == 1)
