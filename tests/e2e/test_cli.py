@@ -133,7 +133,10 @@ def test_retry(fleet: FleetProcess) -> None:
     again = said(fleet, "jobs", "retry", job_id)
     assert (again["status"], again["generation"]) == ("queued", 2)
     fleet_command("jobs", "cancel", job_id, url=fleet.url)
-    refused = fleet_command("jobs", "retry", job_id, url=fleet.url)
+    # Not that job: by now it may have failed once more. This one waits for an engine that nobody has.
+    waiting = said(fleet, "jobs", "submit", "-", given={"job_type": "custom", "payload": {}})["job_id"]
+    fleet_command("jobs", "cancel", waiting, url=fleet.url)
+    refused = fleet_command("jobs", "retry", waiting, url=fleet.url)
     assert refused.exit_code == 1
     assert "only a failed one can be retried" in refused.stderr
 

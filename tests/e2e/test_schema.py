@@ -55,7 +55,7 @@ LOOSER = {
 
 CONFIG = {
     "seed": 1,
-    "request-timeout": 20,
+    "request-timeout": 60,
     "continue-on-failure": True,
     "suppress-health-check": ["all"],
     "generation": {"max-examples": 3, "deterministic": True, "database": "none", "no-shrink": True},
