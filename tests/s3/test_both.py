@@ -5,17 +5,14 @@ Where they differ the tests ask tests/s3/differences.py, which gives the reason.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import http.client
 import io
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -298,48 +295,6 @@ async def test_a_corrupted_object_is_not_taken_for_the_file(store: S3Store, tmp_
     await store.put(OUTPUTS, "rotten.png", data)
     path.write_bytes(changed)
     assert not await store.verify(OUTPUTS, "rotten.png", path=path, **known)  # type: ignore[arg-type]
-
-
-async def test_where_no_checksum_can_be_compared_the_object_is_read_back(
-    store: S3Store, server: Server, tmp_path: Path
-) -> None:
-    """Put in one by somebody else: its ETag is not the one of our parts."""
-    data = os.urandom(5 * MIB + 1)
-    path = tmp_path / "file"
-    path.write_bytes(data)
-    changed = bytearray(data)
-    changed[-1] ^= 1
-    for theirs in (data, bytes(changed)):
-        minio(server).put_object(OUTPUTS, "foreign.png", io.BytesIO(theirs), len(theirs), part_size=6 * MIB)
-        seen = await store.stat(OUTPUTS, "foreign.png")
-        assert seen is not None and seen.etag == hashlib.md5(theirs).hexdigest()
-        same = await store.verify(OUTPUTS, "foreign.png", size=len(data), sha256=sha(data), path=path)
-        assert same == (theirs == data)
-
-
-async def test_a_checksum_of_the_servers_own_spares_the_reading(
-    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"the bytes")
-    await store.put(OUTPUTS, "summed.png", path)
-    stat, get, read = store._minio.stat_object, store._minio.get_object, list[str]()
-    told = ""
-
-    def with_checksum(*args: Any, **more: Any) -> Any:
-        assert more["extra_headers"] == {"x-amz-checksum-mode": "ENABLED"}
-        seen = stat(*args, **more)
-        return replace(seen, etag="of-something-else", metadata={"x-amz-checksum-sha256": told})
-
-    def counted(*args: Any, **more: Any) -> Any:
-        read.append(args[1])
-        return get(*args, **more)
-
-    monkeypatch.setattr(store._minio, "stat_object", with_checksum)
-    monkeypatch.setattr(store._minio, "get_object", counted)
-    for told, reads in ((base64.b64encode(hashlib.sha256(b"the bytes").digest()).decode(), 0), ("", 1), ("AAAA", 2)):  # noqa: B007 - `with_checksum` reads it
-        assert await store.verify(OUTPUTS, "summed.png", size=9, sha256=sha(b"the bytes"), path=path)
-        assert len(read) == reads
 
 
 async def test_a_file_with_another_hash_than_recorded_is_not_called_verified(store: S3Store) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,3 +255,34 @@ async def test_a_cancelled_put_leaves_nothing_and_no_thread_behind(embedded: Emb
         assert await store.stat(OUTPUTS, "large.bin") is None
         # The upload in parts is given up on the server too.
         await wait_until(lambda: not any((tmp_path / "s3" / "blobs").glob("*/*")))
+
+
+async def test_where_no_checksum_can_be_compared_the_object_is_read_back(
+    embedded: EmbeddedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"the bytes that were sent"
+    sha256, path = hashlib.sha256(data).hexdigest(), tmp_path / "file"
+    path.write_bytes(data)
+    async with opened(embedded.endpoint, LASTING) as store:
+        stat, get, read = store._minio.stat_object, store._minio.get_object, list[str]()
+        checksum = ""
+
+        def of_a_server_that_encrypts(*args: Any, **more: Any) -> Any:
+            """Its ETag is none of the bytes'; whether it tells their SHA-256 is up to it."""
+            assert more["extra_headers"] == {"x-amz-checksum-mode": "ENABLED"}
+            return replace(stat(*args, **more), etag="drawn", metadata={"x-amz-checksum-sha256": checksum})
+
+        def counted(*args: Any, **more: Any) -> Any:
+            read.append(args[1])
+            return get(*args, **more)
+
+        monkeypatch.setattr(store._minio, "stat_object", of_a_server_that_encrypts)
+        monkeypatch.setattr(store._minio, "get_object", counted)
+        for theirs in (data, data.upper()):
+            await store.put(OUTPUTS, "drawn.png", theirs)
+            for proof, reads in (("", 1), ("AAAA", 1), (base64.b64encode(hashlib.sha256(theirs).digest()).decode(), 0)):
+                checksum = proof
+                read.clear()
+                same = await store.verify(OUTPUTS, "drawn.png", size=len(data), sha256=sha256, path=path)
+                assert same == (theirs == data)
+                assert len(read) == (reads if same else 1)
