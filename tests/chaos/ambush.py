@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +19,15 @@ import grpc
 from fleet.v1 import node_pb2 as pb
 
 WORD, SILENCE = "ambush", "silence"
-HOLD_SECONDS = 20.0
+HOLD_SECONDS = 60.0
 """Nothing is held longer, whatever its course does."""
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
     """One attempt of an ambushed job. `caught` is set with its `report`, `free` lets it go; `answers` are the acks.
-    `forgotten`: nobody let it go in time, and it went by itself, perhaps before it was late."""
+    `forgotten`: nobody let it go in time, and it went by itself, perhaps before it was late. `given`, `renewed`: when
+    it was given to its node, and when its node last named it to the server, in seconds of one clock."""
 
     job_id: str
     token: str
@@ -33,6 +36,8 @@ class Attempt:
     report: pb.JobComplete | None = None
     forgotten: bool = False
     silenced: bool = False
+    given: float = field(default_factory=time.monotonic)
+    renewed: float = math.inf
     caught: asyncio.Event = field(default_factory=asyncio.Event)
     free: asyncio.Event = field(default_factory=asyncio.Event)
     answers: asyncio.Queue[pb.CompleteOutcome.ValueType] = field(default_factory=asyncio.Queue)
@@ -122,6 +127,10 @@ class Ambushes:
             except TimeoutError:
                 attempt.forgotten = True
                 attempt.free.set()
+        for one in _parts(message):
+            for held in (*one.hello.held, *one.heartbeat.held):
+                if held.token in self.attempts:
+                    self.attempts[held.token].renewed = time.monotonic()
         for attempt in begun:
             # What comes after this message is held.
             attempt.caught.set()

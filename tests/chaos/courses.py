@@ -21,7 +21,7 @@ from tests.chaos.history import Call, Outcome
 
 CLUSTER = "ambush"
 """Of its own, so that it can be paused and nobody else waits."""
-COURSE_SECONDS = 40.0
+COURSE_SECONDS = 100.0
 ANSWER_SECONDS = 2.0
 LOOK_SECONDS = 0.1
 PARTS = {
@@ -43,10 +43,10 @@ PROMPTS = {
     "failure": "work:250 fail-1",
     "success": "work:250 fail-2",
     "recovery": "work:250",
-    "silence": f"{SILENCE} work:2500",
+    "silence": f"{SILENCE} work:2000",
 }
-SILENT_SECONDS = 1.6
-"""About half of a lease."""
+SILENT_SECONDS = 4.0
+"""Half of the time for which the server leaves an exclusive job to a node of which it hears nothing."""
 TAKEN = "success queued"
 LONG = frozenset(PARTS)
 SHORT = LONG - {TAKEN}
@@ -144,8 +144,12 @@ class Courses:
     async def _silence(self, job_id: str) -> None:
         """Its node says nothing for a while once it has begun."""
         attempt = await self._caught(job_id)
-        await asyncio.sleep(SILENT_SECONDS)
-        attempt.free.set()
+        for _ in range(int(SILENT_SECONDS / LOOK_SECONDS)):
+            await asyncio.sleep(LOOK_SECONDS)
+            last = self._ambushes.of(job_id)[-1]
+            if 0 < last.given - attempt.renewed < SILENT_SECONDS:
+                self.taken.append(f"{job_id} is exclusive and was given away while its node may have been running it")
+                break
         self._ambushes.open(job_id)
         await self._job(job_id, lambda job: job["status"] in ENDED)
         self.met["exclusive silence"] += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tests.chaos.world import LEASE_SECONDS, World
 from tests.waiting import wait_until
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 """So long a fault of the plan that must be done waits for something to do it to."""
 ERR_RATE = 0.03
 """Share of the messages between agents and server that are lost, doubled or late."""
