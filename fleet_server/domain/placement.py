@@ -46,7 +46,7 @@ __all__ = [
 MOST_OPEN = 64
 """So many free nodes are looked at in a round, the promising ones: the rest of a large fleet is for the next round."""
 
-PATIENCE = 30.0
+PATIENCE = 10.0
 """How many times more than it takes a load counts when nodes are compared by their ends: a swap costs others too."""
 
 

@@ -54,10 +54,10 @@ def test_a_node_that_never_loaded_the_model_learns_how_long_it_takes() -> None:
 
 
 def test_a_cold_node_waits_for_nobody_who_would_not_be_sooner() -> None:
-    """A load counts 31 times: it takes ten seconds, and costs others as well."""
-    busy = replace(WARM, free_at_ms=(NOW + 309_000,))
+    """A load counts 11 times: it takes ten seconds, and costs others as well."""
+    busy = replace(WARM, free_at_ms=(NOW + 109_000,))
     assert decide([busy, COLD], Waiting(LANE), NOW).placed == ()
-    busier = replace(WARM, free_at_ms=(NOW + 311_000,))
+    busier = replace(WARM, free_at_ms=(NOW + 111_000,))
     assert [one.node_id for one in decide([busier, COLD], Waiting(LANE), NOW).placed] == ["cold"]
     unknown = replace(WARM, free_at_ms=())
     assert [one.node_id for one in decide([unknown, COLD], Waiting(LANE), NOW).placed] == ["cold"]
@@ -70,11 +70,11 @@ def test_a_cold_node_waits_for_nobody_who_would_not_be_sooner() -> None:
 
 
 def test_what_waits_is_more_than_the_warm_node_can_finish_sooner() -> None:
-    """A job runs for 20 seconds: in the 330 until the cold one's first counts as ended, the warm one ends 16."""
+    """A job runs for 20 seconds: in the 130 until the cold one's first counts as ended, the warm one ends six."""
     book = speeds(warm=20, cold=20)
     book.loaded("cold", "sketch", 10)
-    assert decide([WARM, COLD], Waiting(LANE, waiting=16), NOW, book).placed == ()
-    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE, waiting=17), NOW, book).placed] == ["cold"]
+    assert decide([WARM, COLD], Waiting(LANE, waiting=6), NOW, book).placed == ()
+    assert [one.node_id for one in decide([WARM, COLD], Waiting(LANE, waiting=7), NOW, book).placed] == ["cold"]
 
 
 def test_the_fast_node_takes_first_and_a_slow_one_waits_for_it_a_while() -> None:
