@@ -23,8 +23,8 @@ BIN := $(dir $(PY))
 ARGS ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
-# On two cores: half of what tests do is waiting for the processes that they start.
-WORKERS ?= 3
+# On two cores: more than half of what tests do is waiting for the processes that they start.
+WORKERS ?= 4
 # Files for check-types; all of [tool.mypy] files where empty.
 TYPES ?=
 

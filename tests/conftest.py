@@ -46,11 +46,17 @@ _FLEETS = frozenset(
 )
 _FLEETS_SECONDS = 180.0
 """Tests of these folders start fleets of many processes, some in each test: on a busy machine that takes its time."""
+_LIGHT = ("bridge", "clients", "rpc", "services", "unit")
+"""Folders of many short files, which come last: they fill the workers up while the last long file still runs."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    items.sort(key=lambda item: any(item.path.is_relative_to(here / folder) for folder in _LIGHT))
+    if config.getoption("timeout") is not None:
+        # As in `make soak`, whose tests take as long as they take.
+        return
     for item in items:
         fleets = any(item.path.is_relative_to(here / folder) for folder in _FLEETS)
         if fleets and item.get_closest_marker("timeout") is None:
