@@ -30,6 +30,8 @@ class Script:
     """A graph waits before this step of its sampler (0: before each node without steps) until `release`."""
     queue_held: bool = False
     """No graph is begun."""
+    frames_held: bool = False
+    """Nothing is said on the sockets."""
     hold_paths: set[str] = field(default_factory=set)
     """Requests to these paths wait until `release`."""
     refuse: dict[str, int] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class Script:
 
     def release(self) -> None:
         """Lets all that waits go on, and holds nothing any more."""
-        self.hold_at, self.queue_held = None, False
+        self.hold_at, self.queue_held, self.frames_held = None, False, False
         self.hold_paths = set()
         self.held.clear()
         self.wake()

@@ -271,6 +271,7 @@ class NodeApp:
         hearing = asyncio.create_task(self._hear(socket_, client_id, queue))
         try:
             while (frame := await queue.get()) is not None:
+                await self._script.until(lambda: not self._script.frames_held)
                 await (socket_.send_text(frame) if isinstance(frame, str) else socket_.send_bytes(frame))
             await socket_.close(1012)
         except (WebSocketDisconnect, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import time
@@ -20,6 +21,9 @@ _STEP_SECONDS = 0.1
 """A cancellation is heard within this."""
 _LOOK_SECONDS = 2.0
 """Where no frame comes, the history is looked at so often."""
+
+_REST_SECONDS = 1.0
+"""How long the last frame is waited for when the prompt is known to have ended."""
 _PICTURES = {1: "image/jpeg", 2: "image/png"}
 _MOST_PREVIEW_BYTES = 65_536
 _MOST_FRAME_BYTES = 64 << 20
@@ -146,7 +150,17 @@ class Watch:
             looked_at = time.monotonic()
             entry = self._looked()
             if entry is not None:
+                if frame is None:
+                    self._hear_rest(socket)
                 return entry
+
+    def _hear_rest(self, socket: ClientConnection) -> None:
+        """The history had the end before it was heard: what ComfyUI has said until then may still be on its way."""
+        until = time.monotonic() + _REST_SECONDS
+        with contextlib.suppress(TimeoutError, ConnectionClosed):
+            while (left := until - time.monotonic()) > 0:
+                if self._heard(socket.recv(timeout=left)):
+                    return
 
     def _looked(self) -> dict[str, Any] | None:
         """The entry; None while the prompt waits or runs. Raises EngineError where ComfyUI knows it no more."""

@@ -14,6 +14,7 @@ from fleet_agent.engines.base import (
     EngineResult,
     InputFile,
 )
+from fleet_agent.engines.comfyui import watch
 from tests.agent.engines.comfyui.making import (
     JOB,
     frame_kinds,
@@ -24,6 +25,7 @@ from tests.agent.engines.comfyui.making import (
 )
 from tests.agent.engines.helpers import Recorder
 from tests.comfy_node import ComfyNode, sample
+from tests.waiting import wait_until_now
 
 
 def test_a_workflow_passes_its_frames_on_in_their_order(node: ComfyNode, tmp_path: Path) -> None:
@@ -42,6 +44,23 @@ def test_a_workflow_passes_its_frames_on_in_their_order(node: ComfyNode, tmp_pat
     assert result.outputs[0].engine_file.filename == file["filename"]
     [call] = node.called("POST", "/prompt")
     assert call.body["extra_data"] == {"extra_pnginfo": {"workflow": {"note": "x"}}}
+
+
+def test_what_is_said_later_than_the_history_has_it_is_passed_on(
+    node: ComfyNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_REST_SECONDS", 50.0)
+    history = "/history/{prompt_id}"
+    node.script.frames_held, node.script.hold_paths = True, {history}
+    recorder = Recorder()
+    task = workflow_task(tmp_path, progress_graph(step_ms=0))
+    thread, _ = in_thread(lambda: make_engine(node, tmp_path).run(task, recorder))
+    wait_until_now(lambda: node.called("GET", history) and JOB in node.app.executor.history)
+    node.script.release()
+    thread.join(50)
+    assert not thread.is_alive()
+    recorded = [frame.get("type", b"\0\0\0\4") for frame in sample("progress_meta_preview_ws")]
+    assert frame_kinds(recorder) == [kind for kind in recorded if kind not in ("status", "feature_flags")]
 
 
 def test_a_comfyui_that_takes_no_ids_is_heard_under_ours(node: ComfyNode, tmp_path: Path) -> None:
