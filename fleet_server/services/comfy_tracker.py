@@ -49,6 +49,8 @@ class Live:
     running: bool = False
     told_waiting: bool = False
     told_running: bool = False
+    attempts: int = 0
+    """Those that it had had when it was last known to wait."""
     node_id: str = ""
     executing: str | None = None
     node: str | None = None
@@ -199,6 +201,7 @@ class ComfyTracker:
         if live is None:
             live = self._open[record.job_id] = Live(record.job_id, record.owner, Prompt(record).said.client_id)
         live.running = record.state is JobState.RUNNING
+        live.attempts = record.attempt - live.running
         live.told_waiting = True
         live.told_running = live.told_running or live.running
         live.node_id = record.node_id
@@ -232,9 +235,11 @@ class ComfyTracker:
             live.running, live.node_id = True, job.node_id
             self._tell_running(live)
             return
-        if live.running or live.told_running:
+        # Frames overtake events: that it waits may be said of the time before what its node has told already.
+        if live.running or (live.told_running and job.attempt > live.attempts):
             live.begin_again()
             self._audience.status(self.remaining)
+        live.attempts = job.attempt
         self._tell_waiting(live)
 
     def _tell_waiting(self, live: Live) -> None:

@@ -1,0 +1,83 @@
+"""What the clients of a prompt are told when frames of its node and events of its job cross."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fleet.v1 import types_pb2
+
+from fleet_server.services.comfy_tracker import ComfyTracker, Live
+from fleet_server.services.frames import Frame, FrameHub
+
+JOB = "0198f2c4-7a1e-7c3b-9d52-3f0e8a6b1c2d"
+
+
+class Heard:
+    """Who passes it on: here, to nobody."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def listens(self) -> bool:
+        return True
+
+    def status(self, remaining: int, *, but: tuple[str, str] | None = None) -> None:
+        self.kinds.append("status")
+
+    def frame(self, live: Live, kind: str, text: str) -> None:
+        self.kinds.append(kind)
+
+    def binary(self, live: Live, data: bytes) -> None:
+        self.kinds.append("binary")
+
+    def end(self, owner: str, client_id: str, job_id: str, texts: Sequence[str]) -> None:
+        self.kinds.append("end")
+
+
+def _tracker(heard: Heard) -> ComfyTracker:
+    # Neither store nor events are asked for what is looked at here.
+    nothing: Any = None
+    tracker = ComfyTracker(nothing, nothing, FrameHub(), heard, clock=lambda: 0)
+    tracker.expect(JOB, owner="ann", client_id="c1")
+    tracker.accepted(JOB)
+    return tracker
+
+
+def _event(status: types_pb2.JobStatus.ValueType, attempt: int) -> types_pb2.Event:
+    kind = types_pb2.JOB_TYPE_IMAGE_GEN
+    return types_pb2.Event(job_update=types_pb2.Job(job_id=JOB, job_type=kind, status=status, attempt=attempt))
+
+
+def _frame(kind: str, **data: object) -> Frame:
+    return Frame(JOB, "n1", json.dumps({"type": kind, "data": {"prompt_id": JOB, **data}}))
+
+
+async def test_a_frame_overtakes_the_event_of_the_submit() -> None:
+    heard = Heard()
+    tracker = _tracker(heard)
+    tracker._on_frame(_frame("execution_start"))
+    await tracker._on_event(_event(types_pb2.JOB_STATUS_QUEUED, 0))
+    await tracker._on_event(_event(types_pb2.JOB_STATUS_RUNNING, 1))
+    assert heard.kinds == ["status", "status", "execution_start"]
+    live = tracker.live(JOB)
+    assert live is not None and live.running
+    assert [kind for kind, _ in live.messages] == ["execution_start"]
+
+
+async def test_what_a_lost_attempt_told_is_void() -> None:
+    for told_of_its_start in (True, False):
+        heard = Heard()
+        tracker = _tracker(heard)
+        tracker._on_frame(_frame("execution_start"))
+        if told_of_its_start:
+            await tracker._on_event(_event(types_pb2.JOB_STATUS_RUNNING, 1))
+        await tracker._on_event(_event(types_pb2.JOB_STATUS_QUEUED, 1))
+        live = tracker.live(JOB)
+        assert live is not None and not live.running and live.messages == []
+        # The second attempt; its start is told once more.
+        tracker._on_frame(_frame("execution_start"))
+        await tracker._on_event(_event(types_pb2.JOB_STATUS_QUEUED, 1))
+        assert heard.kinds == ["status", "status", "execution_start", "status", "status", "execution_start"]
+        assert len(live.messages) == 1
