@@ -140,7 +140,7 @@ class Works:
             draw=lambda: 0.0,
             settings=SenderSettings(
                 plan=plan,
-                limits=limits or HostLimits(),
+                limits=limits or HostLimits(defer_seconds=0.5),
                 seconds=seconds,
                 lease_seconds=lease_seconds,
                 poll_seconds=poll_seconds,
