@@ -24,7 +24,7 @@ ARGS ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
 # On two cores: more than half of what tests do is waiting for the processes that they start.
-WORKERS ?= 4
+WORKERS ?= 3
 # Files for check-types; all of [tool.mypy] files where empty.
 TYPES ?=
 
