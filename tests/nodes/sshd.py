@@ -55,7 +55,9 @@ def ssh_host(number: int) -> Iterator[SshHost]:
     """A host of its own; `number` (1-200) tells those of one test session apart. What runs in it ends with it."""
     need("sshd", "ssh-keygen", "ip", "nsenter", "unshare", root=True)
     name = f"fleet{os.getpid() % 10_000}-{number}"
-    near, far = f"10.91.{number}.1", f"10.91.{number}.2"
+    # Other runs of the tests on this machine have networks of their own.
+    net = f"10.{100 + os.getpid() % 100}.{number}"
+    near, far = f"{net}.1", f"{net}.2"
     folder = Path(tempfile.mkdtemp(prefix="fleet-sshd-"))
     link = f"fs{os.getpid() % 100_000}{number}"
     _ip("netns", "add", name)
