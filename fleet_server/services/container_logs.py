@@ -62,7 +62,8 @@ class ContainerLogs:
     ) -> AsyncGenerator[Entry, None]:
         """The last lines, then with `follow` what comes; the exit last. Entries are shared: not to be changed.
 
-        `listening` is called once, where one follows, when no line that is written from then on can be missed.
+        `listening` is called once, where one follows a container that is there, when no line that is written from then
+        on can be missed.
         """
         if not request.follow or request.HasField("until"):
             async with aclosing(read(self._commands, request)) as entries:
@@ -82,6 +83,7 @@ class ContainerLogs:
     ) -> AsyncGenerator[Entry, None]:
         await feed.ready()
         place, number = Place(), feed.next
+        known = True
         past = fleet_pb2.StreamLogsRequest()
         past.CopyFrom(request)
         past.follow = False
@@ -93,8 +95,8 @@ class ContainerLogs:
             # It is on its way: whatever it says is in the feed.
             if error.reason != "CONTAINER_NOT_FOUND" or feed.error is not None:
                 raise
-            number = feed.first
-        if listening is not None:
+            number, known = feed.first, False
+        if listening is not None and known:
             await listening()
         while True:
             await feed.more(number)

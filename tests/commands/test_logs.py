@@ -30,6 +30,9 @@ class Log:
         self.most = 0
         self.reads = 0
         self.changed = asyncio.Event()
+        self.missed = 0
+        self.sure = asyncio.Event()
+        """Until then one that is to be followed and is not there may be on its way."""
 
     def write(self, *texts: str) -> None:
         for text in texts:
@@ -45,6 +48,9 @@ class Log:
     async def __call__(self, command: command_pb2.Command, channel: CommandChannel) -> command_pb2.CommandEnd:
         asked = command.logs
         if asked.container_name != "writer":
+            self.missed += 1
+            if asked.follow:
+                await self.sure.wait()
             raise CommandFault("CONTAINER_NOT_FOUND", "container_name: there is none")
         self.reads += 1
         since = asked.since.ToNanoseconds() if asked.HasField("since") else 0
@@ -156,10 +162,27 @@ async def test_the_last_who_leaves_ends_the_reading(bench: Bench, tmp_path: Path
 
 
 async def test_what_is_not_there_is_not_followed(bench: Bench, tmp_path: Path) -> None:
-    logs = ContainerLogs(bench.commands)
-    async with node_on(bench, tmp_path, logs=Log()):
+    """Nor is it said to be, while the node does not know yet whether it is on its way."""
+    log, logs = Log(), ContainerLogs(bench.commands)
+    told: list[str] = []
+
+    async def listening() -> None:
+        told.append("listening")
+
+    async def follow() -> None:
+        async for _ in logs.stream(Request(node_id=NODE, container_name="nosuch", follow=True), listening=listening):
+            pass
+
+    async with node_on(bench, tmp_path, logs=log):
+        follower = asyncio.create_task(follow())
+        # Where the log ends, what comes, and its past.
+        await wait_until(lambda: log.missed == 3)
+        log.end(0)
+        # Answers come one after the other: that of the past has come too.
+        assert await read(logs) == ([], 0)
+        log.sure.set()
         with pytest.raises(FleetError) as caught:
-            async for _ in logs.stream(Request(node_id=NODE, container_name="nosuch", follow=True)):
-                pass
+            await follower
         assert caught.value.reason == "CONTAINER_NOT_FOUND"
+    assert not told
     assert not logs._feeds
