@@ -19,6 +19,7 @@ from fleet_server.domain.webhook_signature import SecretBook
 from fleet_server.services.callbacks import Address, CallbackRules
 from fleet_server.services.webhook_hosts import HostLimits
 from fleet_server.store import open_store
+from tests.ports import free_port
 from tests.waiting import wait_until
 from tests.webhooks.receiver import How, Received, Writer, die, hang, receiving, reply, says
 from tests.webhooks.works import SECRET, Works
@@ -68,11 +69,12 @@ def nasty(rng: random.Random) -> How:
 @pytest.mark.timeout(SECONDS + 60)
 async def test_each_of_many_arrives_under_one_id_and_nothing_reaches_a_forbidden_address(works: Works) -> None:
     rng = random.Random(SEED)
+    port = free_port()
     async with (
-        receiving("127.0.0.2") as first,
-        receiving("127.0.0.3", first.port) as second,
-        receiving("127.0.0.4", first.port) as slow,
-        receiving("127.0.0.1", first.port) as forbidden,
+        receiving("127.0.0.2", port) as first,
+        receiving("127.0.0.3", port) as second,
+        receiving("127.0.0.4", port) as slow,
+        receiving("127.0.0.1", port) as forbidden,
         open_store(works.url, namespace=works.namespace) as other,
     ):
         first.otherwise = second.otherwise = nasty(rng)

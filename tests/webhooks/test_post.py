@@ -15,6 +15,7 @@ from fleet_server.domain.webhook import Answer
 from fleet_server.services.callbacks import Address, CallbackRules
 from fleet_server.services.webhook_names import NoSuchNameError
 from fleet_server.services.webhook_post import Poster, PostSettings
+from tests.ports import free_port
 from tests.webhooks.receiver import OK, How, Receiver, die, endless, hang, receiving, reply, says
 
 BODY = b'{"type":"job.complete"}'
@@ -92,7 +93,8 @@ async def test_a_name_is_looked_up_once_and_named_to_the_receiver() -> None:
 async def test_a_name_that_changes_its_mind_is_judged_each_time() -> None:
     """Rebinding: at the first look the address is fine, at the next it is the forbidden one."""
     names = Fixed(["127.0.0.2"], ["127.0.0.1"])
-    async with receiving("127.0.0.2") as good, receiving("127.0.0.1", good.port) as forbidden:
+    port = free_port()
+    async with receiving("127.0.0.2", port) as good, receiving("127.0.0.1", port) as forbidden:
         to = poster(names, ONE_ALLOWED)
         # "localhost" leads anyone who looks it up again, with the system's resolver, to the forbidden listener.
         url = f"http://localhost:{good.port}/hook"
@@ -106,7 +108,8 @@ async def test_a_name_that_changes_its_mind_is_judged_each_time() -> None:
 
 async def test_one_forbidden_address_among_many_is_enough() -> None:
     names = Fixed(["127.0.0.2", "127.0.0.1"])
-    async with receiving("127.0.0.2") as good, receiving("127.0.0.1", good.port) as forbidden:
+    port = free_port()
+    async with receiving("127.0.0.2", port) as good, receiving("127.0.0.1", port) as forbidden:
         answer = await post(poster(names, ONE_ALLOWED), f"http://hooks.example:{good.port}/")
     assert answer.status is None
     assert (good.connections, forbidden.connections) == (0, 0)

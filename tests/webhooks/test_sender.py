@@ -15,6 +15,7 @@ from fleet_server.domain.webhook_signature import Secret, SecretBook, parse_endp
 from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.webhook_hosts import HostLimits
 from fleet_server.store import open_store
+from tests.ports import free_port
 from tests.waiting import wait_until
 from tests.webhooks.receiver import die, hang, receiving, reply
 from tests.webhooks.test_post import Fixed
@@ -236,10 +237,15 @@ async def test_two_senders_never_send_the_same(works: Works) -> None:
 async def test_dead_receivers_hold_up_neither_jobs_nor_others_callbacks(works: Works) -> None:
     """Three that never answer and one that is not there, fifty callbacks each, all due before those of the one who
     does answer."""
-    async with receiving() as healthy, receiving() as dead, works.sending(seconds=30.0, lease_seconds=600.0):
+    port = free_port()
+    async with (
+        receiving() as healthy,
+        receiving("127.0.0.1", port) as dead,
+        works.sending(seconds=30.0, lease_seconds=600.0),
+    ):
         dead.otherwise = hang
-        silent = [f"http://127.0.0.{number}:{dead.port}/" for number in (1, 2, 3, 4)] * 50
-        async with receiving("127.0.0.2", dead.port) as two, receiving("127.0.0.3", dead.port) as three:
+        silent = [f"http://127.0.0.{number}:{port}/" for number in (1, 2, 3, 4)] * 50
+        async with receiving("127.0.0.2", port) as two, receiving("127.0.0.3", port) as three:
             two.otherwise = three.otherwise = hang
             await works.ended(*silent)
             await wait_until(lambda: (dead.open, two.open, three.open) == (8, 8, 8))

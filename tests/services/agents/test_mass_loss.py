@@ -55,7 +55,7 @@ async def lapsed(bench: Bench, name: str) -> bool:
 
 
 async def runner_of(job_id: str, *benches: Bench) -> ScriptedAgent:
-    """The agent that the job was given to, once it has said that it started."""
+    """The agent that the job was given to, once the store knows that it started."""
 
     async def claimed() -> str:
         return (await benches[0].job(job_id)).node_id
@@ -63,6 +63,12 @@ async def runner_of(job_id: str, *benches: Bench) -> ScriptedAgent:
     node_id = await wait_until(claimed)
     (runner,) = [agent for bench in benches for agent in bench.agents if agent.node_id == node_id]
     await runner.start()
+
+    async def started() -> bool:
+        # What never started is given back without a loss.
+        return (await benches[0].job(job_id)).started_ms is not None
+
+    await wait_until(started)
     return runner
 
 
