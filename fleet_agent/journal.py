@@ -18,6 +18,8 @@ from pathlib import Path
 from fleet.v1 import node_pb2
 from google.protobuf.message import DecodeError
 
+from fleet_agent.disk import sync_folder
+
 _HEAD = struct.Struct(">IBI")
 _KEPT, _FORGOTTEN = 1, 2
 _TIDY_BYTES = 4 << 20
@@ -52,7 +54,7 @@ class Journal:
         found, self._size = _read(data)
         self._kept = {one.token: one.SerializeToString() for one in found}
         os.ftruncate(self._fd, self._size)
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         return found
 
     def __contains__(self, token: str) -> bool:
@@ -127,7 +129,7 @@ class Journal:
             _write_all(fd, live, 0)
             os.fsync(fd)
             aside.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError:
             os.close(fd)
             raise
@@ -144,14 +146,6 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(fd, memoryview(data)[done:], at + done)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(data: bytes) -> tuple[list[node_pb2.JobComplete], int]:

@@ -186,8 +186,12 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
     if len(open_nodes) > MOST_OPEN:
         open_nodes = _promising(open_nodes, demands, situation, timing, verdicts)
     now_ms = situation.now_ms
-    copies = Counter(loaded.name for node in online for loaded in node.loaded)
-    served = _served(online, demands, verdicts)
+    holders: dict[str, list[NodeView]] = {}
+    for node in online:
+        for loaded in node.loaded:
+            holders.setdefault(loaded.name, []).append(node)
+    copies = Counter({model: len(nodes) for model, nodes in holders.items()})
+    served = _served(holders, demands, verdicts)
     at = _Round(
         situation,
         timing,
@@ -222,12 +226,10 @@ def place(situation: Situation, *, timing: Timing = NO_TIMING, verdicts: Feasibi
     return Plan(tuple(whole), tuple(at.deferred))
 
 
-def _served(online: Sequence[NodeView], demands: Sequence[Demand], verdicts: Feasibility) -> frozenset[str]:
-    """The lanes whose model is in memory on a node that can run them."""
-    holders: dict[str, list[NodeView]] = {}
-    for node in online:
-        for loaded in node.loaded:
-            holders.setdefault(loaded.name, []).append(node)
+def _served(
+    holders: Mapping[str, Sequence[NodeView]], demands: Sequence[Demand], verdicts: Feasibility
+) -> frozenset[str]:
+    """The lanes whose model is in memory on a node that can run them; `holders` has the nodes of each model."""
     return frozenset(
         one.lane.lane_id
         for one in demands
