@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from fleet.v1 import node_pb2_grpc, types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState
-from fleet_server.services.nodes import address_of, info_of
+from fleet_server.services.nodes import address_of, info_of, now_ms
 from fleet_server.services.reaper import Reaper, ReaperSettings
-from fleet_server.store import Store, decode_node
+from fleet_server.store import decode_node, open_store
 from tests.services.agents.agent import image_engine, wait_until
 from tests.services.agents.bench import QUICK, Bench, bench_on
+from tests.store.conftest import Server
 
 NO_GRACE = ReaperSettings(grace_seconds=0, sweep_seconds=0.02, check_seconds=0.02)
 
@@ -94,92 +95,109 @@ async def test_a_changed_inventory_is_an_event_and_an_unchanged_beat_is_none(ben
     assert await bench.store.events.last_id() == loaded
 
 
-async def test_leases_live_by_heartbeats_alone(store: Store, short_path: Path) -> None:
+@dataclass
+class Aged:
+    """A bench whose store is told what time it is: leases run out when a test says so, not while it stands still."""
+
+    bench: Bench
+    ahead_ms: list[int]
+
+    def pass_by(self, seconds: float) -> None:
+        self.ahead_ms[0] += int(seconds * 1000)
+
+    async def reaped(self, **changes: Any) -> None:
+        """One sweep of a reaper."""
+        await Reaper(
+            self.bench.store, self.bench.fleet, self.bench.dispatcher.wake, settings=replace(NO_GRACE, **changes)
+        ).sweep()
+
+
+@pytest.fixture
+async def aged(valkey: Server, short_path: Path) -> AsyncIterator[Aged]:
+    ahead_ms = [0]
+    async with (
+        open_store(valkey.url, namespace=secrets.token_hex(8), clock=lambda: now_ms() + ahead_ms[0]) as store,
+        bench_on(store, short_path) as bench,
+    ):
+        yield Aged(bench, ahead_ms)
+
+
+async def test_leases_live_by_heartbeats_alone(aged: Aged) -> None:
     """Two jobs run; the one that beats name stays, the other is lost with its lease and runs again."""
-    settings = replace(QUICK, lease_seconds=0.4)
-    async with bench_on(store, short_path, settings=settings) as bench:
-        agent = bench.agent(slots=2)
+    bench, lease = aged.bench, QUICK.lease_seconds
+    agent = bench.agent(slots=2)
+    await agent.dial()
+    await bench.submit()
+    await bench.submit()
+    kept, lost = await agent.start(), await agent.start()
+    await wait_until(lambda: counted(bench, lost.job_id))
+    aged.pass_by(lease * 0.7)
+    await agent.beat([(kept.job_id, kept.token)], slots=2)
+    await aged.reaped()
+    assert (await bench.job(lost.job_id)).token == lost.token
+    aged.pass_by(lease * 0.7)
+    await aged.reaped()
+    record = await bench.job(kept.job_id)
+    assert (record.state, record.token) == (JobState.RUNNING, kept.token)
+    record = await bench.job(lost.job_id)
+    assert (record.token != lost.token, record.losses) == (True, 1)
+    attempt = types_pb2.JobAttempt.FromString(record.attempts[0])
+    assert (attempt.error.reason, attempt.node_id) == ("NODE_LOST", "agx0")
+
+
+async def test_nothing_is_reaped_while_agents_may_still_come_back(aged: Aged) -> None:
+    bench = aged.bench
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    assign = await agent.start()
+    await wait_until(lambda: counted(bench, job_id))
+    await agent.hang_up()
+    aged.pass_by(QUICK.lease_seconds + 1)
+    for _ in range(3):
+        await aged.reaped(grace_seconds=60)
+    assert (await bench.job(job_id)).token == assign.token
+    await aged.reaped()
+    assert (await bench.job(job_id)).state is JobState.QUEUED
+
+
+async def test_a_poisonous_job_fails_on_the_one_node_that_can_run_it(aged: Aged) -> None:
+    bench = aged.bench
+    job_id = await bench.submit(max_retries=0)
+    for boot in range(3):
+        agent = bench.agent(instance_id=f"boot-{boot}")
         await agent.dial()
-        await bench.submit()
-        await bench.submit()
-        kept, lost = await agent.start(), await agent.start()
-        reaper = Reaper(store, bench.fleet, bench.dispatcher.wake, settings=NO_GRACE)
-        bench.tasks.append(asyncio.create_task(reaper.run()))
-
-        async def requeued() -> bool:
-            await agent.beat([(kept.job_id, kept.token)], slots=2)
-            return (await bench.job(lost.job_id)).token != lost.token
-
-        await wait_until(requeued)
-        record = await bench.job(kept.job_id)
-        assert (record.state, record.token) == (JobState.RUNNING, kept.token)
-        record = await bench.job(lost.job_id)
-        assert record.losses == 1
-        attempt = types_pb2.JobAttempt.FromString(record.attempts[0])
-        assert (attempt.error.reason, attempt.node_id) == ("NODE_LOST", "agx0")
+        await agent.start()
+        await wait_until(lambda: counted(bench, job_id))
+        await agent.hang_up()
+        aged.pass_by(QUICK.lease_seconds + 1)
+        await aged.reaped()
+        assert (await bench.job(job_id)).losses == boot + 1
+    record = await bench.job(job_id)
+    assert record.state is JobState.FAILED
+    error = types_pb2.JobError.FromString(record.error)
+    assert (error.reason, error.code) == ("POISON", "INTERNAL")
 
 
-async def test_nothing_is_reaped_while_agents_may_still_come_back(store: Store, short_path: Path) -> None:
-    settings = replace(QUICK, lease_seconds=0.5)
-    async with bench_on(store, short_path, settings=settings) as bench:
-        agent = bench.agent()
-        await agent.dial()
-        job_id = await bench.submit()
-        assign = await agent.start()
-        await agent.end()
-        patient = Reaper(store, bench.fleet, lambda: None, settings=replace(NO_GRACE, grace_seconds=60))
-        for _ in range(3):
-            await patient.sweep()
-        assert (await bench.job(job_id)).token == assign.token
-        hasty = Reaper(store, bench.fleet, lambda: None, settings=NO_GRACE)
-
-        async def reaped() -> bool:
-            await hasty.sweep()
-            return (await bench.job(job_id)).state is JobState.QUEUED
-
-        await wait_until(reaped)
-
-
-async def test_a_poisonous_job_fails_on_the_one_node_that_can_run_it(store: Store, short_path: Path) -> None:
-    settings = replace(QUICK, lease_seconds=0.3)
-    async with bench_on(store, short_path, settings=settings) as bench:
-        reaper = Reaper(store, bench.fleet, bench.dispatcher.wake, settings=NO_GRACE)
-        bench.tasks.append(asyncio.create_task(reaper.run()))
-        job_id = await bench.submit(max_retries=0)
-        for boot in range(3):
-            agent = bench.agent(instance_id=f"boot-{boot}")
-            await agent.dial()
-            await agent.start()
-            await wait_until(lambda: counted(bench, job_id))
-            await agent.hang_up()
-        await bench.agent(instance_id="last").dial()
-        await wait_until(lambda: failed(bench, job_id))
-        error = types_pb2.JobError.FromString((await bench.job(job_id)).error)
-        assert (error.reason, error.code) == ("POISON", "INTERNAL")
-
-
-async def test_losses_on_the_one_node_that_could_run_it_are_poison_too(store: Store, short_path: Path) -> None:
+async def test_losses_on_the_one_node_that_could_run_it_are_poison_too(aged: Aged) -> None:
     """Another node is there, but it cannot run the job; the leases run out, since no beat names the attempts."""
-    settings = replace(QUICK, lease_seconds=0.3)
-    async with bench_on(store, short_path, settings=settings) as bench:
-        agent, other = bench.agent(), bench.agent("agx1", models=[])
-        await agent.dial()
-        await other.dial()
-        reaper = Reaper(store, bench.fleet, bench.dispatcher.wake, settings=NO_GRACE)
-        bench.tasks.append(asyncio.create_task(reaper.run()))
-        job_id = await bench.submit(max_retries=0)
-
-        async def lost(token: str) -> bool:
+    bench = aged.bench
+    agent, other = bench.agent(), bench.agent("agx1", models=[])
+    await agent.dial()
+    await other.dial()
+    job_id = await bench.submit(max_retries=0)
+    for _ in range(3):
+        token = (await agent.start()).token
+        await wait_until(lambda: counted(bench, job_id))
+        aged.pass_by(QUICK.lease_seconds + 1)
+        await aged.reaped()
+        assert (await bench.job(job_id)).token != token
+        # Beats that do not name the attempt free its slot.
+        for _ in range(2):
             await agent.beat()
-            return (await bench.job(job_id)).token != token
-
-        for _ in range(3):
-            token = (await agent.start()).token
-            await wait_until(lambda: counted(bench, job_id))
-            await wait_until(lambda token=token: lost(token))
-        record = await bench.job(job_id)
-        assert (record.state, record.losses) == (JobState.FAILED, 3)
-        assert types_pb2.JobError.FromString(record.error).reason == "POISON"
+    record = await bench.job(job_id)
+    assert (record.state, record.losses) == (JobState.FAILED, 3)
+    assert types_pb2.JobError.FromString(record.error).reason == "POISON"
 
 
 async def counted(bench: Bench, job_id: str) -> bool:
