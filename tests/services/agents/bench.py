@@ -124,6 +124,14 @@ class Bench:
     async def status_is(self, status: str, node_id: str = "agx0") -> bool:
         return await self.status(node_id) == status
 
+    def time_is_up(self, node_id: str = "agx0") -> None:
+        """What the node was sent and has not accepted is late from now on, whatever `accept_seconds` says."""
+        session = self.sessions.live(node_id)
+        assert session is not None
+        for attempt in session._book:
+            if attempt.accept_by is not None:
+                attempt.accept_by = 0.0
+
     async def stop(self) -> None:
         for agent in self.agents:
             await agent.close()

@@ -127,32 +127,32 @@ async def test_nothing_goes_to_a_node_that_cannot_run_it(store: Store, short_pat
         assert (await able.next("assign")).assign.job_id in {job_id, *[one.job_id for one in assigns(able)]}
 
 
-async def test_a_job_that_is_not_accepted_goes_back_uncounted(store: Store, short_path: Path) -> None:
-    async with bench_on(store, short_path, settings=replace(QUICK, accept_seconds=0.1)) as bench:
-        agent = bench.agent()
-        await agent.dial()
-        job_id = await bench.submit()
-        silent = (await agent.next("assign")).assign
-        cancel = (await agent.next("cancel")).cancel
-        assert (cancel.job_id, cancel.token) == (job_id, silent.token)
-        again = await agent.take()
-        assert (again.job_id, again.attempt) == (job_id, 1)
-        assert again.token != silent.token
-        assert bench.sessions.counters.unaccepted >= 1
-        # Too late: the job is another attempt's now.
-        await agent.send(accepted=pb.JobAccepted(job_id=job_id, token=silent.token))
-        assert (await agent.next("cancel")).cancel.token == silent.token
-        record = await bench.job(job_id)
-        assert (record.token, record.losses, record.attempt) == (again.token, 0, 1)
+async def test_a_job_that_is_not_accepted_goes_back_uncounted(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    job_id = await bench.submit()
+    silent = (await agent.next("assign")).assign
+    bench.time_is_up()
+    cancel = (await agent.next("cancel")).cancel
+    assert (cancel.job_id, cancel.token) == (job_id, silent.token)
+    again = await agent.take()
+    assert (again.job_id, again.attempt) == (job_id, 1)
+    assert again.token != silent.token
+    assert bench.sessions.counters.unaccepted == 1
+    # Too late: the job is another attempt's now.
+    await agent.send(accepted=pb.JobAccepted(job_id=job_id, token=silent.token))
+    assert (await agent.next("cancel")).cancel.token == silent.token
+    record = await bench.job(job_id)
+    assert (record.token, record.losses, record.attempt) == (again.token, 0, 1)
 
 
 async def test_a_job_that_is_not_accepted_goes_elsewhere(store: Store, short_path: Path) -> None:
-    settings = replace(QUICK, accept_seconds=0.1, avoid_seconds=60)
-    async with bench_on(store, short_path, settings=settings) as bench:
+    async with bench_on(store, short_path, settings=replace(QUICK, avoid_seconds=60)) as bench:
         deaf = bench.agent("a-deaf", loaded_models=[pb.LoadedFile(name="sketch")])
         await deaf.dial()
         job_id = await bench.submit()
         await deaf.next("assign")
+        bench.time_is_up("a-deaf")
         await deaf.next("cancel")
         other = bench.agent("b-other")
         await other.dial()

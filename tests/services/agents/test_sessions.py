@@ -130,21 +130,23 @@ async def test_the_same_agent_takes_over_its_own_stream_and_keeps_its_work(bench
     assert (record.state, record.attempt) == (JobState.SUCCEEDED, 1)
 
 
-async def test_a_clone_of_a_living_agent_is_refused(bench: Bench) -> None:
-    agent = bench.agent()
-    await agent.dial()
-    clone = bench.agent(instance_id="boot-2")
-    await clone.begin()
+async def test_a_clone_of_a_living_agent_is_refused(store: Store, short_path: Path) -> None:
+    # A sign of life is waited for as long as a heartbeat may take.
+    async with bench_on(store, short_path, settings=replace(QUICK, heartbeat_seconds=30)) as bench:
+        agent = bench.agent()
+        await agent.dial()
+        clone = bench.agent(instance_id="boot-2")
+        await clone.begin()
 
-    async def refused() -> bool:
-        await agent.beat()
-        return clone.ended.is_set()
+        async def refused() -> bool:
+            await agent.beat()
+            return clone.ended.is_set()
 
-    await wait_until(refused)
-    assert clone.error is not None and clone.error.code() is grpc.StatusCode.ALREADY_EXISTS
-    assert "another agent" in (clone.error.details() or "")
-    assert not agent.ended.is_set()
-    assert await bench.status() == "online"
+        await wait_until(refused)
+        assert clone.error is not None and clone.error.code() is grpc.StatusCode.ALREADY_EXISTS
+        assert "another agent" in (clone.error.details() or "")
+        assert not agent.ended.is_set()
+        assert await bench.status() == "online"
 
 
 async def test_another_agent_replaces_one_that_is_silent(bench: Bench) -> None:
@@ -224,16 +226,21 @@ async def test_a_lost_stream_leaves_work_and_leases_alone(bench: Bench) -> None:
     assert await agent.complete(assign) == OK
 
 
-async def test_a_node_that_stays_away_is_down(store: Store, short_path: Path) -> None:
-    async with bench_on(store, short_path, settings=replace(QUICK, lease_seconds=0.3)) as bench:
-        agent = bench.agent()
-        await agent.dial()
-        await agent.hang_up()
-        await wait_until(lambda: bench.status_is("down"))
-        await wait_until(lambda: bench.fleet.nodes()[0].status == "down")
-        await agent.dial()
-        assert await bench.status() == "online"
-        assert bench.fleet.nodes()[0].status == "online"
+async def test_a_node_that_stays_away_is_down(bench: Bench) -> None:
+    agent = bench.agent()
+    await agent.dial()
+    await agent.hang_up()
+    missed = bench.sessions._departures._down_at
+    at, session = await wait_until(lambda: missed.get("agx0"))
+    assert at > asyncio.get_running_loop().time()
+    assert await bench.status() == bench.fleet.nodes()[0].status == "disconnected"
+    # Its lease is over.
+    missed["agx0"] = (0.0, session)
+    await wait_until(lambda: bench.status_is("down"))
+    await wait_until(lambda: bench.fleet.nodes()[0].status == "down")
+    await agent.dial()
+    assert await bench.status() == "online"
+    assert bench.fleet.nodes()[0].status == "online"
 
 
 async def test_a_silent_stream_is_ended(store: Store, short_path: Path) -> None:
@@ -273,27 +280,28 @@ async def test_no_work_is_given_after_a_goodbye(bench: Bench) -> None:
     assert not [message for message in agent.heard if message.HasField("assign")]
 
 
-async def test_what_was_said_before_the_end_is_settled(bench: Bench) -> None:
+async def test_what_was_said_before_the_end_is_settled(store: Store, short_path: Path) -> None:
     """The agent reports and hangs up while the store is slow."""
-    agent = bench.agent()
-    await agent.dial()
-    job_id = await bench.submit()
-    assign = await agent.start()
-    complete, called, open_door = bench.store.jobs.complete_many, asyncio.Event(), asyncio.Event()
+    async with bench_on(store, short_path, settings=replace(QUICK, drain_seconds=600)) as bench:
+        agent = bench.agent()
+        await agent.dial()
+        job_id = await bench.submit()
+        assign = await agent.start()
+        complete, called, open_door = bench.store.jobs.complete_many, asyncio.Event(), asyncio.Event()
 
-    async def slow(*args: Any, **kwargs: Any) -> Any:
-        called.set()
-        await open_door.wait()
-        return await complete(*args, **kwargs)
+        async def slow(*args: Any, **kwargs: Any) -> Any:
+            called.set()
+            await open_door.wait()
+            return await complete(*args, **kwargs)
 
-    bench.store.jobs.complete_many = slow  # type: ignore[method-assign]
-    await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
-    await called.wait()
-    await agent.hang_up()
-    await wait_until(lambda: bench.sessions.slots_free("agx0") == 0)
-    open_door.set()
-    await wait_until(lambda: bench.status_is("disconnected"))
-    assert (await bench.job(job_id)).state is JobState.SUCCEEDED
+        bench.store.jobs.complete_many = slow  # type: ignore[method-assign]
+        await agent.send(complete=pb.JobComplete(job_id=job_id, token=assign.token))
+        await called.wait()
+        await agent.hang_up()
+        await wait_until(lambda: bench.sessions.slots_free("agx0") == 0)
+        open_door.set()
+        await wait_until(lambda: bench.status_is("disconnected"))
+        assert (await bench.job(job_id)).state is JobState.SUCCEEDED
 
 
 async def test_shutdown_says_goodbye_and_refuses_newcomers(bench: Bench) -> None:
