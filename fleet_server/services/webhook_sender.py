@@ -92,6 +92,7 @@ class WebhookSender:
         self._some = asyncio.Event()
         self._full = False
         self._closing = False
+        self._claiming = asyncio.Lock()
 
     @property
     def closing(self) -> bool:
@@ -116,12 +117,12 @@ class WebhookSender:
         self._closing = True
         with contextlib.suppress(TimeoutError, FleetError):
             async with asyncio.timeout(seconds):
-                await self._give_back()
+                # A claim that is under way may bring more.
+                async with self._claiming:
+                    await self._give_back()
                 while self._hosts.active:
                     self._some.clear()
                     await self._some.wait()
-                # A claim that was under way may have brought more.
-                await self._give_back()
 
     async def _give_back(self) -> None:
         for due in self._hosts.drain():
@@ -144,7 +145,8 @@ class WebhookSender:
             self._some.clear()
             wait = self._settings.poll_seconds
             try:
-                wait = min(wait, await self._claim())
+                async with self._claiming:
+                    wait = min(wait, await self._claim())
             except FleetError as error:
                 _log.warning("callbacks wait for the store", detail=error.detail)
             except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from typing import Any
 
 import orjson
 import pytest
@@ -14,7 +15,7 @@ from fleet_server.domain.webhook import DeliveryState, RetryPlan
 from fleet_server.domain.webhook_signature import Secret, SecretBook, parse_endpoints
 from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.webhook_hosts import HostLimits
-from fleet_server.store import open_store
+from fleet_server.store import HookClaims, open_store
 from tests.ports import free_port
 from tests.waiting import wait_until
 from tests.webhooks.receiver import die, hang, receiving, reply
@@ -199,6 +200,32 @@ async def test_a_sender_that_is_shut_down_finishes_what_it_sends_and_gives_back_
             for job_id in ids:
                 await state(works, job_id, DeliveryState.DELIVERED)
     assert sorted(receiver.ids) == sorted(f"{job_id}.1" for job_id in ids)
+
+
+async def test_a_claim_under_way_when_a_sender_is_shut_down_is_given_back(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, here, go = works.store.webhooks.claim, asyncio.Event(), asyncio.Event()
+
+    async def held(*args: Any, **options: Any) -> HookClaims:
+        claims = await claim(*args, **options)
+        here.set()
+        await go.wait()
+        return claims
+
+    async with receiving() as receiver:
+        (job_id,) = await works.ended(receiver.url)
+        monkeypatch.setattr(works.store.webhooks, "claim", held)
+        async with works.sending(lease_seconds=3_600.0) as (sender,):
+            await here.wait()
+            closing = asyncio.create_task(sender.shut_down(600.0))
+            await wait_until(lambda: sender.closing)
+            go.set()
+            await closing
+        assert not receiver.received
+        monkeypatch.undo()
+        async with works.sending():
+            await state(works, job_id, DeliveryState.DELIVERED)
 
 
 async def test_an_end_wakes_the_sender(works: Works) -> None:
