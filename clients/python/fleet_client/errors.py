@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 _STATUS_OF_CODE = {
     "INVALID_ARGUMENT": 400,
@@ -100,6 +101,9 @@ def error_of_event(body: Mapping[str, Any]) -> ApiError:
 
 def unreachable(base_url: str, error: httpx.TransportError) -> ConnectionFailedError:
     """What the person sees of a broken connection."""
+    # Whoever has such an error has its library.
+    import httpx
+
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ConnectionFailedError(f"{base_url} cannot be reached: {error or 'no answer'}")
     if isinstance(error, httpx.TimeoutException):

@@ -5,34 +5,45 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib import metadata
-from typing import Annotated
+from importlib import import_module, metadata
+from typing import Annotated, Any
 
 import typer
 
-from fleet_client.cli import (
-    containers,
-    events,
-    fleet,
-    generate,
-    models,
-    node_bootstrap,
-    nodes,
-    outputs,
-    pictures,
-    queue,
-    services,
-    shell,
-)
 from fleet_client.cli.console import CONTEXT, EXIT_CODES, INTERRUPTED, fail, out
 
 COMMANDS_GROUP = "fleet.commands"
+_OURS = {
+    "generate": "generate:generate",
+    "status": "fleet:status",
+    "jobs": "queue:app",
+    "nodes": "nodes:app",
+    "node": "node_bootstrap:app",
+    "models": "models:app",
+    "loras": "models:loras",
+    "services": "services:app",
+    "deploy": "containers:deploy",
+    "containers": "containers:containers",
+    "rm": "containers:remove",
+    "logs": "containers:logs",
+    "exec": "shell:execute",
+    "images": "services:images",
+    "gallery": "pictures:gallery",
+    "outputs": "outputs:app",
+    "input": "outputs:inputs",
+    "download": "pictures:download",
+    "events": "events:events",
+    "version": "fleet:version",
+}
+"""Our own, in the order of the help: the module beside this one, and the command or the group of commands in it."""
+_CONTEXTS = {"exec": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
+"""Options after the node are the program's."""
 
 
 def build(wanted: str | None = None) -> typer.Typer:
     """The command line: the whole of it, or as much as the command `wanted` needs.
 
-    What packages bring is imported for its own commands and where all are listed, not for each of ours.
+    Modules of other commands are not even imported: they need libraries for terminals, pictures and servers.
     """
     app = typer.Typer(
         name="fleet",
@@ -45,41 +56,30 @@ def build(wanted: str | None = None) -> typer.Typer:
         context_settings=CONTEXT,
     )
     app.callback()(_options)
-    app.command("generate", rich_help_panel="Use")(generate.generate)
-    app.command("status", rich_help_panel="Use")(fleet.status)
-    app.add_typer(queue.app, name="jobs", rich_help_panel="Use")
-    app.add_typer(nodes.app, name="nodes", rich_help_panel="Use")
-    app.add_typer(node_bootstrap.app, name="node", rich_help_panel="Use")
-    app.add_typer(models.app, name="models", rich_help_panel="Use")
-    app.command("loras", rich_help_panel="Use")(models.loras)
-    app.add_typer(services.app, name="services", rich_help_panel="Use")
-    app.command("deploy", rich_help_panel="Use")(containers.deploy)
-    app.command("containers", rich_help_panel="Use")(containers.containers)
-    app.command("rm", rich_help_panel="Use")(containers.remove)
-    app.command("logs", rich_help_panel="Use")(containers.logs)
-    app.command("exec", rich_help_panel="Use", context_settings=shell.PASS_ON)(shell.execute)
-    app.command("images", rich_help_panel="Use")(services.images)
-    app.command("gallery", rich_help_panel="Use")(pictures.gallery)
-    app.add_typer(outputs.app, name="outputs", rich_help_panel="Use")
-    app.add_typer(outputs.inputs, name="input", rich_help_panel="Use")
-    app.command("download", rich_help_panel="Use")(pictures.download)
-    app.command("events", rich_help_panel="Use")(events.events)
-    app.command("version", rich_help_panel="Use")(fleet.version)
-    ours = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
     brought = sorted(metadata.entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name)
-    alone = wanted in {*ours, *(entry.name for entry in brought)}
-    if alone:
-        # Of each command that the application has, the runner reads all annotations at each start.
-        app.registered_commands = [command for command in app.registered_commands if command.name == wanted]
-        app.registered_groups = [group for group in app.registered_groups if group.name == wanted]
+    alone = wanted in {*_OURS, *(entry.name for entry in brought)}
+    for name in _OURS:
+        if not alone or wanted == name:
+            _add(app, name)
     for entry in brought:
         if not alone or wanted == entry.name:
             app.command(entry.name, rich_help_panel="Run")(_load(entry))
     return app
 
 
+def _add(app: typer.Typer, name: str) -> None:
+    module, _, attribute = _OURS[name].partition(":")
+    found: Any = getattr(import_module(f"fleet_client.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        app.add_typer(found, name=name, rich_help_panel="Use")
+    else:
+        app.command(name, rich_help_panel="Use", context_settings=_CONTEXTS.get(name))(found)
+
+
 def _version(asked: bool) -> None:
     if asked:
+        from fleet_client.cli import fleet
+
         out.print(f"fleet {fleet.installed()}")
         raise typer.Exit
 

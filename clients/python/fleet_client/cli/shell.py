@@ -12,9 +12,6 @@ from fleet_client.cli.console import USAGE, JsonOption, KeyOption, UrlOption, er
 from fleet_client.cli.containers import NodeArgument, pairs
 from fleet_client.client import FleetCommander
 
-PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-"""Options after the node are the program's."""
-
 
 def execute(
     node_id: NodeArgument,

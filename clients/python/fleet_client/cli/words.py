@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from fleet_client.calls import Json
+if TYPE_CHECKING:
+    from fleet_client.calls import Json
 
 _COLOURS = {
     "succeeded": "green",
