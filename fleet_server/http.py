@@ -15,6 +15,9 @@ from fleet_server.bridge.http_limits import LimitedWebSocketProtocol, limited_pr
 
 _BACKLOG = 2048
 _MAX_FRAME_BYTES = 1 << 20
+IDLE_SECONDS = 75
+"""How long a connection may be idle. Clients that keep theirs for 5 s (httpx, and so our own), 15 s or 60 s (proxies)
+close first: one that we close in the moment of its next request fails that request."""
 
 
 class PortTakenError(RuntimeError):
@@ -93,6 +96,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(grace_seconds)),
         )
         self._server = _Server(config)

@@ -23,6 +23,8 @@ from fleet_server.storage.buckets import PUBLIC
 
 _STALE_UPLOAD_MS = 7 * 86_400_000
 _GRACE_SECONDS = 5
+_IDLE_SECONDS = 75
+"""Longer than clients keep an idle connection, which so is never closed in the moment of its next request."""
 
 
 def now_ms() -> int:
@@ -63,6 +65,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     sockets = [socket.socket(fileno=int(number)) for number in descriptors]

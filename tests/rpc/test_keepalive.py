@@ -6,8 +6,10 @@ import asyncio
 
 import grpc
 import pytest
+from fleet_client import FleetCommander
 from prometheus_client import CollectorRegistry
 
+from fleet_server.http import HttpServer
 from fleet_server.rpc.auth import KeyRing
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.metrics import RpcMetrics
@@ -49,3 +51,10 @@ async def test_an_idle_connection_stays_unless_it_pings_too_often(pings: str) ->
     finally:
         await channel.close()
         await serving.stop(0)
+
+
+def test_clients_and_proxies_close_idle_connections_of_http_before_the_server_does() -> None:
+    """Else a request may go out in the moment in which its connection is closed, and fails."""
+    with FleetCommander("http://localhost:1") as client:
+        kept = client.session._transport._pool._keepalive_expiry  # type: ignore[attr-defined]
+    assert HttpServer(None, (), 1)._server.config.timeout_keep_alive > max(kept, 60)
