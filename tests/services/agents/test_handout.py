@@ -79,7 +79,7 @@ async def test_a_job_that_is_cancelled_while_its_files_are_looked_for_does_not_g
 
     monkeypatch.setattr(bench.store.outputs, "get", slow)
     job_id = await bench.submit(**starting_from(reference))
-    await asyncio.wait_for(looked.wait(), 10)
+    await asyncio.wait_for(looked.wait(), 50)
     record = await bench.job(job_id)
     assert record.state is JobState.RUNNING and record.started_ms is None
     await bench.store.jobs.cancel(job_id)

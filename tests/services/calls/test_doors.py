@@ -27,6 +27,7 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState
 from fleet_server.http import HttpServer, bind
 from fleet_server.rpc.auth import KeyRing
+from fleet_server.rpc.deadline import Deadline
 from fleet_server.rpc.fleet import FleetServicer
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import Method, methods_of
@@ -105,7 +106,7 @@ async def doors(desk: Desk) -> AsyncIterator[Doors]:
     grpc_server = GrpcServer(invoker)
     port = await grpc_server.start("127.0.0.1:0")
     async with (
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{http.port}", timeout=30, trust_env=False) as web,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{http.port}", timeout=60, trust_env=False) as web,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield Doors(
@@ -198,9 +199,24 @@ async def cancelled(desk: Desk, job_id: str) -> None:
                 assert event.job_complete.status == types_pb2.JOB_STATUS_CANCELLED
 
 
-async def test_a_deadline_is_504_and_cancels_the_job(doors: Doors) -> None:
+async def test_a_deadline_is_504_and_cancels_the_job(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     await doors.desk.add_node()
-    reply = await doors.web.post("/api/fleet/generate", json={"prompt": "x"}, headers={"Grpc-Timeout": "300m"})
+    begun: list[Deadline] = []
+    enter = Deadline.__enter__
+
+    def noted(self: Deadline) -> Deadline:
+        begun.append(self)
+        return enter(self)
+
+    monkeypatch.setattr(Deadline, "__enter__", noted)
+    call = asyncio.create_task(
+        doors.web.post("/api/fleet/generate", json={"prompt": "x"}, headers={"Grpc-Timeout": "200S"})
+    )
+    await doors.desk.in_line()
+    (deadline,) = [one for one in begun if one._seconds is not None and 100 < one._seconds <= 200]
+    # It is over when the job is in line, however slow that was.
+    deadline._expire()
+    reply = await call
     assert (reply.status_code, reply.json()["reason"]) == (504, "TIMEOUT")
     counts = await doors.desk.store.jobs.counts()
     assert (counts[JobState.CANCELLED], counts[JobState.QUEUED]) == (1, 0)

@@ -228,10 +228,10 @@ async def test_watch_job_ends_with_the_end(desk: Desk) -> None:
     task = asyncio.create_task(watch())
     await wait_until(lambda: seen)
     await desk.run_next()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 50)
     assert seen[0] == "job_update" and seen[-1] == "job_complete" and seen.count("job_complete") == 1
     seen.clear()
-    await asyncio.wait_for(watch(), 20)
+    await asyncio.wait_for(watch(), 50)
     assert seen == ["job_complete"]
     with pytest.raises(FleetError) as caught:
         await anext(desk.hub.watch_job("nobody"))

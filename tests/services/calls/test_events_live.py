@@ -79,7 +79,7 @@ async def test_nodes_tell_of_their_changes_and_beats_only_where_asked(desk: Desk
 async def test_at_shutdown_listeners_are_told(desk: Desk) -> None:
     async with listening(desk) as listener:
         desk.hub.close()
-        await asyncio.wait_for(asyncio.shield(listener.task), 20)
+        await asyncio.wait_for(asyncio.shield(listener.task), 50)
         assert listener.error is not None and listener.error.reason == "SHUTTING_DOWN"
     with pytest.raises(FleetError):
         await anext(desk.hub.watch(EventFilter()))

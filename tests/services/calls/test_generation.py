@@ -33,7 +33,7 @@ async def claimed(desk: Desk) -> Claim:
 
 async def failure_of(task: asyncio.Task[Generated]) -> FleetError:
     with pytest.raises(FleetError) as caught:
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 50)
     return caught.value
 
 
@@ -49,7 +49,7 @@ async def test_the_picture_comes_back_with_what_made_it(desk: Desk) -> None:
     assert (status.queued, status.running, status.slots) == (0, 1, 1)
     data = picture(64, 64, "blue")
     row = await desk.complete(claim, data)
-    made = await asyncio.wait_for(task, 20)
+    made = await asyncio.wait_for(task, 50)
     assert made == Generated(data, "image/png", row.filename, 7, record.job_id, "sketch")
     assert not (await desk.generation.status()).jobs
 
@@ -80,7 +80,7 @@ async def test_an_end_that_this_process_wrote_down_needs_neither_an_event_nor_a_
 
         monkeypatch.setattr(store.jobs, "get_many", noted)
         await completions.settle("agx0", report, claim.job.spec)
-        made = await asyncio.wait_for(task, 20)
+        made = await asyncio.wait_for(task, 50)
         assert made == Generated(picture(), "image/png", row.filename, 7, claim.job.job_id, "sketch")
         assert looked == []
         assert (await desk.record(claim.job.job_id)).state is JobState.SUCCEEDED
@@ -90,7 +90,7 @@ async def test_a_real_name_is_no_alias(desk: Desk) -> None:
     await desk.add_node()
     task = begin(desk, model="sketch")
     await desk.complete(await claimed(desk))
-    assert (await asyncio.wait_for(task, 20)).resolved_model is None
+    assert (await asyncio.wait_for(task, 50)).resolved_model is None
 
 
 async def test_without_a_node_that_could_run_it_nothing_is_stored(desk: Desk) -> None:
@@ -111,7 +111,7 @@ async def test_status_is_busy_and_estimates_from_what_was_measured(desk: Desk) -
     await desk.add_node()
     task = begin(desk)
     await desk.complete(await claimed(desk))
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 50)
     status = await desk.generation.status()
     assert status.status == "ready" and status.HasField("eta_seconds")
     desk.nodes.occupy("agx0", slots_free=0, running=("a",))
@@ -195,8 +195,8 @@ async def test_the_same_key_joins_the_job_and_the_last_to_leave_cancels_it(desk:
     await asyncio.wait([one])
     assert (await desk.record(claim.job.job_id)).state is JobState.RUNNING
     await desk.complete(claim)
-    made = await asyncio.wait_for(two, 20)
-    again = await asyncio.wait_for(begin(desk, key="k"), 20)
+    made = await asyncio.wait_for(two, 50)
+    again = await asyncio.wait_for(begin(desk, key="k"), 50)
     assert again == made and again.job_id == claim.job.job_id
     other = await failure_of(begin(desk, key="k", steps=3))
     assert other.reason == "IDEMPOTENCY_KEY_REUSED"
@@ -215,9 +215,9 @@ async def test_failures_are_not_remembered_by_a_key(desk: Desk) -> None:
     task = begin(desk, key="k")
     claim = await claimed(desk)
     await desk.complete(claim)
-    made = await asyncio.wait_for(task, 20)
+    made = await asyncio.wait_for(task, 50)
     assert made.job_id == claim.job.job_id
-    assert await asyncio.wait_for(begin(desk, key="k"), 20) == made
+    assert await asyncio.wait_for(begin(desk, key="k"), 50) == made
     assert sum((await desk.store.jobs.counts()).values()) == 3
 
 
@@ -231,7 +231,7 @@ async def test_a_lost_event_costs_time_and_not_the_picture(
         claim = await claimed(desk)
         monkeypatch.setattr(desk.hub._endings, "tell", lambda job_id: None)
         await desk.complete(claim)
-        assert (await asyncio.wait_for(task, 20)).job_id == claim.job.job_id
+        assert (await asyncio.wait_for(task, 50)).job_id == claim.job.job_id
 
 
 async def test_the_default_model_and_its_alias_are_in_the_job(desk: Desk) -> None:
@@ -241,4 +241,4 @@ async def test_the_default_model_and_its_alias_are_in_the_job(desk: Desk) -> Non
     job = await desk.queue.get(claim.job.job_id)
     assert (job.target_model, job.resolved_model) == (ALIAS, "sketch")
     await desk.complete(claim)
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 50)
