@@ -25,7 +25,7 @@ from tests.store.conftest import run_server
 
 @dataclass
 class Pair:
-    """Servers `a` and `b`, and an agent whose stream `a` holds."""
+    """Servers `a` and `b`, and an agent that dials `a` first, and `b` where that is away."""
 
     a: FleetProcess
     b: FleetProcess
@@ -44,7 +44,7 @@ def pair() -> Iterator[Pair]:
             command = ("server", "--redis-url", store.url, "--port", str(port), "--grpc-port", str(grpc_port))
             servers.append(stack.enter_context(FleetProcess(folder / name, command=command)))
         a, b = servers
-        address = f"127.0.0.1:{a.grpc_port}"
+        address = f"ipv4:127.0.0.1:{a.grpc_port},127.0.0.1:{b.grpc_port}"
         agent = FleetProcess(folder / "agent", command=("agent", "--server", address, "--node-id", "far"))
         agent.spawn()
         stack.callback(agent.stop)
@@ -84,7 +84,7 @@ def test_progress_and_previews_are_seen_at_the_other_server(pair: Pair) -> None:
         reader.start()
         # Who looks at `b` is known at `a` within a second or two: jobs go on until one is seen.
         while reader.is_alive():
-            client.wait(client.queue_job("mountains", width=512, height=512, steps=30)["job_id"], timeout_seconds=30)
+            client.wait(client.queue_job("mountains", width=512, height=512, steps=30)["job_id"], timeout_seconds=150)
         reader.join()
         while True:
             last = seen.get_nowait()
@@ -107,15 +107,35 @@ def test_programs_run_through_the_other_server(pair: Pair) -> None:
         until(lambda: ran(client), "the server is found")
     command = [sys.executable, "-m", "fleet_client", "exec", "-i", "far", "--", "sh", "-c", "cat; exit 6"]
     environment = clean_environment({"FLEET_URL": pair.b.url})
-    done = subprocess.run(command, check=False, input=b"through", capture_output=True, env=environment, timeout=50)
+    done = subprocess.run(command, check=False, input=b"through", capture_output=True, env=environment, timeout=150)
     assert (done.returncode, done.stdout) == (6, b"through"), done.stderr
 
 
 def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -> None:
+    """Those that do not come back: the next start of the agent finds the server that is left."""
     with FleetCommander(pair.b.url) as client:
-        until(lambda: client.status()["nodes"]["online"] == 1, "the node is online")
+
+        def status_is(wanted: str) -> bool:
+            return bool(client.list_nodes()["nodes"][0]["status"] == wanted)
+
+        until(lambda: status_is("online"), "the node is online")
         pair.a.kill()
-        until(lambda: client.list_nodes()["nodes"][0]["status"] == "disconnected", "the node is disconnected")
-        until(lambda: client.list_nodes()["nodes"][0]["status"] == "down", "the node is down")
-        pair.a.start()
-        until(lambda: client.list_nodes()["nodes"][0]["status"] == "online", "the node is back")
+        pair.agent.kill()
+        until(lambda: status_is("disconnected"), "the node is disconnected")
+        until(lambda: status_is("down"), "the node is down")
+        pair.agent.spawn()
+        until(lambda: status_is("online"), "the node is back")
+
+
+def test_a_job_outlives_the_server_that_gave_it(pair: Pair) -> None:
+    """Its agent dials the other one, works on, and hands the result in there: one attempt, no loss."""
+    pair.a.start()
+    with FleetCommander(pair.a.url) as client:
+        job_id = client.queue_job("storm", width=512, height=512, steps=100)["job_id"]
+        until(lambda: client.get_job(job_id)["progress"] > 0, "the job runs")
+        pair.b.kill()
+        job = client.wait(job_id, timeout_seconds=150)
+        assert (job["status"], job["node_id"], job["attempt"]) == ("succeeded", "far", 1)
+        assert client.get_output(job["result"]["outputs"][0]["filename"]).startswith(b"\x89PNG")
+        again = client.wait(client.queue_job("calm", width=64, height=64, steps=2)["job_id"], timeout_seconds=150)
+        assert (again["status"], again["node_id"]) == ("succeeded", "far")
