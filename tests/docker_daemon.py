@@ -26,8 +26,8 @@ from tests.parts import found, need
 
 IMAGE = "fleet-test:latest"
 """Made of one static busybox: `sh -c`, `sleep`, `httpd`, `cat`, `env` and the like; it says `hello` and sleeps."""
-START_SECONDS = 40.0
-STOP_SECONDS = 20.0
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
 _COMMAND = "/bin/busybox echo hello; exec /bin/busybox sleep 100000"
 _numbers = itertools.count(1)
 
@@ -126,9 +126,9 @@ class DockerDaemon:
 
     def client(self) -> docker.DockerClient:
         """A client of it; close it."""
-        return connected_client(self.url, timeout_seconds=30)
+        return connected_client(self.url, timeout_seconds=100)
 
-    def inside(self, *command: str, check: bool = True, seconds: float = 20) -> subprocess.CompletedProcess[bytes]:
+    def inside(self, *command: str, check: bool = True, seconds: float = 100) -> subprocess.CompletedProcess[bytes]:
         """Runs a command of this machine in the daemon's network."""
         return subprocess.run(self.entering(*command), check=check, capture_output=True, timeout=seconds)
 

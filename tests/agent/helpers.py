@@ -24,6 +24,7 @@ from fleet_agent.runner import Runner
 from fleet_agent.session import Session
 from fleet_agent.settings import AgentSettings
 from fleet_agent.spool import Spool
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -104,10 +105,10 @@ class ScriptedServer:
     """Conversations that are not listened to."""
     silent: bool = False
     _server: grpc.aio.Server | None = None
-    port: int = 0
+    port: int = field(default_factory=free_port)
 
     async def start(self) -> None:
-        """Listens, on the port it had before where there was one."""
+        """Listens, on the port it had before where there was one, and which nobody has taken meanwhile."""
         server = self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Connect": grpc.stream_stream_rpc_method_handler(

@@ -48,11 +48,11 @@ async def test_a_server_that_takes_nothing_loses_its_session(server: ScriptedSer
     """A deaf server reads no message: sooner or later the flow control of the stream stops the writer."""
     server.deaf = True
     server.heartbeat_seconds = 0.001
-    settings = settings_of(tmp_path, server.address, write_seconds=0.3)
+    settings = settings_of(tmp_path, server.address, write_seconds=1)
     async with agent_running(settings, BulkyReadings(tmp_path)) as agent:
         await wait_until(lambda: server.deafened)
-        server.deaf = False
-        talk = await server.conversation(1)
+        server.deaf, server.heartbeat_seconds = False, 0.1
+        talk = await wait_until(lambda: next((one for one in server.conversations if one.all("heartbeat")), None))
         talk.say(assign=assign_of("t1"))
         await talk.first("complete")
         assert agent.runner.slots_free == 1

@@ -40,7 +40,6 @@ WEBHOOKS = {
     "FLEET_WEBHOOK_POLL_SECONDS": "0.2",
 }
 LEASE_SECONDS = 3.0
-"""As in tests.e2e.fleet_process.FAST."""
 
 
 class World:
@@ -63,7 +62,13 @@ class World:
         port, grpc_port = free_ports(2)
         command = ("up", "--no-agent", "--port", str(port), "--grpc-port", str(grpc_port))
         # The folder that this runs in would come before all: it may hold the package, and not the mutated one.
-        server_environment = {**environment, **WEBHOOKS, "PYTHONPATH": _path(code), "PYTHONSAFEPATH": "1"}
+        server_environment = {
+            **environment,
+            **WEBHOOKS,
+            "FLEET_LEASE_SECONDS": str(LEASE_SECONDS),
+            "PYTHONPATH": _path(code),
+            "PYTHONSAFEPATH": "1",
+        }
         server_environment["PYTHONDONTWRITEBYTECODE"] = ""
         self.server = FleetProcess(folder / "server", command=command, environment=server_environment)
         self.post = Post(grpc_port, self.errs)

@@ -27,6 +27,7 @@ class Listener:
             url + query,
             additional_headers=dict(headers or {}),
             max_size=None,
+            open_timeout=60,
             close_timeout=2,
             proxy=None,
             compression=None,

@@ -40,7 +40,7 @@ def workflow(tmp_path: Path) -> Path:
 def run(*command: str, home: Path) -> bytes:
     """What a program printed; its own files stay in the test's folder."""
     environment = {**os.environ, "HOME": str(home), "DO_NOT_TRACK": "1", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, timeout=50, env=environment, cwd=home, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=150, env=environment, cwd=home, check=False)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 

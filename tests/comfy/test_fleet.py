@@ -101,7 +101,7 @@ def test_what_a_graph_left_in_memory_is_known(three: House) -> None:
     """It is what the next graph with that checkpoint is placed by."""
     prompt_id = three.submit(with_checkpoint("photo.safetensors", 800))
     three.entry(prompt_id)
-    with httpx.Client(base_url=three.server.url) as api:
+    with httpx.Client(base_url=three.server.url, timeout=60) as api:
         node_id = api.get(f"/api/queue/jobs/{prompt_id}").json()["node_id"]
         three.until(
             lambda: "photo.safetensors" in api.get(f"/api/nodes/{node_id}").json()["loaded_models"], "it is reported"
@@ -138,7 +138,7 @@ def test_sixty_prompts_land_where_they_can_run_and_survive_a_lost_node(three: Ho
         assert {entry["status"]["status_str"] for entry in history.values()} == {"success"}
         ran: Counter[str] = Counter()
         can = {"any": {"red", "green", "blue"}, "base": {"red", "green"}}
-        with httpx.Client(base_url=three.server.url) as api:
+        with httpx.Client(base_url=three.server.url, timeout=60) as api:
             for prompt_id, kind in kinds.items():
                 node_id = api.get(f"/api/queue/jobs/{prompt_id}").json()["node_id"]
                 assert node_id in can.get(kind, {"green", "blue"}), (kind, node_id)
@@ -163,7 +163,10 @@ def test_a_prompt_for_an_absent_node_waits_and_the_lists_still_name_it(three: Ho
     """green goes too: photo and the custom node are known, and nowhere to be found."""
     three.agents["green"].stop()
     three.until(
-        lambda: sum(n["status"] == "online" for n in httpx.get(f"{three.server.url}/api/nodes").json()["nodes"]) == 1,
+        lambda: (
+            sum(n["status"] == "online" for n in httpx.get(f"{three.server.url}/api/nodes", timeout=60).json()["nodes"])
+            == 1
+        ),
         "red is left",
     )
     assert set(lists(three)) == {"base.safetensors", "photo.safetensors"}

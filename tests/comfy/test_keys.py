@@ -43,7 +43,7 @@ def house() -> Iterator[House]:
 
 
 def test_a_key_is_asked_for_and_taken_in_three_ways(house: House) -> None:
-    with httpx.Client(base_url=house.url) as client:
+    with httpx.Client(base_url=house.url, timeout=60) as client:
         for path in ("/queue", "/api/queue", "/view", "/", "/object_info"):
             reply = client.get(path)
             assert reply.status_code == 401 and reply.headers["www-authenticate"].startswith("Basic ")
@@ -64,8 +64,8 @@ def test_an_owner_sees_its_own_and_an_admin_all(house: House) -> None:
     node = house.nodes["n1"]
     node.script.hold_at = 1
     with (
-        httpx.Client(base_url=house.url, headers=headers("ann")) as ann,
-        httpx.Client(base_url=house.url, headers=headers("bob")) as bob,
+        httpx.Client(base_url=house.url, headers=headers("ann"), timeout=60) as ann,
+        httpx.Client(base_url=house.url, headers=headers("bob"), timeout=60) as bob,
         Listener(house.socket_url, "same", headers=headers("bob")) as spy,
         Listener(house.socket_url, "same", headers=headers("ann")) as own,
     ):
@@ -100,8 +100,8 @@ def test_an_owner_sees_its_own_and_an_admin_all(house: House) -> None:
 
 def test_uploads_are_ones_own(house: House) -> None:
     with (
-        httpx.Client(base_url=house.url, headers=headers("ann")) as ann,
-        httpx.Client(base_url=house.url, headers=headers("bob")) as bob,
+        httpx.Client(base_url=house.url, headers=headers("ann"), timeout=60) as ann,
+        httpx.Client(base_url=house.url, headers=headers("bob"), timeout=60) as bob,
     ):
         png = b"\x89PNG\r\n\x1a\nann"
         assert ann.post("/upload/image", files={"image": ("a.png", png)}).json()["name"] == "a.png"
@@ -116,8 +116,8 @@ def test_what_lies_at_a_node_is_its_owners(house: House) -> None:
     """Nodes have one folder of inputs and one of outputs for everybody; a running prompt opens neither."""
     node = house.nodes["n1"]
     with (
-        httpx.Client(base_url=house.url, headers=headers("ann")) as ann,
-        httpx.Client(base_url=house.url, headers=headers("bob")) as bob,
+        httpx.Client(base_url=house.url, headers=headers("ann"), timeout=60) as ann,
+        httpx.Client(base_url=house.url, headers=headers("bob"), timeout=60) as bob,
         Listener(house.socket_url, "hears", headers=headers("ann")) as own,
     ):
         out = io.BytesIO()
@@ -151,7 +151,7 @@ def test_what_lies_at_a_node_is_its_owners(house: House) -> None:
 
 
 def test_what_is_everybodys_is_for_admins(house: House) -> None:
-    with httpx.Client(base_url=house.url, headers=headers("ann")) as ann:
+    with httpx.Client(base_url=house.url, headers=headers("ann"), timeout=60) as ann:
         assert ann.post("/free", json={"unload_models": True}).status_code == 403
         assert ann.post("/settings", json={"a": 1}).status_code == 403
         assert ann.get("/internal/logs").status_code == 403

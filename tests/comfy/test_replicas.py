@@ -36,7 +36,9 @@ def test_a_client_hears_of_its_prompt_at_the_other_server() -> None:
         )
         agent.spawn()
         stack.callback(agent.stop)
-        here, there = (stack.enter_context(httpx.Client(base_url=f"http://localhost:{port}")) for port in ports)
+        here, there = (
+            stack.enter_context(httpx.Client(base_url=f"http://localhost:{port}", timeout=60)) for port in ports
+        )
         until(lambda: here.get("/object_info").json(), "the node is known")
         with (
             Listener(f"ws://localhost:{ports[1]}/ws", "me") as mine,

@@ -100,7 +100,7 @@ def test_a_failing_node_class_is_told_with_its_words(house: House, error: Failur
         (told,) = client.of("execution_error")
         assert (told["exception_message"], told["exception_type"]) == (error.message, error.kind)
         assert client.kinds()[-3:] == ["execution_error", "status", "end"]
-    job = httpx.get(f"{house.server.url}/api/queue/jobs/{prompt_id}").json()
+    job = httpx.get(f"{house.server.url}/api/queue/jobs/{prompt_id}", timeout=60).json()
     assert job["status"] == "failed" and error.message.strip() in job["error"]["detail"]
 
 

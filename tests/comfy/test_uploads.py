@@ -122,7 +122,7 @@ def test_bad_uploads(house: House) -> None:
 
 
 def test_what_a_waiting_prompt_needs_outlives_its_time(tmp_path: Path) -> None:
-    with house_in(tmp_path, {"FLEET_INPUT_TTL_SECONDS": "4"}) as house:
+    with house_in(tmp_path, {"FLEET_INPUT_TTL_SECONDS": "10"}) as house:
         house.join("n1")
         house.settled()
         house.until(lambda: "LoadImage" in house.get("/object_info"), "its classes are known")

@@ -11,6 +11,7 @@ import uvicorn
 
 from tests.comfy_node.script import Script
 from tests.comfy_node.server import Call, NodeApp
+from tests.ports import free_port
 
 
 class ComfyNode:
@@ -19,7 +20,7 @@ class ComfyNode:
     def __init__(self, script: Script | None = None, **script_fields: Any) -> None:
         self.script = script or Script(**script_fields)
         self.calls: list[Call] = []
-        self.port = 0
+        self.port = free_port()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: uvicorn.Server | None = None
@@ -48,11 +49,10 @@ class ComfyNode:
         self.stop()
 
     def start(self) -> None:
-        """Listens, on the port it had before where there was one."""
+        """Listens, on the same port each time."""
         listener = socket.create_server(("127.0.0.1", self.port))
         # (asyncio sets it only on sockets that name their protocol.)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.port = listener.getsockname()[1]
         started = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(listener, started), daemon=True, name="comfy node")
         self._thread.start()

@@ -167,7 +167,7 @@ def test_cancelled_it_has_its_grace(engine: ContainerEngine, folder: Path) -> No
     recorder.cancel_when = lambda done: "ready" in recorder.messages
     script = 'trap "echo half >/checkpoints/1; exit 0" TERM; echo ready; while true; do sleep 0.1; done'
     with pytest.raises(Cancelled):
-        engine.run(_task(folder, script.replace("'", '"'), stop_grace_seconds=20), recorder)
+        engine.run(_task(folder, script.replace("'", '"'), stop_grace_seconds=100), recorder)
     assert (folder / "data" / "checkpoints" / JOB / "1").read_text() == "half\n"
 
 
@@ -192,7 +192,7 @@ def test_bars_of_tqdm_are_progress_while_they_are_drawn(engine: ContainerEngine,
     # The line is not ended, and the program not either.
     recorder.wait_for(lambda: (40, 100) in recorder.steps)
     go.touch()
-    thread.join(30)
+    thread.join(50)
     assert ended
 
 

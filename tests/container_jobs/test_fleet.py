@@ -23,8 +23,8 @@ from tests.e2e.in_s3 import keys_in_s3
 from tests.waiting import wait_until_now
 
 # Each bears many containers, whose images are copied for each; the first an engine and a fleet besides.
-pytestmark = pytest.mark.timeout(120)
-PATIENCE = 60.0
+pytestmark = pytest.mark.timeout(300)
+PATIENCE = 150.0
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def fleet(held: HeldEngine, place: Path) -> Iterator[FleetProcess]:
 
 @pytest.fixture
 def api(fleet: FleetProcess, no_container_is_left: None) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fleet.url, timeout=30, trust_env=False) as api:
+    with httpx.Client(base_url=fleet.url, timeout=60, trust_env=False) as api:
         yield api
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whichever test is the first bears the start of an engine and of a fleet."""
     for item in items:
         if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(120))
+            item.add_marker(pytest.mark.timeout(240))
 
 
 def fleet_on(daemon: DockerDaemon, folder: Path, roots: Path, **environment: str) -> FleetProcess:
@@ -85,7 +86,19 @@ def door(fleet: FleetProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def clean(dockerd: docker.DockerClient) -> Iterator[None]:
-    """The test's containers are removed."""
+    """The test's containers are removed; one that somebody else is removing just now goes too."""
     yield
-    for container in dockerd.containers.list(all=True):
-        container.remove(force=True, v=True)
+
+    def empty() -> bool:
+        left = dockerd.containers.list(all=True, ignore_removed=True)
+        for container in left:
+            with contextlib.suppress(docker.errors.APIError):
+                container.remove(force=True, v=True)
+        return not left
+
+    wait_until_now(empty)
+
+
+def names(dockerd: docker.DockerClient) -> list[str | None]:
+    """Containers that are there; one that goes meanwhile is none."""
+    return [one.name for one in dockerd.containers.list(all=True, ignore_removed=True)]

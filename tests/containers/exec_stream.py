@@ -9,7 +9,7 @@ import grpc
 from fleet.v1 import fleet_pb2
 
 Frame = fleet_pb2.ExecStreamRequest
-SECONDS = 40.0
+SECONDS = 100.0
 
 
 async def ended(call: Any) -> tuple[bytes, bytes, int]:

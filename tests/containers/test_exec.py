@@ -110,9 +110,9 @@ def _is(process: psutil.Process, word: str) -> bool:
 
 
 def test_a_daemon_that_holds_the_output_is_not_waited_for(door: httpx.Client, tmp_path: Path) -> None:
-    found = executed(door, f"sh -c 'sleep 30 & echo $! > {tmp_path}/pid; echo done'", timeout_seconds=20)
+    found = executed(door, f"sh -c 'sleep 500 & echo $! > {tmp_path}/pid; echo done'", timeout_seconds=400)
     assert found["stdout"] == "done\n"
-    assert found["duration_seconds"] < 15
+    assert found["duration_seconds"] < 300
     os.kill(int((tmp_path / "pid").read_text()), 9)
 
 

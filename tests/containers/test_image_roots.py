@@ -13,7 +13,7 @@ from fleet_agent.containers.mounts import MountPolicy
 from fleet_agent.docker_engine import DockerEngine
 from fleet_agent.settings import AgentSettings
 from fleet_agent.swarm.manager import SwarmManager
-from tests.containers.conftest import NODE
+from tests.containers.conftest import NODE, names
 from tests.docker_daemon import IMAGE, DockerDaemon
 
 LIST = ("192.168.1.214:5000/team", "ghcr.io", "python", "docker.io/bitnami/", "localhost")
@@ -96,7 +96,7 @@ async def test_deploys_and_updates_obey_it(engine: DockerDaemon, dockerd: docker
             with pytest.raises(CommandFault) as told:
                 await containers("ghcr.io").deploy(request, "c1", tell)
             assert told.value.reason == "PRIVILEGE_FORBIDDEN"
-        assert dockerd.containers.list(all=True) == []
+        assert names(dockerd) == []
         request.image = IMAGE
         made = await containers(IMAGE.partition(":")[0]).deploy(request, "c1", tell)
         assert made.status == types_pb2.CONTAINER_STATUS_RUNNING

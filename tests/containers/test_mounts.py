@@ -19,7 +19,7 @@ from fleet_agent.containers.containers import Containers
 from fleet_agent.containers.mounts import BindMount, MountPolicy
 from fleet_agent.docker_engine import DockerEngine
 from fleet_agent.settings import AgentSettings
-from tests.containers.conftest import NODE
+from tests.containers.conftest import NODE, names
 from tests.docker_daemon import IMAGE, DockerDaemon
 
 
@@ -172,7 +172,7 @@ async def test_a_folder_that_is_swapped_after_it_was_judged(
         with pytest.raises(CommandFault) as caught:
             await containers.deploy(request, "c1", tell)
         assert caught.value.reason == "MOUNT_FORBIDDEN"
-        assert dockerd.containers.list(all=True) == []
+        assert names(dockerd) == []
         which = {"container": name, "event": "start"}
         starts = dockerd.events(since=1, until=int(time.time()) + 1, filters=which, decode=True)
         assert len(list(starts)) == look - 1, "it is not started at all where that can be helped"

@@ -13,7 +13,7 @@ import docker
 import httpx
 import pytest
 
-from tests.containers.conftest import NODE
+from tests.containers.conftest import NODE, names
 from tests.docker_daemon import DockerDaemon, add_image
 from tests.e2e.fleet_process import FleetProcess
 from tests.swarm.registry import PASSWORD, USERNAME, registry
@@ -60,12 +60,12 @@ def test_a_pull_is_told_and_its_digest_kept(door: httpx.Client, images: dict[str
 
     listener = threading.Thread(target=listen)
     listener.start()
-    assert listening.wait(10)
+    assert listening.wait(100)
     reply = deploy(door, f"{OPEN}/app:1", request_id="pull-1")
     assert reply.status_code == 200, reply.text
     assert reply.json()["image"] == f"{OPEN}/app:1"
     assert reply.json()["image_digest"] == images["1"]
-    listener.join(10)
+    listener.join(100)
     assert {(one["operation"], one["request_id"], one["name"]) for one in told} == {("deploy", "pull-1", "pulled")}
     assert told[-1]["progress"] == 100
 
@@ -93,7 +93,7 @@ def test_what_no_registry_has(door: httpx.Client, dockerd: docker.DockerClient, 
     for image in (f"{OPEN}/app:none", f"{OPEN}/nosuch:1"):
         reply = deploy(door, image)
         assert (reply.status_code, reply.json()["reason"]) == (404, "IMAGE_NOT_FOUND"), reply.text
-    assert dockerd.containers.list(all=True) == []
+    assert names(dockerd) == []
 
 
 def test_a_login_is_used_and_kept_nowhere(

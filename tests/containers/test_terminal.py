@@ -126,7 +126,7 @@ async def test_what_cannot_be_started(stub: Any, box: str) -> None:
 
 async def test_input_output_and_exit_over_a_websocket(fleet: FleetProcess, box: str) -> None:
     address = f"ws://localhost:{fleet.port}/api/fleet/exec/{NODE}/stream"
-    async with connect(address, proxy=None) as socket:
+    async with connect(address, proxy=None, open_timeout=60) as socket:
         await socket.send(json.dumps({"start": {"command": "cat", "container_name": box}}))
         await socket.send(json.dumps({"stdin": base64.b64encode(b"hello").decode()}))
         assert json.loads(await socket.recv()) == {"stdout": base64.b64encode(b"hello").decode()}
@@ -135,11 +135,13 @@ async def test_input_output_and_exit_over_a_websocket(fleet: FleetProcess, box: 
         assert last == {"exit": {"exit_code": 0, "signal": None, "oom_killed": False}}
         with pytest.raises(ConnectionClosed):
             await socket.recv()
-    async with connect(f"ws://localhost:{fleet.port}/api/fleet/exec/nowhere/stream", proxy=None) as socket:
+    async with connect(
+        f"ws://localhost:{fleet.port}/api/fleet/exec/nowhere/stream", proxy=None, open_timeout=60
+    ) as socket:
         await socket.send(json.dumps({"start": {"command": "true"}}))
         assert json.loads(await socket.recv())["reason"] == "NODE_NOT_FOUND"
     with pytest.raises(InvalidStatus):
-        await connect(address, proxy=None, origin="http://evil.example")  # type: ignore[arg-type]
+        await connect(address, proxy=None, open_timeout=60, origin="http://evil.example")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("road", ["grpc", "websocket"])
@@ -176,7 +178,7 @@ async def _over_grpc(stub: Any, words: str) -> AsyncIterator[tuple[str, bytes]]:
 
 async def _over_websocket(fleet: FleetProcess, words: str) -> AsyncIterator[tuple[str, bytes]]:
     address = f"ws://localhost:{fleet.port}/api/fleet/exec/{NODE}/stream"
-    async with connect(address, proxy=None, max_size=None) as socket:
+    async with connect(address, proxy=None, open_timeout=60, max_size=None) as socket:
         await socket.send(json.dumps({"start": {"command": words}}))
         async for text in socket:
             frame = json.loads(text)

@@ -50,7 +50,7 @@ class HeldServer(ThreadingHTTPServer):
             return
         self._point = ""
         self.arrived.set()
-        self._goes_on.wait(40)
+        self._goes_on.wait(150)
         if self._gone:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             raise ConnectionAbortedError

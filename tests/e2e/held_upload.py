@@ -33,13 +33,13 @@ def held_upload(fleet: FleetProcess, submit: Callable[[], str], content_type: st
     os.kill(slot, signal.SIGSTOP)
     try:
         job_id = submit()
-        token = wait_until_now(lambda: _token(fleet, job_id), seconds=40)
+        token = wait_until_now(lambda: _token(fleet, job_id), seconds=100)
         place = fleet.folder / "outputs" / output_name(token, 0, content_type)
         place.mkdir()
     finally:
         os.kill(slot, signal.SIGCONT)
     try:
-        wait_until_now((spool / f"{token}.end").exists, seconds=90)
+        wait_until_now((spool / f"{token}.end").exists, seconds=100)
         yield job_id
     finally:
         place.rmdir()
@@ -57,7 +57,7 @@ def end_in_upload(
         assert api.get(f"/api/queue/jobs/{job_id}").json()["status"] == "running"
         if how == "killed":
             os.kill(slot, signal.SIGKILL)
-            wait_until_now(lambda: not psutil.pid_exists(slot), seconds=40)
+            wait_until_now(lambda: not psutil.pid_exists(slot), seconds=100)
         else:
             assert api.delete(f"/api/queue/jobs/{job_id}").json()["status"] == "cancelled"
 
@@ -65,7 +65,7 @@ def end_in_upload(
         job: Json = api.get(f"/api/queue/jobs/{job_id}").json()
         return job if job["status"] in ("succeeded", "failed", "cancelled") else None
 
-    job = wait_until_now(look, seconds=40)
+    job = wait_until_now(look, seconds=100)
     if how == "killed":
         assert (job["status"], job["attempt"], job["attempts"]) == ("succeeded", 1, []), job
         [output] = job["result"]["outputs"]
@@ -73,7 +73,7 @@ def end_in_upload(
     else:
         assert (job["status"], job["result"]["outputs"]) == ("cancelled", [])
     assert set(agents) <= set(fleet.pids("fleet_agent"))
-    wait_until_now(lambda: not kept(fleet), seconds=40)
+    wait_until_now(lambda: not kept(fleet), seconds=100)
     return job
 
 

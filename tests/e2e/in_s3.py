@@ -17,8 +17,8 @@ def keys_in_s3(api: httpx.Client, outputs: list[dict[str, Any]]) -> list[str]:
     keys = []
     for output in outputs:
         about = f"/api/vision/outputs/{output['filename']}/metadata"
-        url: str = wait_until_now(lambda about=about: api.get(about).json()["s3_url"], seconds=40)  # type: ignore[misc]
-        body = httpx.get(url, timeout=30, trust_env=False).raise_for_status().content
+        url: str = wait_until_now(lambda about=about: api.get(about).json()["s3_url"], seconds=100)  # type: ignore[misc]
+        body = httpx.get(url, timeout=60, trust_env=False).raise_for_status().content
         assert (hashlib.sha256(body).hexdigest(), len(body)) == (output["sha256"], output["size_bytes"])
         keys.append(urlsplit(url).path.lstrip("/"))
     return keys

@@ -189,7 +189,7 @@ def test_models(fleet: FleetProcess, tmp_path: Path) -> None:
 
 
 def test_websocket_events(fleet: FleetProcess, tmp_path: Path) -> None:
-    with connect(f"ws://localhost:{fleet.port}/ws") as socket:
+    with connect(f"ws://localhost:{fleet.port}/ws", open_timeout=60) as socket:
         job_id = reply(fleet, documented.VISION_GENERATE, tmp_path)["job_id"]
         seen: dict[str, Any] = {}
         while "job_complete" not in seen:
@@ -212,7 +212,7 @@ def test_sdk_example(fleet: FleetProcess, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=clean_environment(),
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     assert "'status': 'connected'" in done.stdout

@@ -53,7 +53,7 @@ def fleet(behind: HeldServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def api(fleet: FleetProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fleet.url, timeout=30, trust_env=False) as api:
+    with httpx.Client(base_url=fleet.url, timeout=60, trust_env=False) as api:
         wait_until_now(lambda: len(_node(api)["engines"]) == 2 or None)
         yield api
 
@@ -75,7 +75,7 @@ def _ended(api: httpx.Client, job_id: str) -> Json:
         job: Json = api.get(f"/api/queue/jobs/{job_id}").json()
         return job if job["status"] in ("succeeded", "failed", "cancelled") else None
 
-    return wait_until_now(look, seconds=40)
+    return wait_until_now(look, seconds=100)
 
 
 def _is_whole(api: httpx.Client, engine: str, job: Json) -> bool:
@@ -96,7 +96,7 @@ def test_ended_at_each_point(
     agents = fleet.pids("fleet_agent")
     behind.hold(point)
     job_id = _submit(api, engine)
-    assert behind.arrived.wait(30)
+    assert behind.arrived.wait(100)
     if how == "cancelled":
         assert api.delete(f"/api/queue/jobs/{job_id}").json()["status"] == "cancelled"
         # The engine lets go of the server, which goes on for nobody.
@@ -119,7 +119,7 @@ def test_ended_at_each_point(
     # The agent lives, works on, and keeps nothing of it.
     assert set(agents) <= set(fleet.pids("fleet_agent"))
     assert _is_whole(api, engine, _ended(api, _submit(api, engine)))
-    wait_until_now(lambda: not kept(fleet), seconds=40)
+    wait_until_now(lambda: not kept(fleet), seconds=100)
 
 
 @pytest.mark.parametrize("how", ["killed", "cancelled"])

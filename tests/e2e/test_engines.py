@@ -40,7 +40,7 @@ def fleet(node: ComfyNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def api(fleet: FleetProcess, node: ComfyNode) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fleet.url, timeout=30, trust_env=False) as api:
+    with httpx.Client(base_url=fleet.url, timeout=60, trust_env=False) as api:
         yield api
     node.script.release()
 
@@ -56,7 +56,7 @@ def _ended(api: httpx.Client, job_id: str) -> dict[str, Any]:
         job: dict[str, Any] = api.get(f"/api/queue/jobs/{job_id}").json()
         return job if job["status"] in ("succeeded", "failed", "cancelled") else None
 
-    return wait_until_now(look, seconds=40)
+    return wait_until_now(look, seconds=100)
 
 
 def test_a_picture_straight_from_comfyui(api: httpx.Client) -> None:
@@ -137,7 +137,7 @@ def test_ended_at_each_point(api: httpx.Client, node: ComfyNode, fleet: FleetPro
     node.calls.clear()
     # The node works on, and keeps nothing of it.
     assert api.post("/api/fleet/generate", json={"prompt": "next", "width": 64, "height": 64, "steps": 1}).is_success
-    wait_until_now(lambda: not kept(fleet), seconds=40)
+    wait_until_now(lambda: not kept(fleet), seconds=100)
 
 
 @pytest.mark.parametrize("how", ["killed", "cancelled"])

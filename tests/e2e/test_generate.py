@@ -21,7 +21,7 @@ QUICK = {"prompt": "sea", "width": 64, "height": 64, "steps": 2}
 
 @pytest.fixture
 def client(fleet: FleetProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fleet.url, timeout=40) as session:
+    with httpx.Client(base_url=fleet.url, timeout=60) as session:
         yield session
 
 
@@ -33,7 +33,7 @@ def running(client: httpx.Client) -> list[dict[str, Any]]:
 def test_it_is_listed_while_it_runs_and_cancelled_when_its_caller_leaves(
     fleet: FleetProcess, client: httpx.Client
 ) -> None:
-    leaver = httpx.Client(base_url=fleet.url, timeout=40)
+    leaver = httpx.Client(base_url=fleet.url, timeout=60)
 
     def call() -> None:
         with leaver.stream("POST", "/api/fleet/generate", json=SLOW):

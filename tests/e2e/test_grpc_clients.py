@@ -44,7 +44,7 @@ def buf_curl(fleet: FleetProcess, method: str, message: dict[str, Any]) -> subpr
         capture_output=True,
         text=True,
         env=clean_environment(),
-        timeout=50,
+        timeout=150,
     )
 
 
@@ -71,7 +71,7 @@ def test_generated_node_client(fleet: FleetProcess, tmp_path: Path) -> None:
     for name in ("package.json", "client.js"):
         shutil.copy(source / name, tmp_path / name)
     install = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefer-offline"]
-    installed = subprocess.run(install, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    installed = subprocess.run(install, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=150)
     if installed.returncode != 0 and "CI" not in os.environ:
         pytest.skip(f"npm could not install the packages: {installed.stderr[-300:]}")
     assert installed.returncode == 0, installed.stderr
@@ -86,7 +86,7 @@ def test_generated_node_client(fleet: FleetProcess, tmp_path: Path) -> None:
         "--es_opt=target=js,import_extension=js",
         *GENERATED,
     ]
-    subprocess.run(generate, check=True, timeout=50)
+    subprocess.run(generate, check=True, timeout=150)
     done = subprocess.run(
         ["node", "client.js", f"http://127.0.0.1:{fleet.grpc_port}"],
         check=False,
@@ -94,7 +94,7 @@ def test_generated_node_client(fleet: FleetProcess, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=clean_environment(),
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -130,9 +130,9 @@ def test_programs_that_one_stays_connected_to_are_for_admin_keys(keyed: FleetPro
     address = f"ws://localhost:{keyed.port}/api/fleet/exec/{node}/stream"
     for key, status in ((BOB, 403), ("", 401)):
         with pytest.raises(InvalidStatus) as closed:
-            connect(address, additional_headers={"X-API-Key": key} if key else {})
+            connect(address, open_timeout=60, additional_headers={"X-API-Key": key} if key else {})
         assert closed.value.response.status_code == status
-    with connect(address, additional_headers={"X-API-Key": ANN}) as socket:
+    with connect(address, open_timeout=60, additional_headers={"X-API-Key": ANN}) as socket:
         socket.send(json.dumps({"start": {"command": "echo done"}}))
         assert base64.b64decode(json.loads(socket.recv())["stdout"]) == b"done\n"
 
@@ -161,12 +161,13 @@ def test_streams_of_a_withdrawn_key_end_and_those_of_others_go_on(keyed: FleetPr
     address = f"ws://localhost:{keyed.port}/ws"
     metadata = (("x-api-key", EVE),)
     with (
-        connect(address, additional_headers={"X-API-Key": EVE}) as withdrawn,
-        connect(address, additional_headers={"X-API-Key": ANN}) as kept,
+        connect(address, open_timeout=60, additional_headers={"X-API-Key": EVE}) as withdrawn,
+        connect(address, open_timeout=60, additional_headers={"X-API-Key": ANN}) as kept,
         grpc.insecure_channel(f"localhost:{keyed.grpc_port}") as channel,
     ):
         events = fleet_pb2_grpc.FleetStub(channel).WatchEvents(fleet_pb2.WatchEventsRequest(), metadata=metadata)
-        # Its headers come with the first event: there is one.
+        # Once its headers have come it hears of everything.
+        events.initial_metadata()
         call(keyed, ANN, "POST", "/api/queue/jobs", json=JOB)
         next(events)
         write_keys(keys, f"ann:{ANN}:admin")

@@ -55,7 +55,7 @@ def agent(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.wait(50)
+        process.wait(100)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -76,12 +76,12 @@ def check_doors(fleet: LanFleet) -> None:
         with plain, pytest.raises(grpc.RpcError) as raised:
             node_pb2_grpc.NodeStub(plain).ListNodes(node_pb2.NodeListNodesRequest(), timeout=60)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-        raw = socket.create_connection(("127.0.0.1", port), 10)
+        raw = socket.create_connection(("127.0.0.1", port), 60)
         with context.wrap_socket(raw, server_hostname="127.0.0.1") as shaken:
             assert shaken.version() in {"TLSv1.2", "TLSv1.3"}
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(240)
 def test_lan_tells_a_key_and_a_token_once_and_a_machine_joins_with_them(folder: Path) -> None:
     grpc_port, agents_port = free_ports(2)
     doors = ("--port", "0", "--grpc-port", str(grpc_port), "--agents-port", str(agents_port))

@@ -39,7 +39,7 @@ def test_the_documented_life_of_an_output(fleet: FleetProcess, client: FleetComm
     listed = documented.reply(documented.LIST_S3, fleet.url, tmp_path)
     assert filenames <= {one["filename"] for one in listed["outputs"]}
     for one in listed["outputs"]:
-        assert hashlib.sha256(httpx.get(one["s3_url"]).content).hexdigest() == one["sha256"]
+        assert hashlib.sha256(httpx.get(one["s3_url"], timeout=60).content).hexdigest() == one["sha256"]
     assert documented.reply(documented.LIST_LOCAL, fleet.url, tmp_path)["outputs"]
     assert documented.reply(documented.CLEANUP_DRY, fleet.url, tmp_path)["dry_run"] is True
     done = documented.reply(documented.CLEANUP, fleet.url, tmp_path)
@@ -54,14 +54,14 @@ def test_the_documented_life_of_an_output(fleet: FleetProcess, client: FleetComm
     assert filenames <= {one["filename"] for one in page["images"]}
     name = sorted(filenames)[0]
     url = f"{fleet.url}/api/vision/outputs/{name}"
-    past = httpx.get(url, headers={"range": "bytes=99999999-"})
+    past = httpx.get(url, headers={"range": "bytes=99999999-"}, timeout=60)
     size = client.get_output_metadata(name)["size_bytes"]
     assert (past.status_code, past.headers["content-range"]) == (416, f"bytes */{size}")
     head = httpx.head(url)
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(size), b"")
     gone = documented.reply(documented.DELETE_OUTPUT, fleet.url, tmp_path, filename=name)
     assert set(gone["removed"]) >= {"s3", "index"} and gone["pending"] == []
-    assert httpx.get(url).status_code == 404
+    assert httpx.get(url, timeout=60).status_code == 404
 
 
 def test_a_rerun_paints_the_same_picture(client: FleetCommander) -> None:
@@ -76,7 +76,8 @@ def test_an_input_is_painted_over(fleet: FleetProcess, client: FleetCommander, t
     source = tmp_path / "start.png"
     Image.new("RGB", (64, 64), "red").save(source)
     references = [client.upload_input(source)["reference"]]
-    part = httpx.post(f"{fleet.url}/api/inputs", files={"file": ("x.png", source.read_bytes(), "image/png")}).json()
+    files = {"file": ("x.png", source.read_bytes(), "image/png")}
+    part = httpx.post(f"{fleet.url}/api/inputs", files=files, timeout=60).json()
     assert (part["filename"], part["content_type"], part["size_bytes"]) == ("x.png", "image/png", source.stat().st_size)
     references += [part["reference"], f"s3://fleet-workspace/inputs/{part['reference'].removeprefix('input:')}"]
     options = {**SMALL, "seed": 3, "strength": 0.3}
@@ -217,7 +218,7 @@ def test_links_and_folders_are_not_there(fleet: FleetProcess, existing: str) -> 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", ["/api/outputs/stats", "/api/outputs/list", "/api/vision/gallery"])
 def test_wrong_methods_are_told_the_right_one(fleet: FleetProcess, method: str, path: str) -> None:
-    reply = httpx.request(method, fleet.url + path)
+    reply = httpx.request(method, fleet.url + path, timeout=60)
     assert (reply.status_code, reply.headers["allow"]) == (405, "GET, HEAD")
 
 

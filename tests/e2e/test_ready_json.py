@@ -37,7 +37,7 @@ def ready(words: Sequence[str], log: Path) -> Iterator[dict[str, Any]]:
         yield said
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(50) == 0
+        assert process.wait(100) == 0
         assert process.stdout.read() == ""
         process.stdout.close()
 
@@ -57,8 +57,8 @@ def test_up_says_where_it_listens(tmp_path: Path) -> None:
     ]
     with ready(words, tmp_path / "log") as said:
         assert said["status"] == "ready"
-        assert httpx.get(f"{said['url']}/health").json()["status"] == "ok"
-        assert httpx.get(said["docs_url"]).status_code == 200
+        assert httpx.get(f"{said['url']}/health", timeout=60).json()["status"] == "ok"
+        assert httpx.get(said["docs_url"], timeout=60).status_code == 200
         assert said["grpc_port"] > 0
 
 
@@ -67,7 +67,7 @@ def test_an_agent_says_that_it_was_welcomed(fleet: FleetProcess, tmp_path: Path)
     words = ["agent", "--server", server, "--node-id", "second", "--data-dir", str(tmp_path), "--json"]
     with ready(words, tmp_path / "log") as said:
         assert (said["status"], said["node_id"], said["server"], said["slots"]) == ("ready", "second", server, 1)
-        assert httpx.get(f"{fleet.url}/api/nodes/second").json()["status"] == "online"
+        assert httpx.get(f"{fleet.url}/api/nodes/second", timeout=60).json()["status"] == "online"
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -78,7 +78,7 @@ def test_a_model_file_is_described(tmp_path: Path, lora: bool) -> None:
         capture_output=True,
         text=True,
         env=clean_environment(),
-        timeout=50,
+        timeout=150,
     )
     made = json.loads(done.stdout)
     assert (made["kind"], Path(made["path"]).stat().st_size) == ("lora" if lora else "checkpoint", made["size_bytes"])

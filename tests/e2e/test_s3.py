@@ -76,7 +76,7 @@ async def test_everything_else_works_without_it_until_it_is_back(short_path: Pat
         told = status(fleet)
         assert (told["status"], told["s3"]) == ("degraded", {"status": "unavailable", "detail": "connection refused"})
         body = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 1}
-        made = await asyncio.to_thread(httpx.post, f"{fleet.url}/api/fleet/generate", json=body, timeout=50)
+        made = await asyncio.to_thread(httpx.post, f"{fleet.url}/api/fleet/generate", json=body, timeout=150)
         assert (made.status_code, made.headers["content-type"]) == (200, "image/png")
         await asyncio.to_thread(mine.start)
         await wait_until(lambda: status(fleet)["status"] == "ok")
@@ -97,7 +97,7 @@ def test_a_taken_port_that_was_asked_for_is_refused(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             env=clean_environment(FAST),
-            timeout=50,
+            timeout=150,
             check=False,
         )
     assert done.returncode == 1

@@ -89,7 +89,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
 
 @pytest.fixture(scope="module")
 def document(tried: FleetProcess) -> Document:
-    reply: Document = httpx.get(f"{tried.url}/openapi.json", trust_env=False).json()
+    reply: Document = httpx.get(f"{tried.url}/openapi.json", trust_env=False, timeout=60).json()
     return reply
 
 
@@ -244,7 +244,7 @@ def test_an_undocumented_answer_would_be_found(tried: FleetProcess, document: Do
 
 
 def test_the_server_took_it_well(tried: FleetProcess) -> None:
-    assert httpx.get(f"{tried.url}/health", trust_env=False).json()["status"] == "ok"
+    assert httpx.get(f"{tried.url}/health", trust_env=False, timeout=60).json()["status"] == "ok"
     log = tried.log.read_text()
     assert "Traceback" not in log
     assert not [line for line in log.splitlines() if '"level": "error"' in line]

@@ -10,7 +10,7 @@ import pytest
 from fleet_client import ApiError, AsyncFleetCommander, FleetCommander, WaitTimeoutError
 
 from tests.e2e.fleet_process import FleetProcess
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_now
 
 QUICK: dict[str, Any] = {"width": 64, "height": 64, "steps": 1}
 LONG: dict[str, Any] = {"width": 2048, "height": 2048, "steps": 150}
@@ -127,8 +127,10 @@ def test_every_other_reading(client: FleetCommander) -> None:
     assert "image_gen" in str(client.capabilities())
     assert client.status()["status"] == "ok"
     assert client.list_nodes(status=["online"])["nodes"]
-    assert client.list_heartbeats()["heartbeats"]
-    loaded = client.list_loaded_models()["models"]
-    assert "sketch" in {model["alias_of"] or model["name"] for model in loaded}
+    wait_until_now(lambda: client.list_heartbeats()["heartbeats"])
+    # Heartbeats say what is in memory.
+    wait_until_now(
+        lambda: "sketch" in {one["alias_of"] or one["name"] for one in client.list_loaded_models()["models"]}
+    )
     assert client.list_loras()["loras"] == []
     assert client.queue_stats()["window_seconds"] > 0

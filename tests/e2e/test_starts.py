@@ -28,7 +28,7 @@ def fleet_up(folder: Path, *words: str, **settings: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         env=clean_environment({**FAST, **settings}),
-        timeout=50,
+        timeout=150,
     )
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

@@ -66,7 +66,7 @@ def test_the_documented_call_gets_a_signed_post(fleet: FleetProcess, receiver: H
         )
     assert (delivery["webhook_id"], delivery["attempts"][0]["status_code"]) == (f"{job_id}.1", 200)
     counted = 'fleet_webhook_tries_total{state="delivered"}'
-    until(lambda: counted in httpx.get(f"{fleet.url}/metrics").text, "the count of tries")
+    until(lambda: counted in httpx.get(f"{fleet.url}/metrics", timeout=60).text, "the count of tries")
     shown = fleet_command("jobs", "deliveries", job_id, url=fleet.url)
     assert shown.exit_code == 0 and "delivered" in shown.stdout and delivery["delivery_id"] in shown.stdout
     again = fleet_command("jobs", "redeliver", job_id, delivery["delivery_id"], url=fleet.url)
@@ -138,7 +138,7 @@ def test_the_receiver_of_the_documentation_works_as_it_stands(fleet: FleetProces
         assert process.stdout is not None
         url = f"http://127.0.0.1:{port}/webhook"
         forged = {"webhook-id": "x.1", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,AAAA"}
-        answer = until(lambda: httpx.post(url, headers=forged, content=b"{}", timeout=5), "the receiver")
+        answer = until(lambda: httpx.post(url, headers=forged, content=b"{}", timeout=60), "the receiver")
         assert answer.status_code == 401
         with FleetCommander(fleet.url) as client:
             job_id = client.submit_job({**SMALL, "callback_url": url})["job_id"]

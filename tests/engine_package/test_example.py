@@ -39,7 +39,7 @@ def api(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.
     }
     with (
         FleetProcess(tmp_path_factory.mktemp("fleet") / "data", environment=environment) as fleet,
-        httpx.Client(base_url=fleet.url, timeout=30, trust_env=False) as api,
+        httpx.Client(base_url=fleet.url, timeout=60, trust_env=False) as api,
     ):
         yield api
 

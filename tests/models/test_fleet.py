@@ -81,14 +81,17 @@ class Place:
             ),
             environment={"FLEET_AGENT_DOWNLOAD_SYNC_BYTES": str(1 << 20), **more},
         )
+        # What an earlier one of that name said is over.
+        wait_until_now(lambda: node_id not in self.online)
         agent.spawn()
         self.agents[node_id] = agent
-        wait_until_now(
-            lambda: any(
-                node["node_id"] == node_id and node["status"] == "online" for node in self.client.list_nodes()["nodes"]
-            )
-        )
+        wait_until_now(lambda: node_id in self.online)
         return agent
+
+    @property
+    def online(self) -> set[str]:
+        """The nodes that are."""
+        return {node["node_id"] for node in self.client.list_nodes()["nodes"] if node["status"] == "online"}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,7 @@ def test_a_model_reaches_three_agents_by_one_read_each(place: Place) -> None:
         assert (place.folder_of(node_id) / "checkpoints" / "big.safetensors").read_bytes() == data
     assert place.download("big.safetensors", *nodes) == dict.fromkeys(nodes, "present")
     assert place.tap.reads["/fleet-models/big.safetensors"] <= 3
+    wait_until_now(lambda: len(place.have("big.safetensors")) == len(nodes))
     (model,) = [one for one in place.client.list_models()["models"] if one["name"] == "big.safetensors"]
     assert (model["in_s3"], model["node_ids"], model["sha256"]) == (
         True,
@@ -175,7 +179,7 @@ def test_an_agent_that_is_killed_in_the_middle_leaves_no_half_file(place: Place)
     place.tap.hold_after = None
     place.agent("a2")
     # The job still waits: its model is brought now, from where it was.
-    assert place.client.wait(pictures["job_id"], timeout_seconds=40)["node_id"] == "a2"
+    assert place.client.wait(pictures["job_id"], timeout_seconds=150)["node_id"] == "a2"
     assert target.read_bytes() == data
     assert place.tap.offsets[0] == 0 and max(place.tap.offsets) >= SIZE // 4
 
@@ -190,10 +194,16 @@ def test_jobs_for_what_the_buckets_alone_have_run(place: Place) -> None:
     reads = place.tap.reads["/fleet-models/new.safetensors"]
     receipts = [place.client.submit_job({"job_type": "image_gen", "payload": payload}) for _ in range(4)]
     assert {receipt["wait_reason"] for receipt in receipts} == {None}
-    jobs = [place.client.wait(receipt["job_id"], timeout_seconds=40) for receipt in receipts]
+    jobs = [place.client.wait(receipt["job_id"], timeout_seconds=150) for receipt in receipts]
     assert {job["status"] for job in jobs} == {"succeeded"}
-    (lora,) = [one for one in place.client.list_loras()["loras"] if one["name"] == "ink.safetensors"]
-    assert lora["in_s3"] and lora["trigger_words"] and len(lora["node_ids"]) == 1
+
+    def lora() -> dict[str, Any]:
+        found: list[dict[str, Any]] = place.client.list_loras()["loras"]
+        return next(one for one in found if one["name"] == "ink.safetensors")
+
+    # Heartbeats say who has what.
+    wait_until_now(lambda: lora()["node_ids"] and place.have("new.safetensors"))
+    assert lora()["in_s3"] and lora()["trigger_words"] and len(lora()["node_ids"]) == 1
     assert len(place.have("new.safetensors")) == 1, "one node has it, and that is enough"
     assert place.tap.reads["/fleet-models/new.safetensors"] - reads <= 1
     # The direct road waits for a download as well.
@@ -247,7 +257,7 @@ def test_load_pin_and_unload_on_a_node(place: Place) -> None:
     assert place.client.load_model("a1", "pinned.safetensors", pin=True, request_id="pin-1") == one
     wait_until_now(lambda: loaded(place, "a1").get("pinned.safetensors", {}).get("pinned"))
     job = place.client.queue_job("a hill", target_node_id="a1", model="sketch", **PICTURE)
-    place.client.wait(job["job_id"], timeout_seconds=30)
+    place.client.wait(job["job_id"], timeout_seconds=150)
     wait_until_now(lambda: "sketch" in loaded(place, "a1"))
     assert loaded(place, "a1")["pinned.safetensors"]["pinned"], "another model does not put it out of memory"
     place.agents["a1"].kill()

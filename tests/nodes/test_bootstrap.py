@@ -54,7 +54,7 @@ def bootstrap(host: SshHost, fleet: LanFleet, wheels: WheelSet, *more: str, host
     )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)
 def test_a_host_becomes_a_node_that_runs_a_job_and_a_second_time_changes_nothing(
     host: SshHost, fleet: LanFleet, wheels: WheelSet
 ) -> None:

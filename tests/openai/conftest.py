@@ -44,7 +44,7 @@ def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
-    with httpx.Client(trust_env=False) as http:
+    with httpx.Client(trust_env=False, timeout=60) as http:
         while True:
             try:
                 if http.get(f"{url}/health").status_code == 200:

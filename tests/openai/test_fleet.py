@@ -26,7 +26,7 @@ def api(model_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     }
     with (
         FleetProcess(tmp_path_factory.mktemp("fleet") / "data", environment=environment) as fleet,
-        httpx.Client(base_url=fleet.url, timeout=40, trust_env=False) as api,
+        httpx.Client(base_url=fleet.url, timeout=60, trust_env=False) as api,
     ):
         yield api
 
@@ -69,7 +69,7 @@ def test_speech_that_was_uploaded_becomes_what_the_server_makes_of_it(api: httpx
         f"{model_server}/audio/transcriptions",
         files={"file": ("talk.wav", tone(), "audio/wav")},
         data={"model": SPEECH, **fields},
-        timeout=40,
+        timeout=60,
         trust_env=False,
     )
     payload = {"audio": reference, **fields}
@@ -79,7 +79,7 @@ def test_speech_that_was_uploaded_becomes_what_the_server_makes_of_it(api: httpx
         job: dict[str, Any] = api.get(f"/api/queue/jobs/{job_id}").json()
         return job if job["status"] in ("succeeded", "failed") else None
 
-    job = wait_until_now(ended, seconds=50)
+    job = wait_until_now(ended, seconds=150)
     assert job["status"] == "succeeded", job
     assert job["result"]["text"] and job["result"]["text"] == direct.json()["text"]
     gone = api.post("/api/queue/jobs", json={"job_type": "transcription", "payload": {**payload, "audio": "input:no"}})

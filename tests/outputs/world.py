@@ -28,7 +28,12 @@ from tests.waiting import wait_until
 
 HERE = "here"
 LIMITS = S3Limits(
-    part_bytes=5 << 20, check_seconds=0.2, recheck_seconds=0.05, connect_seconds=1.0, read_seconds=2.0, call_seconds=4.0
+    part_bytes=5 << 20,
+    check_seconds=0.2,
+    recheck_seconds=0.05,
+    connect_seconds=10.0,
+    read_seconds=20.0,
+    call_seconds=40.0,
 )
 _numbers = itertools.count(1)
 
@@ -150,7 +155,7 @@ async def world_on(
     await filing.open()
     try:
         if server is not None and wait:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(50):
                 await s3.wait_well()
         yield World(store, filing, s3, folder, sweeper, sweeps, told)
     finally:

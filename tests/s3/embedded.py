@@ -60,7 +60,7 @@ class EmbeddedProcess:
         """Ends it."""
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(20)
+            self._process.wait(50)
             self._process = None
 
     def __enter__(self) -> Self:

@@ -126,11 +126,13 @@ def swarm_fleet() -> Iterator[SwarmFleet]:
         }
         fleet = stack.enter_context(FleetProcess(folder / "data", environment=settings))
         stack.enter_context(_agent(folder, "agx1", worker, fleet))
-        api = stack.enter_context(httpx.Client(base_url=fleet.url, timeout=30))
+        api = stack.enter_context(httpx.Client(base_url=fleet.url, timeout=60))
         engine = stack.enter_context(contextlib.closing(manager.client()))
         ready = SwarmFleet(fleet, manager, worker, engine, api, api.get("/api/swarm/services"))
         _join(manager, worker, engine)
         roles = {"agx0": "manager", "agx1": "worker"}
+        # Else the scheduler puts all tasks on the one that it knows.
+        ready.until(lambda: [one.attrs["Status"]["State"] for one in engine.nodes.list()] == ["ready", "ready"])
         ready.until(lambda: {n["node_id"]: n["swarm_role"] for n in api.get("/api/nodes").json()["nodes"]} == roles)
         yield ready
 

@@ -39,7 +39,7 @@ def registry(folder: Path, address: str, *, login: bool = False, within: Sequenc
             [*within, "docker-registry", "serve", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 100
         asked = [*within, "curl", "-s", f"http://{address}/v2/"]
         while subprocess.run(asked, check=False, capture_output=True).returncode:
             assert process.poll() is None and time.monotonic() < until, (folder / f"{name}.log").read_text()

@@ -43,7 +43,7 @@ def push(session: httpx.Client, name: str, tags: list[str]) -> str:
 def url() -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as folder, registry(Path(folder), address):
-        with httpx.Client(base_url=f"http://{address}") as session:
+        with httpx.Client(base_url=f"http://{address}", timeout=60) as session:
             for name in NAMES:
                 push(session, name, ["1", "latest"] if name == "alpha" else ["2"])
             gone = push(session, "emptied", ["1"])

@@ -41,7 +41,7 @@ def test_cancelled_it_interrupts_its_own_prompt_alone(node: ComfyNode, tmp_path:
 
 def test_cancelled_in_the_queue_it_interrupts_nobody(node: ComfyNode, tmp_path: Path) -> None:
     node.script.hold_at = 2
-    httpx.post(f"{node.url}/prompt", json={"prompt": progress_graph(), "prompt_id": "another's"})
+    httpx.post(f"{node.url}/prompt", json={"prompt": progress_graph(), "prompt_id": "another's"}, timeout=50)
     assert node.script.held.wait(50)
     recorder = Recorder(lambda done: len(node.app.executor.pending) == 1)
     with pytest.raises(Cancelled):

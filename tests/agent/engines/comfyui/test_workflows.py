@@ -134,7 +134,7 @@ def test_what_others_have_made_is_no_input(node: ComfyNode, tmp_path: Path) -> N
 def test_frames_of_other_prompts_are_nobodys_here(node: ComfyNode, tmp_path: Path) -> None:
     """A prompt without a client tells everybody of its progress."""
     node.script.hold_at = 2
-    httpx.post(f"{node.url}/prompt", json={"prompt": progress_graph(step_ms=0), "prompt_id": "another's"})
+    httpx.post(f"{node.url}/prompt", json={"prompt": progress_graph(step_ms=0), "prompt_id": "another's"}, timeout=50)
     assert node.script.held.wait(50)
     recorder = Recorder()
     engine = make_engine(node, tmp_path)
