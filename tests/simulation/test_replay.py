@@ -32,7 +32,7 @@ class Recorded:
 def fleet(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fleet_client", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=50, env=clean_environment({"NO_COLOR": "1"}), check=False
+        command, capture_output=True, text=True, timeout=170, env=clean_environment({"NO_COLOR": "1"}), check=False
     )
 
 
@@ -54,7 +54,7 @@ def recorded() -> Iterator[Recorded]:
 def test_every_decision_is_made_again_alike(recorded: Recorded) -> None:
     found = replay(recorded.lines)
     assert found.differences == []
-    assert found.decisions > 10 and found.placed >= 60
+    assert found.decisions == len(recorded.lines) > 1 and found.placed >= 60
     done = fleet("replay", str(recorded.decisions), "--seen", str(recorded.seen))
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": 0 differ\n" in done.stdout and ": 0 were never decided\n" in done.stdout
@@ -62,10 +62,12 @@ def test_every_decision_is_made_again_alike(recorded: Recorded) -> None:
 
 def test_nodes_are_written_where_they_have_changed(recorded: Recorded) -> None:
     """And are whole when read."""
-    written = sum(len(orjson.loads(line)["nodes"]) for line in recorded.lines)
-    looked_at = [decision.situation.nodes for decision in read_decisions(recorded.lines)]
+    lines = [orjson.loads(line) for line in recorded.lines]
+    looked_at = [{one.node_id: one for one in decision.situation.nodes} for decision in read_decisions(recorded.lines)]
     assert max(map(len, looked_at)) == 15
-    assert written < sum(map(len, looked_at)) / 2
+    assert [line["fresh"] for line in lines] == [True] + [False] * (len(lines) - 1)
+    for line, before, now in zip(lines, [{}, *looked_at], looked_at, strict=False):
+        assert {one["node_id"] for one in line["nodes"]} == {name for name in now if before.get(name) != now[name]}
 
 
 def test_a_decision_that_would_not_be_made_is_reported(recorded: Recorded, tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_a_decision_that_would_not_be_made_is_reported(recorded: Recorded, tmp_p
     assert done.returncode == 1
     assert ": 1 differ\n" in done.stdout and f"decision {number + 1}: placed: was " in done.stdout
     printed = orjson.loads(fleet("replay", str(bent), "--json").stdout)
-    assert (printed["decisions"] > 10, len(printed["differences"]), printed["undecided"]) == (True, 1, [])
+    assert (printed["decisions"], len(printed["differences"]), printed["undecided"]) == (len(lines), 1, [])
 
 
 def test_an_assignment_that_was_never_decided_is_reported(recorded: Recorded, tmp_path: Path) -> None:

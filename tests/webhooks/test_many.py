@@ -26,7 +26,7 @@ from tests.webhooks.works import SECRET, Works
 
 # Read when the tests are collected: while they run, settings of the caller are hidden.
 COUNT = int(os.environ.get("FLEET_WEBHOOK_COUNT", "500"))
-SECONDS = max(90, COUNT // 10)
+SECONDS = max(300, COUNT // 10)
 SEED = 20_261
 RULES = CallbackRules(allowed=tuple(ipaddress.ip_network(f"127.0.0.{host}/32") for host in (2, 3, 4)), public=False)
 # The schedule of production, a thousand times faster and more, and patient: bad luck alone must not give up on one.
@@ -88,8 +88,8 @@ async def test_each_of_many_arrives_under_one_id_and_nothing_reaches_a_forbidden
                 "rules": RULES,
                 "names": Fickle(rng),
                 "plan": PLAN,
-                "seconds": 0.25,
-                "lease_seconds": 1.0,
+                "seconds": 0.5,
+                "lease_seconds": 1.5,
                 "limits": HostLimits(per_host=16, defer_seconds=0.5),
                 "book": SecretBook((SECRET,)),
             }

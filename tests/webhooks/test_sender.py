@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,12 +17,13 @@ from fleet_server.domain.webhook import DeliveryState, RetryPlan
 from fleet_server.domain.webhook_signature import Secret, SecretBook, parse_endpoints
 from fleet_server.services.callbacks import CallbackRules
 from fleet_server.services.webhook_hosts import HostLimits
-from fleet_server.store import HookClaims, open_store
+from fleet_server.store import HookClaims, HookRow, open_store
 from tests.ports import free_port
 from tests.waiting import wait_until
-from tests.webhooks.receiver import die, hang, receiving, reply
+from tests.webhooks.patience import Patience
+from tests.webhooks.receiver import How, Received, Writer, die, hang, receiving, reply
 from tests.webhooks.test_post import Fixed
-from tests.webhooks.works import SECRET, Works
+from tests.webhooks.works import SECRET, Works, now_ms
 
 HOUR_MS = 3_600_000
 
@@ -76,9 +79,12 @@ async def test_a_job_without_callback_tells_nobody(works: Works) -> None:
 
 
 @pytest.mark.parametrize("bad", [reply(500), reply(404), reply(302, Location="http://127.0.0.1:1/"), die, hang])
-async def test_each_kind_of_failure_is_tried_again_with_the_same_id_and_body(works: Works, bad: object) -> None:
-    async with receiving() as receiver, works.sending(seconds=0.2, lease_seconds=5.0):
-        receiver.answers = [bad, bad]  # type: ignore[list-item]
+async def test_each_kind_of_failure_is_tried_again_with_the_same_id_and_body(
+    works: Works, bad: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = Patience(monkeypatch)
+    async with receiving() as receiver, works.sending():
+        receiver.answers = [patience.hang if bad is hang else bad] * 2
         (job_id,) = await works.ended(receiver.url)
         await state(works, job_id, DeliveryState.DELIVERED)
     assert receiver.ids == [f"{job_id}.1"] * 3
@@ -191,7 +197,7 @@ async def test_a_sender_that_is_shut_down_finishes_what_it_sends_and_gives_back_
         ids = await works.ended(*[receiver.url] * 3)
         async with works.sending(limits=HostLimits(per_host=1), lease_seconds=3_600.0) as (sender,):
             await wait_until(lambda: receiver.received)
-            closing = asyncio.create_task(sender.shut_down(20.0))
+            closing = asyncio.create_task(sender.shut_down(600.0))
             await wait_until(lambda: sender.closing)
             go.set()
             await closing
@@ -237,17 +243,37 @@ async def test_an_end_wakes_the_sender(works: Works) -> None:
     assert len(receiver.ids) == 3
 
 
-async def test_what_waited_too_long_is_claimed_anew_before_it_is_sent(works: Works) -> None:
+async def test_what_waited_too_long_is_claimed_anew_before_it_is_sent(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else its claim would end in the middle of the request, and another sender would send it at the same time."""
+    given_back: set[str] = set()
+    defer, go = works.store.webhooks.defer, asyncio.Event()
+
+    async def noted(rows: Sequence[tuple[HookRow, int]], token: str) -> None:
+        given_back.update(row.webhook_id for row, _ in rows)
+        await defer(rows, token)
+
+    async def slow(request: Received, writer: Writer) -> None:
+        await go.wait()
+        await reply(200)(request, writer)
+
     async with receiving() as receiver:
-        receiver.answers = [hang] * 6
-        ids = await works.ended(*[receiver.url] * 4)
-        limits = HostLimits(per_host=1, defer_seconds=0.1)
-        async with works.sending(limits=limits, seconds=0.3, lease_seconds=0.5):
+        receiver.otherwise = slow
+        ids = await works.ended(*[receiver.url] * 3)
+        async with works.sending(limits=HostLimits(per_host=1, defer_seconds=0.5)) as (sender,):
+            await wait_until(lambda: receiver.received)
+            (receivers,) = sender._hosts._hosts.values()
+            await wait_until(lambda: len(receivers.waiting) == 2)
+            waited = [replace(due, until=0.0) for due in receivers.waiting]
+            receivers.waiting.clear()
+            receivers.waiting.extend(waited)
+            monkeypatch.setattr(works.store.webhooks, "defer", noted)
+            go.set()
             for job_id in ids:
                 await state(works, job_id, DeliveryState.DELIVERED)
-    for job_id in ids:
-        assert receiver.ids.count(f"{job_id}.1") == len(await works.tries(job_id))
+    assert given_back >= {due.row.webhook_id for due in waited}
+    assert sorted(receiver.ids) == sorted(f"{job_id}.1" for job_id in ids)
 
 
 async def test_two_senders_never_send_the_same(works: Works) -> None:
@@ -268,7 +294,7 @@ async def test_dead_receivers_hold_up_neither_jobs_nor_others_callbacks(works: W
     async with (
         receiving() as healthy,
         receiving("127.0.0.1", port) as dead,
-        works.sending(seconds=30.0, lease_seconds=600.0),
+        works.sending(seconds=600.0, lease_seconds=3_600.0),
     ):
         dead.otherwise = hang
         silent = [f"http://127.0.0.{number}:{port}/" for number in (1, 2, 3, 4)] * 50
@@ -308,18 +334,25 @@ async def test_a_fault_of_ours_uses_tries_up_and_stops_nobody(works: Works, monk
 async def test_a_step_that_fails_is_made_good_later(
     works: Works, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
 ) -> None:
-    failures = [error] * 3
-    real = getattr(works.store.webhooks, step)
+    failures, ahead_ms = [error] * 3, [0]
+    async with (
+        receiving() as receiver,
+        open_store(works.url, namespace=works.namespace, clock=lambda: now_ms() + ahead_ms[0]) as own,
+    ):
+        real = getattr(own.webhooks, step)
 
-    async def failing(*rest: object, **more: object) -> object:
-        if failures:
-            raise failures.pop()
-        return await real(*rest, **more)
+        async def failing(*rest: object, **more: object) -> object:
+            if failures:
+                if step == "settle":
+                    # The claim that it leaves behind is over.
+                    ahead_ms[0] += 100_000
+                raise failures.pop()
+            return await real(*rest, **more)
 
-    monkeypatch.setattr(works.store.webhooks, step, failing)
-    async with receiving() as receiver, works.sending(seconds=0.2, lease_seconds=0.5):
-        (job_id,) = await works.ended(receiver.url)
-        await state(works, job_id, DeliveryState.DELIVERED)
+        monkeypatch.setattr(own.webhooks, step, failing)
+        async with works.sending(works.sender(own)):
+            (job_id,) = await works.ended(receiver.url)
+            await state(works, job_id, DeliveryState.DELIVERED)
     assert len(failures) < 3
     # What was sent but not written is sent again, once for each time.
     assert receiver.ids == [f"{job_id}.1"] * (4 if step == "settle" else 1)

@@ -118,8 +118,8 @@ class Works:
         book: SecretBook = BOOK,
         plan: RetryPlan = QUICK,
         limits: HostLimits | None = None,
-        seconds: float = 5.0,
-        lease_seconds: float = 20.0,
+        seconds: float = 30.0,
+        lease_seconds: float = 90.0,
         poll_seconds: float = 0.05,
     ) -> WebhookSender:
         """A sender that does not run yet."""
