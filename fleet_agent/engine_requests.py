@@ -21,7 +21,9 @@ class EngineRequests:
 
     def __init__(self, urls: dict[str, str]) -> None:
         self._urls = {name: url.rstrip("/") for name, url in urls.items() if url}
-        self._http = httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=32))
+        # All authorities are read where a program speaks TLS alone; redirects are not followed.
+        secure = any(url.lower().startswith("https:") for url in self._urls.values())
+        self._http = httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=32), verify=secure)
 
     def register(self, desk: CommandDesk) -> None:
         desk.register("engine_request", self.serve)

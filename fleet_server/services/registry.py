@@ -38,9 +38,13 @@ class Registry:
         self._settings = settings or RegistrySettings()
         self._url = self._settings.url.rstrip("/")
         login = (self._settings.username, self._settings.password)
-        # No redirects: what answers here must be the registry itself.
+        # No redirects: what answers here must be the registry itself. Authorities are read where it speaks TLS alone.
         self._session = httpx.AsyncClient(
-            auth=login if any(login) else None, timeout=self._settings.seconds, trust_env=False, follow_redirects=False
+            auth=login if any(login) else None,
+            timeout=self._settings.seconds,
+            trust_env=False,
+            follow_redirects=False,
+            verify=self._url.lower().startswith("https:"),
         )
 
     async def aclose(self) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
+import certifi
 import httpcore
-import httpx
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.webhook import Answer, retry_after_ms, status_line
@@ -113,7 +115,14 @@ class Poster:
         self._names = names
         self._clock = clock
         self._settings = settings or PostSettings()
-        self._tls = tls or httpx.create_ssl_context()
+        if tls is not None:
+            self._tls = tls
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Of the first receiver with TLS: many have none, and reading all authorities takes its time."""
+        own = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        return ssl.create_default_context(cafile=own[0] or (None if own[1] else certifi.where()), capath=own[1])
 
     async def post(self, url: str, headers: Headers, body: bytes) -> Answer:
         """What came of it; never raises for what a receiver does."""
@@ -163,7 +172,9 @@ class Poster:
             content=body,
         )
         connection = httpcore.AsyncHTTPConnection(
-            address.origin, ssl_context=self._tls, network_backend=_Pinned(addresses, self._settings)
+            address.origin,
+            ssl_context=self._tls if receiver.scheme == "https" else None,
+            network_backend=_Pinned(addresses, self._settings),
         )
         async with connection:
             response = await connection.handle_async_request(request)

@@ -45,6 +45,7 @@ class AsyncFleetCommander(AsyncContainerCalls, AsyncMachineCalls, AsyncOutputCal
             headers=calls.headers(api_key),
             timeout=calls.timeout(timeout_seconds),
             trust_env=False,
+            verify=calls.trust(self.base_url),
         )
 
     async def __aenter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mimetypes
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -48,6 +49,11 @@ def headers(api_key: str | None) -> dict[str, str]:
     if not all(" " < letter <= "~" for letter in key):
         raise SettingError("api_key: must be visible ASCII characters without spaces")
     return {"X-API-Key": key}
+
+
+def trust(base_url: str) -> ssl.SSLContext | bool:
+    """Whom connections believe over TLS. Over plain HTTP nobody: to read all authorities takes longer than a call."""
+    return True if base_url.lower().startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def timeout(read_seconds: float) -> httpx.Timeout:

@@ -45,6 +45,7 @@ class FleetCommander(ContainerCalls, MachineCalls, OutputCalls, SwarmCalls):
             headers=calls.headers(api_key),
             timeout=calls.timeout(timeout_seconds),
             trust_env=False,
+            verify=calls.trust(self.base_url),
         )
 
     def __enter__(self) -> Self:

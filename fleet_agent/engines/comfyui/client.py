@@ -31,8 +31,9 @@ class ComfyClient:
     def __init__(self, url: str, *, timeout_seconds: float = 30) -> None:
         self.url = url.rstrip("/")
         self._timeout = timeout_seconds
-        # Not by a proxy: it is this node's own.
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_seconds, trust_env=False)
+        # Not by a proxy: it is this node's own. All authorities are read where it speaks TLS alone.
+        secure = self.url.lower().startswith("https:")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_seconds, trust_env=False, verify=secure)
 
     def close(self) -> None:
         self._http.close()

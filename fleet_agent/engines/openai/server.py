@@ -53,7 +53,9 @@ class OpenAIServer:
 
     def _called(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
         try:
-            with httpx.Client(headers=self._headers, timeout=15, trust_env=False) as http:
+            # All authorities are read where it speaks TLS alone.
+            secure = self.url.lower().startswith("https:")
+            with httpx.Client(headers=self._headers, timeout=15, trust_env=False, verify=secure) as http:
                 return http.request(method, self.url + path, json=body)
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__

@@ -14,7 +14,7 @@ import asyncssh
 
 Said = Callable[[str], None]
 Bytes = Callable[[int], None]
-_CONNECT_SECONDS = 20
+_CONNECT_SECONDS = 40
 
 
 class HostError(RuntimeError):

@@ -180,10 +180,16 @@ umask 077
 folder=$1
 shift
 pid=$(cat "$folder/state/lock" 2>/dev/null || true)
-if [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && grep -qs fleet "/proc/$pid/cmdline"; then
+# A process that has ended, and that nobody has taken notice of, has a number still, but no words.
+runs() { [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && grep -qs fleet "/proc/$pid/cmdline"; }
+if runs; then
   kill "$pid"
   n=0
-  while kill -0 "$pid" 2>/dev/null && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+  while runs && [ $n -lt 900 ]; do sleep 0.1; n=$((n + 1)); done
+  if runs; then
+    echo "the agent that runs there does not end: end process $pid, then try again" >&2
+    exit 1
+  fi
 fi
 mkdir -p "$folder/state"
 setsid env "$@" "$folder/current/bin/fleet" agent --data-dir "$folder/state" \

@@ -24,10 +24,11 @@ from fleet_client.cli.console import (
     print_json,
 )
 from fleet_client.client import FleetCommander
-from fleet_client.errors import ApiError
+from fleet_client.errors import ApiError, FleetError
 
 app = typer.Typer(no_args_is_help=True, help="Make a machine a node.", context_settings=CONTEXT)
-_ONLINE_SECONDS = 90.0
+_ONLINE_SECONDS = 180.0
+"""A small machine that has other work needs a minute to import what the agent is made of."""
 
 
 @app.callback()
@@ -121,10 +122,19 @@ def _token(fleet: FleetCommander, server: str | None) -> str | None:
 def _await_online(fleet: FleetCommander, node_id: str) -> None:
     until = time.monotonic() + _ONLINE_SECONDS
     while True:
-        with contextlib.suppress(ApiError):
+        lost: FleetError | None = None
+        try:
             if fleet.get_node(node_id)["status"] == "online":
                 return
+        except ApiError:
+            # The server does not know it yet.
+            pass
+        except FleetError as error:
+            # One call that fails is no reason to give up what is nearly done.
+            lost = error
         if time.monotonic() > until:
+            if lost is not None:
+                raise lost
             fail(
                 f"{node_id} has been installed and started, but has not come online: look at its log "
                 "(journalctl -u fleet-agent, or agent.log in its folder)",
