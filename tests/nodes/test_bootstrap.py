@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fleet_client.bootstrap.install import _START
 from fleet_client.bootstrap.unit import unit_text
 from fleet_client.bootstrap.wheels import WheelError, WheelSet, own_wheels
 
@@ -78,6 +80,22 @@ def test_a_host_becomes_a_node_that_runs_a_job_and_a_second_time_changes_nothing
         assert changed.returncode == 0, changed.stderr
         assert json.loads(changed.stdout)["changed"] == ["started"]
         wait_until_now(lambda: caller.get("/api/nodes/far").json()["labels"] == {"zone": "b"})
+
+
+def test_an_old_agent_that_nobody_took_notice_of_is_over(tmp_path: Path) -> None:
+    """Where the first process of a machine leaves the dead as they are, in many containers, the next is started all the
+    same."""
+    program = tmp_path / "current/bin/fleet"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\necho $LABEL $* >{tmp_path}/said\n")
+    program.chmod(0o755)
+    (tmp_path / "state").mkdir()
+    with subprocess.Popen(["sh", "-c", "while :; do sleep 0.1; done # fleet"]) as old:
+        (tmp_path / "state/lock").write_text(f"{old.pid}\n")
+        subprocess.run(["sh", "-c", _START, "sh", str(tmp_path), "LABEL=b"], check=True)
+        assert old.wait() == -signal.SIGTERM
+    said = tmp_path / "said"
+    assert wait_until_now(lambda: said.exists() and said.read_text()) == f"b agent --data-dir {tmp_path}/state\n"
 
 
 def test_another_host_key_is_not_believed(host: SshHost, fleet: LanFleet, wheels: WheelSet) -> None:

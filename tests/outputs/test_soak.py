@@ -25,7 +25,7 @@ from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
 
 GENERATIONS = int(os.environ.get("FLEET_SOAK_GENERATIONS", "40"))
 """`make soak` makes 500."""
-START_SECONDS = 90.0
+START_SECONDS = 150.0
 
 IMPATIENT = {
     # Copies and cleanups come as often as they can, and nothing is too young to be removed.
