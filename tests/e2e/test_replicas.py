@@ -129,6 +129,9 @@ def test_the_nodes_of_a_server_that_died_are_given_up_by_the_other(pair: Pair) -
 
 def test_a_job_outlives_the_server_that_gave_it(pair: Pair) -> None:
     """Its agent dials the other one, works on, and hands the result in there: one attempt, no loss."""
+    pair.a.kill()
+    with FleetCommander(pair.b.url) as client:
+        until(lambda: client.status()["nodes"]["online"] == 1, "the agent has dialled the other")
     pair.a.start()
     with FleetCommander(pair.a.url) as client:
         job_id = client.queue_job("storm", width=512, height=512, steps=100)["job_id"]
