@@ -54,7 +54,7 @@ async def test_a_command_is_run_and_answered(bench: Bench, tmp_path: Path) -> No
     async with agent_running(settings_of(tmp_path, bench.address)) as agent:
         agent.desk.register("exec", Notes(tell))
         await wait_until(lambda: bench.sessions.live(NODE))
-        end = await bench.commands.run(NODE, execute(), timeout=10, progress=lambda tick: ticks.append(tick.progress))
+        end = await bench.commands.run(NODE, execute(), timeout=50, progress=lambda tick: ticks.append(tick.progress))
     assert end.exec.stdout == "run 1"
     assert ticks == [40]
 
@@ -62,9 +62,9 @@ async def test_a_command_is_run_and_answered(bench: Bench, tmp_path: Path) -> No
 async def test_the_same_id_acts_once_and_gives_the_same_end(bench: Bench, tmp_path: Path) -> None:
     notes = Notes()
     async with node_on(bench, tmp_path, exec=notes):
-        same = [bench.commands.run(NODE, execute("one"), timeout=10) for _ in range(3)]
+        same = [bench.commands.run(NODE, execute("one"), timeout=50) for _ in range(3)]
         ends = await asyncio.gather(*same)
-        await bench.commands.run(NODE, execute("two"), timeout=10)
+        await bench.commands.run(NODE, execute("two"), timeout=50)
     assert [end.exec.stdout for end in ends] == ["run 1"] * 3
     assert notes.seen == ["one", "two"]
 
@@ -73,7 +73,7 @@ async def test_reads_are_run_each_time(bench: Bench, tmp_path: Path) -> None:
     notes = Notes()
     async with node_on(bench, tmp_path, list_containers=notes):
         for _ in range(2):
-            await bench.commands.run(NODE, listing(), timeout=10)
+            await bench.commands.run(NODE, listing(), timeout=50)
     assert len(notes.seen) == 2
 
 
@@ -87,7 +87,7 @@ async def test_a_fault_is_the_callers_error(bench: Bench, tmp_path: Path) -> Non
     async with node_on(bench, tmp_path, exec=refuse):
         for _ in range(3):
             with pytest.raises(FleetError) as caught:
-                await bench.commands.run(NODE, execute("one"), timeout=10)
+                await bench.commands.run(NODE, execute("one"), timeout=50)
             assert (caught.value.reason, caught.value.detail) == ("PORT_IN_USE", "host_port: 8080 is taken")
     # What changed nothing may be tried again; what acted is kept.
     assert tries == ["one", "one"]
@@ -96,15 +96,15 @@ async def test_a_fault_is_the_callers_error(bench: Bench, tmp_path: Path) -> Non
 async def test_unknown_nodes_absent_nodes_and_unknown_commands(bench: Bench, tmp_path: Path) -> None:
     for_sure = "NODE_NOT_FOUND"
     with pytest.raises(FleetError) as caught:
-        await bench.commands.run(NODE, execute(), timeout=10)
+        await bench.commands.run(NODE, execute(), timeout=50)
     assert caught.value.reason == for_sure
     async with node_on(bench, tmp_path):
         with pytest.raises(FleetError) as caught:
-            await bench.commands.run(NODE, execute(), timeout=10)
+            await bench.commands.run(NODE, execute(), timeout=50)
         assert caught.value.reason == "NOT_IMPLEMENTED"
     await wait_until(lambda: bench.sessions.live(NODE) is None)
     with pytest.raises(FleetError) as caught:
-        await bench.commands.run(NODE, execute(), timeout=10)
+        await bench.commands.run(NODE, execute(), timeout=50)
     assert caught.value.reason == "NODE_OFFLINE"
     with pytest.raises(FleetError) as caught:
         async with bench.commands.open(NODE, execute()):
@@ -120,7 +120,7 @@ async def test_an_effect_goes_on_when_its_caller_has_no_more_time(bench: Bench, 
             await bench.commands.run(NODE, execute("one"), timeout=0.3)
         assert caught.value.reason == "TIMEOUT"
         await wait_until(lambda: not node.desk._tasks)
-        again = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=10))
+        again = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=50))
         notes.gate.set()
         assert (await again).exec.stdout == "run 1"
     assert notes.seen == ["one"]
@@ -130,7 +130,7 @@ async def test_a_lost_stream_hides_no_end(bench: Bench, tmp_path: Path) -> None:
     notes = Notes()
     notes.gate.clear()
     async with node_on(bench, tmp_path, exec=notes) as node:
-        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=20))
+        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=50))
         await wait_until(lambda: notes.seen)
         await node.hang_up()
         await node.dial()
@@ -143,14 +143,14 @@ async def test_what_an_agent_did_when_it_died_is_unknown_and_never_repeated(benc
     notes = Notes()
     notes.gate.clear()
     async with node_on(bench, tmp_path, exec=notes):
-        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=20))
+        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=50))
         await wait_until(lambda: notes.seen)
     async with node_on(bench, tmp_path, exec=notes):
         with pytest.raises(FleetError) as caught:
             await running
         assert caught.value.reason == "OUTCOME_UNKNOWN"
         with pytest.raises(FleetError) as caught:
-            await bench.commands.run(NODE, execute("one"), timeout=10)
+            await bench.commands.run(NODE, execute("one"), timeout=50)
         assert caught.value.reason == "OUTCOME_UNKNOWN"
     assert notes.seen == ["one"]
 
@@ -166,8 +166,8 @@ async def test_a_node_that_stays_away_leaves_unknown_what_it_began(bench: Bench,
     notes = Notes()
     notes.gate.clear()
     async with node_on(bench, tmp_path, exec=notes, list_containers=notes):
-        effect = asyncio.create_task(impatient(bench).run(NODE, execute("one"), timeout=20))
-        read = asyncio.create_task(impatient(bench).run(NODE, listing(), timeout=20))
+        effect = asyncio.create_task(impatient(bench).run(NODE, execute("one"), timeout=50))
+        read = asyncio.create_task(impatient(bench).run(NODE, listing(), timeout=50))
         await wait_until(lambda: len(notes.seen) == 2)
     for task, reason in ((effect, "OUTCOME_UNKNOWN"), (read, "NODE_OFFLINE")):
         with pytest.raises(FleetError) as caught:
@@ -179,7 +179,7 @@ async def test_what_was_never_begun_is_known_not_to_have_happened(bench: Bench, 
     notes = Notes()
     async with node_on(bench, tmp_path, exec=notes) as node:
         node.desk._limit = 0
-        effect = asyncio.create_task(impatient(bench).run(NODE, execute("one"), timeout=20))
+        effect = asyncio.create_task(impatient(bench).run(NODE, execute("one"), timeout=50))
         await wait_until(lambda: bench.commands._exchanges)
         await node.hang_up()
         with pytest.raises(FleetError) as caught:
@@ -195,7 +195,7 @@ async def test_nothing_is_done_for_nobody(bench: Bench, tmp_path: Path) -> None:
         node.desk.take(node.road, node.session, execute("stale"))
         await wait_until(lambda: not node.desk._tasks)
         notes.gate.clear()
-        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=10))
+        running = asyncio.create_task(bench.commands.run(NODE, execute("one"), timeout=50))
         await wait_until(lambda: notes.seen)
         with pytest.raises(CallOverError):
             await node.road.begin("another-session", "one")
@@ -252,7 +252,7 @@ async def test_a_slow_reader_holds_the_agent_back(bench: Bench, tmp_path: Path) 
         stuck_at = await wait_until(lambda: (written > 1) and written)
         # While the stream is not read, other commands go through, and the flood comes to a halt.
         for _ in range(20):
-            await bench.commands.run(NODE, execute(), timeout=10)
+            await bench.commands.run(NODE, execute(), timeout=50)
         assert written >= stuck_at
         assert written < 200
         received = 65_536 + sum([len(part.stdout) async for part in parts])

@@ -23,9 +23,11 @@ from fleet_server.domain.errors import FleetError
 from fleet_server.services.commands import Commands, CommandSettings
 from tests.commands.node import NODE, DeskNode
 from tests.services.agents.bench import Bench
+from tests.waiting import wait_until
 
 COMMANDS = int(os.environ.get("FLEET_COMMANDS", "1000"))
 AT_ONCE = 16
+LONG = max(400, COMMANDS // 10)
 POINTS = ("begun", "acted", "ended")
 """Where an agent is killed: the command is written down and nothing done; it took effect; its end is written down, and
 nobody was told."""
@@ -40,6 +42,8 @@ class Nemesis:
         self.cuts = 0
         self.lost = 0
         self.reached: Counter[str] = Counter()
+        self.ends: dict[int, str] = {}
+        """What callers were told, by the numbers of their commands."""
         self._armed = ""
         self._due = asyncio.Event()
         self._bench = bench
@@ -64,7 +68,9 @@ class Nemesis:
     async def run(self) -> None:
         points = itertools.cycle((*POINTS, ""))
         while True:
-            await asyncio.sleep(self.chance.uniform(0.05, 0.3))
+            # So many commands later, however long they take: on a slow machine all would be lost, one after the other.
+            later = len(self.ends) + self.chance.randint(10, 60)
+            await wait_until(lambda later=later: len(self.ends) >= later, seconds=LONG)  # type: ignore[misc]
             if self.chance.random() < 0.6:
                 await self._kill(next(points))
             else:
@@ -99,7 +105,7 @@ class Nemesis:
         await self.node.channel.close()
 
 
-@pytest.mark.timeout(max(60, COMMANDS // 10))
+@pytest.mark.timeout(LONG)
 async def test_a_thousand_appends_among_losses(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nemesis = Nemesis(bench, tmp_path, seed=7)
     finish = CommandCall.finish
@@ -132,7 +138,7 @@ async def test_a_thousand_appends_among_losses(bench: Bench, tmp_path: Path, mon
     target = tmp_path / "lines"
     await nemesis.begin()
     trouble = asyncio.create_task(nemesis.run())
-    ends: dict[int, str] = {}
+    ends = nemesis.ends
     numbers = itertools.count()
 
     async def caller() -> None:
@@ -163,12 +169,12 @@ async def test_a_thousand_appends_among_losses(bench: Bench, tmp_path: Path, mon
 
 async def _append(commands: Commands, target: Path, number: int) -> str:
     request = fleet_pb2.ExecRequest(
-        node_id=NODE, command=f"echo {number} >> {shlex.quote(str(target))}", shell=True, timeout_seconds=20
+        node_id=NODE, command=f"echo {number} >> {shlex.quote(str(target))}", shell=True, timeout_seconds=300
     )
     command = command_pb2.Command(command_id=f"c{number}", exec=request)
     while True:
         try:
-            await commands.run(NODE, command, timeout=30)
+            await commands.run(NODE, command, timeout=300)
         except FleetError as error:
             if error.reason == "NODE_OFFLINE":
                 # It was never begun: the caller may give it again, under the same id.

@@ -80,7 +80,7 @@ async def test_a_command_takes_one_step(two: Two, store: Store, tmp_path: Path) 
     async with node_on(two.far, tmp_path, exec=run_it, exec_stream=echo):
         await known(two, store)
         end = await two.near.commands.run(
-            NODE, execute("one"), timeout=10, progress=lambda tick: ticks.append(tick.progress)
+            NODE, execute("one"), timeout=50, progress=lambda tick: ticks.append(tick.progress)
         )
         assert end.exec.stdout == "one"
         assert ticks == [50]
@@ -100,7 +100,7 @@ async def test_errors_come_back_as_they_are(two: Two, store: Store, tmp_path: Pa
     async with node_on(two.far, tmp_path, exec=refuse, exec_stream=refuse):
         await known(two, store)
         with pytest.raises(FleetError) as caught:
-            await two.near.commands.run(NODE, execute(), timeout=10)
+            await two.near.commands.run(NODE, execute(), timeout=50)
         assert (caught.value.reason, caught.value.detail) == ("PORT_IN_USE", "host_port: 8080 is taken")
         with pytest.raises(FleetError) as caught:
             async with two.near.commands.open(NODE, Command(exec_stream=fleet_pb2.ExecStart(command="x"))) as stream:
@@ -132,7 +132,7 @@ async def test_a_node_that_moved_here_meanwhile_is_looked_for_again(two: Two, st
     async with node_on(two.far, tmp_path, exec=run_it):
         await known(two, store)
     await wait_until(lambda: two.far.sessions.live(NODE) is None)
-    asked = asyncio.create_task(two.near.commands.run(NODE, execute("one"), timeout=20))
+    asked = asyncio.create_task(two.near.commands.run(NODE, execute("one"), timeout=50))
     async with node_on(two.near, tmp_path, exec=run_it):
         assert (await asked).exec.stdout == "one"
 
@@ -141,7 +141,7 @@ async def test_a_command_never_takes_a_second_step(two: Two, store: Store, tmp_p
     async with node_on(two.far, tmp_path, exec=run_it, exec_stream=echo):
         await known(two, store)
         with pytest.raises(FleetError) as caught:
-            await two.near.commands.run(NODE, execute(), timeout=10, relayed=True)
+            await two.near.commands.run(NODE, execute(), timeout=50, relayed=True)
         assert caught.value.reason == "NODE_OFFLINE"
         start = Command(exec_stream=fleet_pb2.ExecStart(command="cat"))
         with pytest.raises(FleetError) as caught:
@@ -155,7 +155,7 @@ async def test_a_server_that_is_away(two: Two, store: Store, tmp_path: Path) -> 
         await known(two, store)
     await store.doors.tell("far", "unix:/nowhere")
     with pytest.raises(FleetError) as caught:
-        await two.near.commands.run(NODE, execute(), timeout=10)
+        await two.near.commands.run(NODE, execute(), timeout=50)
     assert caught.value.reason == "NODE_OFFLINE"
 
 
@@ -197,7 +197,7 @@ async def test_over_tls_a_server_shows_its_key_to_servers_of_its_own_authority_a
             relay = Relay(store.doors, enrolment(pki).dial, lambda: key)
             near.commands.relay_by(relay, "near")
             try:
-                end = await near.commands.run(NODE, execute(f"by {key} {pki}"), timeout=20)
+                end = await near.commands.run(NODE, execute(f"by {key} {pki}"), timeout=50)
                 async with near.commands.open(NODE, Command(exec_stream=fleet_pb2.ExecStart(command="cat"))) as stream:
                     await stream.send(command_pb2.ServeCommandResponse(stdin=b"abc"))
                     assert (await anext(aiter(stream))).stdout == b"ABC"
@@ -214,6 +214,6 @@ async def test_over_tls_a_server_shows_its_key_to_servers_of_its_own_authority_a
         # In clear nothing goes out to a door that speaks TLS.
         near.commands.relay_by(plain := Relay(store.doors, grpc.aio.insecure_channel, lambda: ADMIN), "near")
         with pytest.raises(FleetError) as caught:
-            await near.commands.run(NODE, execute(), timeout=20)
+            await near.commands.run(NODE, execute(), timeout=50)
         assert caught.value.reason == "NODE_OFFLINE"
         await plain.aclose()
