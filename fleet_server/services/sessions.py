@@ -280,7 +280,7 @@ class Sessions:
             if session.heard_at > heard:
                 return True
             await asyncio.sleep(min(0.05, self.settings.heartbeat_seconds / 20))
-        return False
+        return session.heard_at > heard
 
     async def _kept(self, hello: pb.Hello, session: str) -> list[JobRecord]:
         """The jobs that the agent goes on with. What it should have but does not was never received: it goes back,

@@ -216,7 +216,7 @@ def settings_of(folder: Path, server: str = "127.0.0.1:1", **more: Any) -> Agent
         "engines": ("probe",),
         "reconnect_seconds": 0.05,
         "cancel_grace_seconds": 0.3,
-        "stop_grace_seconds": 5,
+        "stop_grace_seconds": 50,
         "upload_retry_seconds": 0.1,
         "rescan_seconds": 0.05,
         "disk_floor_bytes": 0,

@@ -33,7 +33,7 @@ async def test_what_waits_behind_a_message_goes_with_it_in_order() -> None:
     assert (whole.session, kinds) == ("s", ["started", "complete", "complete"])
     assert [one.complete.token for one in whole.batch.messages[1:]] == ["1", "2"]
     outbox.written()
-    await asyncio.wait_for(outbox.drained(), 1)
+    await asyncio.wait_for(outbox.drained(), 50)
 
 
 async def test_alone_it_goes_as_it_is() -> None:
@@ -62,14 +62,14 @@ async def test_a_start_waits_for_its_end_and_not_longer(monkeypatch: Any) -> Non
         await asyncio.sleep(0)
     assert not waiting.done()
     outbox.control(complete("1"))
-    first = await asyncio.wait_for(waiting, 1)
+    first = await asyncio.wait_for(waiting, 50)
     assert [one.WhichOneof("message") for one in outbox.with_company(first).batch.messages] == ["started", "complete"]
 
 
 async def test_a_start_that_nothing_follows_goes_out_by_itself() -> None:
     outbox = Outbox()
     outbox.control(started("1"), soon=True)
-    assert await asyncio.wait_for(outbox.next(), 1) == started("1")
+    assert await asyncio.wait_for(outbox.next(), 50) == started("1")
 
 
 async def test_no_tick_overtakes_the_start_of_its_attempt(monkeypatch: Any) -> None:
@@ -77,8 +77,8 @@ async def test_no_tick_overtakes_the_start_of_its_attempt(monkeypatch: Any) -> N
     outbox = Outbox()
     outbox.control(started("1"), soon=True)
     outbox.tick(node_pb2.AgentMessage(tick=node_pb2.JobTick(token="1")))
-    assert (await asyncio.wait_for(outbox.next(), 1)).HasField("started")
-    assert (await asyncio.wait_for(outbox.next(), 1)).HasField("tick")
+    assert (await asyncio.wait_for(outbox.next(), 50)).HasField("started")
+    assert (await asyncio.wait_for(outbox.next(), 50)).HasField("tick")
 
 
 def test_a_free_payload_reaches_the_engine_as_json_has_it() -> None:

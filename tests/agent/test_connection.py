@@ -140,7 +140,7 @@ async def attempts_seen(agent: Agent, count: int) -> list[int]:
     agent.session._pause = pause  # type: ignore[method-assign]
     running = asyncio.create_task(agent.session.run())
     try:
-        await asyncio.wait_for(enough.wait(), 30)
+        await asyncio.wait_for(enough.wait(), 50)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -93,7 +93,7 @@ async def test_an_end_is_on_the_disk_before_add_returns(path: Path, monkeypatch:
         return adding is not None and adding.done()
 
     def slow(fd: int) -> None:
-        seen.append(asyncio.run_coroutine_threadsafe(added(), loop).result(10))
+        seen.append(asyncio.run_coroutine_threadsafe(added(), loop).result(50))
 
     monkeypatch.setattr(os, "fdatasync", slow)
     adding = asyncio.create_task(journal.add(end("a")))

@@ -128,7 +128,7 @@ async def test_a_cancel_while_the_end_is_being_written(
 
     def slow(self: Spool, *arguments: Any) -> Any:
         loop.call_soon_threadsafe(entered.set)
-        asyncio.run_coroutine_threadsafe(leave.wait(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(leave.wait(), loop).result(50)
         return real(self, *arguments)
 
     monkeypatch.setattr(Spool, step, slow)

@@ -184,7 +184,7 @@ async def test_drop_tokens_of_a_heartbeat_stop_attempts(server: ScriptedServer, 
 async def test_a_cancel_is_answered_by_job_stopped_once_the_slot_is_free(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    async with agent_running(settings_of(tmp_path, server.address)) as agent:
+    async with agent_running(settings_of(tmp_path, server.address, cancel_grace_seconds=50)) as agent:
         talk = await server.conversation()
         talk.say(assign=assign_of("t1", "wait"))
         await talk.first("started")

@@ -188,7 +188,7 @@ async def test_a_deploy_under_way_holds_a_drain_up_and_a_new_one_is_refused(benc
 
     def deploy() -> Any:
         request = fleet_pb2.DeployContainerRequest(node_id="agx0", image="app:1", name="app")
-        return bench.commands.run("agx0", command_pb2.Command(deploy=request), timeout=20)
+        return bench.commands.run("agx0", command_pb2.Command(deploy=request), timeout=100)
 
     async def done() -> bool:
         return (await node(agent)).drain.done
