@@ -14,7 +14,8 @@ from fleet_server.store._room import Room
 from fleet_server.store.client import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, connect, pack
 
 QUIET_SECONDS = 15.0
-"""A channel that is quiet for so long is asked whether it is still there; after twice that it is dialled anew."""
+"""A channel that is quiet for so long is asked whether it is still there; where no answer comes for as long again, it
+is dialled anew."""
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,13 @@ log = logging.getLogger(__name__)
 class Broadcast:
     """The channel `broadcast`. What is said while a replica is not connected is lost to it."""
 
-    def __init__(self, room: Room, url: str, *, quiet_seconds: float = QUIET_SECONDS) -> None:
+    def __init__(
+        self, room: Room, url: str, *, quiet_seconds: float = QUIET_SECONDS, answer_seconds: float = QUIET_SECONDS
+    ) -> None:
         self._room = room
         self._url = url
         self._quiet = quiet_seconds
+        self._answer = answer_seconds
 
     async def publish(self, message: bytes) -> None:
         """Says it to all who listen, this replica included. Raises STORE_UNAVAILABLE."""
@@ -64,7 +68,7 @@ class Broadcast:
             done, _ = await asyncio.wait({reading}, timeout=self._quiet)
             if not done:
                 await self._send(connection, "PING")
-            async with asyncio.timeout(self._quiet):
+            async with asyncio.timeout(self._answer):
                 reply: Any = await reading
         finally:
             reading.cancel()

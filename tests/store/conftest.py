@@ -66,7 +66,7 @@ def run_server(folder: Path, *, cluster: bool, fsync: str = "always") -> Iterato
     process = subprocess.Popen([str(get_binary_path()), *options])
     try:
         client: Any = redis.Redis(unix_socket_path=str(path), protocol=2)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 100
         while True:
             try:
                 client.ping()

@@ -123,7 +123,7 @@ async def test_an_orphan_of_the_folder_is_ended_first(short_path: Path) -> None:
         again = make(short_path)
         await again.start()
         assert again.pid not in {None, orphan.pid}
-        assert orphan.wait(timeout=10) == 0
+        assert orphan.wait(timeout=50) == 0
         async with open_store(again.url) as store:
             assert await store.jobs.get(job_id) is not None
         await again.stop()
@@ -184,7 +184,15 @@ async def test_it_holds_the_lock_and_ends_with_its_owner(short_path: Path) -> No
         owner.stdout.close()
     with (short_path / "lock").open() as lock:
         await wait_until(lambda: is_free(lock))
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    # Its files are closed a moment before it has ended.
+    await wait_until(lambda: has_ended(pid))
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_free(lock: TextIO) -> bool:
