@@ -51,8 +51,10 @@ from tests.protojson.listed import expected, for_json_format, stricter
 from tests.protojson.randoms import damaged, random_message
 from tests.protojson.types import product_types, torture_types
 
-MESSAGES = int(os.environ.get("FLEET_CODEC_MESSAGES", "500"))
-TYPES = [*torture_types(), *product_types()]
+TORTURE, PRODUCT = torture_types(), product_types()
+TYPES = [*TORTURE, *PRODUCT]
+MESSAGES = int(os.environ.get("FLEET_CODEC_MESSAGES", "0"))
+"""Of each type. Left out: 500 of the few that have every kind of field, 100 of the product's many."""
 codec = JsonCodec()
 
 pytestmark = pytest.mark.timeout(max(60, MESSAGES // 20))
@@ -76,8 +78,9 @@ def same(one: Any, other: Any) -> bool:
 def test_agrees_with_the_oracle(descriptor: Descriptor) -> None:
     """Prints what the oracle prints; reads what it reads, sound and damaged: the same verdict, the same message."""
     rng = random.Random(descriptor.full_name)
+    messages = MESSAGES or (500 if descriptor in TORTURE else 100)
     taken = 0
-    for number in range(MESSAGES):
+    for number in range(messages):
         message = random_message(rng, descriptor)
         printed = _oracle_print(message)
         if printed is None:
@@ -91,7 +94,7 @@ def test_agrees_with_the_oracle(descriptor: Descriptor) -> None:
         if number % 2:
             js = damaged(rng, descriptor, js)
         taken += _compare_reading(descriptor, js)
-    assert taken > MESSAGES // 10
+    assert taken > messages // 10
 
 
 def _compare_reading(descriptor: Descriptor, js: Any) -> bool:
