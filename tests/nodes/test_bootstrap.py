@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+from asyncssh.channel import SSHChannel
+from fleet_client.bootstrap.host import Target, connected
 from fleet_client.bootstrap.install import _START
 from fleet_client.bootstrap.unit import unit_text
 from fleet_client.bootstrap.wheels import WheelError, WheelSet, own_wheels
@@ -80,6 +82,18 @@ def test_a_host_becomes_a_node_that_runs_a_job_and_a_second_time_changes_nothing
         assert changed.returncode == 0, changed.stderr
         assert json.loads(changed.stdout)["changed"] == ["started"]
         wait_until_now(lambda: caller.get("/api/nodes/far").json()["labels"] == {"zone": "b"})
+
+
+async def test_a_program_that_ends_before_its_input_comes_has_not_failed(
+    host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> None:
+        raise BrokenPipeError("Channel not open for sending")
+
+    target = Target(host.address, "root", host_key=host.host_key, identities=(host.identity,))
+    async with connected(target) as there:
+        monkeypatch.setattr(SSHChannel, "write", late)
+        assert await there.script("echo done", given="never read") == "done\n"
 
 
 def test_an_old_agent_that_nobody_took_notice_of_is_over(tmp_path: Path) -> None:

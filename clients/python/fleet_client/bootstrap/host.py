@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shlex
@@ -47,8 +48,15 @@ class Host:
         self._connection = connection
 
     async def run(self, *argv: str, given: str = "", fine: Sequence[int] = (0,)) -> str:
-        """What the program printed, run without a shell's eyes on its words. `given` is its input."""
-        done = await self._connection.run(shlex.join(argv), input=given, check=False)
+        """What the program printed, run without a shell's eyes on its words. `given` is its input, which it need not
+        read."""
+        process = await self._connection.create_process(shlex.join(argv))
+        if given:
+            # It may have ended already.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(given)
+                process.stdin.write_eof()
+        done = await process.wait()
         code = done.exit_status
         if code not in fine:
             said = _text(done.stderr) or _text(done.stdout) or f"exit code {code}"
