@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from fleet_client import FleetCommander
 from fleet_client.errors import FleetError
 
 from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.test_starts import running
 from tests.ports import free_ports
-from tests.waiting import pause
+from tests.waiting import pause, wait_until_now
 
 JOBS = 5
 BUSY: dict[str, Any] = {"width": 768, "height": 768, "steps": 40}
@@ -59,7 +59,7 @@ def fleet() -> Iterator[FleetProcess]:
         yield process
         children = process.children()
         assert process.stop() == 0
-        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        wait_until_now(lambda: not [child for child in children if running(child)])
 
 
 def submit(client: FleetCommander) -> dict[str, int]:

@@ -150,7 +150,7 @@ def test_without_auth_everybody_reads_and_submits_and_nothing_else(folder: Path)
 def test_not_on_loopback_there_is_a_key_or_no_start(folder: Path) -> None:
     command = [sys.executable, "-m", "fleet_client", "up", "--host", "0.0.0.0", "--data-dir", str(folder / "data")]
     ended = subprocess.run(
-        command, check=False, env=clean_environment(FAST), capture_output=True, text=True, timeout=50
+        command, check=False, env=clean_environment(FAST), capture_output=True, text=True, timeout=150
     )
     assert ended.returncode == 2
     assert "--lan" in ended.stderr

@@ -16,6 +16,7 @@ import pytest
 from fleet_client import FleetCommander
 
 from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
+from tests.waiting import wait_until_now
 
 SMALL: dict[str, Any] = {"prompt": "a sunset", "width": 64, "height": 64, "steps": 1}
 
@@ -95,13 +96,21 @@ def test_a_stop_leaves_nothing_running_and_a_start_finds_all_again(short_path: P
         processes = [psutil.Process(first.pid), *first.children()]
         assert len(processes) >= 3
         assert first.stop() == 0
-        assert not [process for process in processes if process.is_running()]
+        wait_until_now(lambda: not [process for process in processes if running(process)])
     with FleetProcess(folder) as second, FleetCommander(second.url) as client:
         jobs = {job["job_id"]: job["status"] for job in client.list_jobs()["jobs"]}
         assert jobs == {made["job_id"]: "succeeded", waiting: "queued"}
         assert [image["filename"] for image in client.get_gallery()["images"]] == [filename]
         assert client.get_output(filename) == data
         assert private(folder)
+
+
+def running(process: psutil.Process) -> bool:
+    """Whether it is there, and not only its number, which goes when its parent has taken notice."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def private(folder: Path) -> bool:

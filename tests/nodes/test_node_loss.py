@@ -30,7 +30,8 @@ HEARTBEAT, LEASE = (5.0, 30.0) if FULL else (0.4, 2.0)
 FRESH = httpx.Limits(max_keepalive_connections=0)
 """A connection that has been idle may be closed by the server in the moment of the next call."""
 Record = Callable[[str, object], None]
-NOTICED_SECONDS, RELEASED_SECONDS = 15.0, 45.0
+# Nodes are missed within 15 s and their jobs with others within 45: that is for a machine which does nothing else.
+NOTICED_SECONDS, RELEASED_SECONDS = (15.0, 45.0) if FULL else (60.0, 120.0)
 QUICK = {
     "FLEET_HEARTBEAT_SECONDS": str(HEARTBEAT),
     "FLEET_LEASE_SECONDS": str(LEASE),
@@ -38,7 +39,7 @@ QUICK = {
 }
 
 
-@pytest.mark.timeout(600 if FULL else 60)
+@pytest.mark.timeout(600 if FULL else 300)
 async def test_twenty_of_a_hundred_agents_fall_silent_at_once(record_property: Record) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as folder,
@@ -79,8 +80,8 @@ async def _lose_and_find(server: FleetProcess, line: Line, caller: httpx.AsyncCl
         return {job["job_id"]: job["version"] for job in await running() if job["node_id"] in silent}
 
     async def until(_: Simulation) -> None:
-        await wait_until(lambda: tally.submitted == JOBS, seconds=40)
-        await wait_until(lambda: _many(caught, 3), seconds=40)
+        await wait_until(lambda: tally.submitted == JOBS)
+        await wait_until(lambda: _many(caught, 3))
         line.stall()
         lost, since = await caught(), time.monotonic()
 
@@ -91,21 +92,23 @@ async def _lose_and_find(server: FleetProcess, line: Line, caller: httpx.AsyncCl
         await wait_until(noticed, seconds=NOTICED_SECONDS)
         noticed_after = time.monotonic() - since
 
-        async def elsewhere() -> bool:
-            now = {job["job_id"]: job for job in await jobs()}
+        def moved(job: dict[str, Any]) -> bool:
             # In the short form the others have their hands full, and some jobs are next in line.
             fine = ("succeeded", "running") if FULL else ("succeeded", "running", "queued")
-            return all(
-                now[job_id]["status"] in fine and now[job_id]["node_id"] not in silent and now[job_id]["version"] > seen
-                for job_id, seen in lost.items()
-            )
+            return job["status"] in fine and job["node_id"] not in silent and job["version"] > lost[job["job_id"]]
+
+        async def elsewhere() -> bool:
+            now = [job for job in await jobs() if job["job_id"] in lost]
+            # The end of one may have been on its way already when the line fell silent.
+            came = [job for job in now if job["status"] == "succeeded" and job["node_id"] in silent]
+            return len(came) < len(now) and all(moved(job) for job in now if job not in came)
 
         await wait_until(elsewhere, seconds=RELEASED_SECONDS - noticed_after)
         record_property("seconds", [noticed_after, time.monotonic() - since, len(lost)])
         before = tally.kills
         line.resume()
         await simulation.all_online()
-        await wait_until(lambda: _least(lambda: tally.kills - before, 1), seconds=20)
+        await wait_until(lambda: _least(lambda: tally.kills - before, 1))
         if FULL:
             simulation.stop_jobs()
             await asyncio.wait_for(simulation.drained.wait(), 300)

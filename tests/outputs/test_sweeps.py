@@ -245,7 +245,7 @@ async def test_s3_that_goes_away_in_the_middle_ends_the_sync_early(
     world.s3.on_back(world.sweeps.wake)
     async with running(world.sweeps.run):
         s3_server.start()
-        await wait_until(all_there, seconds=30)
+        await wait_until(all_there)
     assert not (await world.sweeps.stats()).failures
 
 
