@@ -116,3 +116,27 @@ async def http_reply(send: Any, status: int, body: bytes, *headers: tuple[bytes,
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
     await send({"type": "http.response.body", "body": body})
+
+
+async def only_connection(server: Any) -> Any:
+    """The server's end of the one connection, once it is there."""
+    await wait_until(lambda: len(server.server_state.connections) == 1)
+    return next(iter(server.server_state.connections))
+
+
+def header_time_passes(end: Any) -> None:
+    """The header's clock of a connection ends, as it would `header_seconds` after it began: where none runs, nothing
+    happens. A short time would pass before its bytes come on a busy machine."""
+    clock = end._head_timer
+    if clock is not None:
+        assert 0 < clock.when() - asyncio.get_running_loop().time() <= end.header_seconds
+        clock._run()
+        clock.cancel()
+
+
+async def drip(client: RawClient, data: bytes) -> None:
+    """Sends byte by byte, slowly."""
+    with contextlib.suppress(ConnectionError):
+        for byte in data:
+            await client.send(bytes([byte]))
+            await asyncio.sleep(0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ import grpc.aio
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from fleet_server.bridge import BridgeSettings, InProcContext
+from fleet_server.bridge import BridgeSettings, InProcContext, body
 from fleet_server.bridge.body import body_chunks
 from fleet_server.domain.errors import FleetError
 from tests.bridge.library import SERVICE, Library, bridge_of, client_of, pb
@@ -97,22 +98,28 @@ def test_time_remaining_falls_to_zero_and_is_none_without_a_deadline() -> None:
     assert context_of(timeout=0).time_remaining() == 0
 
 
-async def test_a_body_must_keep_a_pace_even_if_each_piece_is_in_time() -> None:
-    sent = 0
+async def test_a_body_must_keep_a_pace_even_if_each_piece_is_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sent = 0.0, 0
 
     async def receive() -> dict[str, Any]:
-        nonlocal sent
-        await asyncio.sleep(0.02)
+        nonlocal now, sent
+        await asyncio.sleep(0)
+        now += 4
         sent += 1
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    settings = BridgeSettings(body_chunk_seconds=0.2, body_min_bytes_per_second=1000)
-    async with asyncio.timeout(50):
-        with pytest.raises(FleetError) as caught:
-            async for _ in body_chunks(receive, 10_000_000, settings):
-                pass
+    # A clock of its own: here a piece takes four seconds.
+    clock = SimpleNamespace(time=lambda: now)
+    times = SimpleNamespace(
+        get_running_loop=lambda: clock, timeout_at=lambda when: asyncio.timeout(0 if when <= now else None)
+    )
+    monkeypatch.setattr(body, "asyncio", times)
+    settings = BridgeSettings(body_chunk_seconds=10, body_min_bytes_per_second=1000)
+    with pytest.raises(FleetError) as caught:
+        async for _ in body_chunks(receive, 10_000_000, settings):
+            pass
     assert caught.value.reason == "REQUEST_TIMEOUT"
-    assert sent >= 2
+    assert sent == 3
 
 
 async def test_a_caller_who_leaves_in_the_middle_of_a_body_is_client_closed() -> None:

@@ -163,10 +163,10 @@ async def _envoy(upstream: int) -> AsyncIterator[str]:
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(_envoy_program(), *arguments, stdout=log, stderr=log)
         try:
-            await wait_until(lambda: (admin.exists() and admin.read_text()) or process.returncode is not None, 30)
+            await wait_until(lambda: (admin.exists() and admin.read_text()) or process.returncode is not None, 300)
             assert process.returncode is None, (folder / "log").read_text()
             async with httpx.AsyncClient(base_url=f"http://{admin.read_text()}") as client:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(300):
                     while not await _is_ready(client):
                         assert process.returncode is None, (folder / "log").read_text()
                         await asyncio.sleep(0.02)

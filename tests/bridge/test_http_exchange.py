@@ -66,7 +66,7 @@ async def test_a_body_is_taken_once() -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         taken.append(scope["extensions"][BODY_EXTENSION]())
-        taken.append((await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(receive())), 10))["type"])
+        taken.append((await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(receive())), 50))["type"])
 
     async with serve(app, http=limited_protocol()) as server:
         async with connect(server) as client:

@@ -9,9 +9,19 @@ from typing import Any
 import psutil
 import pytest
 
+from fleet_server.bridge import http_limits
 from fleet_server.bridge.asgi import ABORT_EXTENSION
 from fleet_server.bridge.http_limits import MAX_HEADER_BYTES, MAX_PIPELINED, LimitedWebSocketProtocol, limited_protocol
-from tests.bridge.raw_http import RawClient, Reply, connect, http_reply, serve, wait_until
+from tests.bridge.raw_http import (
+    Reply,
+    connect,
+    drip,
+    header_time_passes,
+    http_reply,
+    only_connection,
+    serve,
+    wait_until,
+)
 
 
 class Echo:
@@ -125,36 +135,33 @@ async def test_an_endless_header_gets_its_431_where_the_client_reads() -> None:
         assert await client.ended() == b""
 
 
-async def drip(client: RawClient, data: bytes) -> None:
-    with contextlib.suppress(ConnectionError):
-        for byte in data:
-            await client.send(bytes([byte]))
-            await asyncio.sleep(0.02)
-
-
-async def header_time_passes(server: Any) -> None:
-    """Waits until a request begun now is refused as late: all earlier header clocks have ended too."""
-    await wait_until(lambda: len(server.server_state.connections) <= 1)
-    async with connect(server) as late:
-        await late.send(b"GET /late HTTP/1.1\r\n")
-        check_refusal(await late.reply(), 408, "REQUEST_TIMEOUT", "DEADLINE_EXCEEDED")
+LONG = {"http": limited_protocol(header_seconds=600)}
 
 
 async def test_dripping_headers_are_408_though_bytes_keep_coming() -> None:
     app = Echo()
-    async with serve(app, http=limited_protocol(header_seconds=0.3)) as server, connect(server) as client:
+    async with serve(app, **LONG) as server, connect(server) as client:
         async with asyncio.TaskGroup() as group:
+            end = await only_connection(server)
+            clock = end._head_timer
             dripping = group.create_task(drip(client, get("/a", b"x: " + b"v" * 3000 + b"\r\n")))
+            await wait_until(lambda: end._head_bytes > 5)
+            assert end._head_timer is clock, "it runs from the connection on"
+            header_time_passes(end)
             check_refusal(await client.reply(), 408, "REQUEST_TIMEOUT", "DEADLINE_EXCEEDED")
             dripping.cancel()
         assert app.paths == []
 
 
 async def test_dripping_headers_of_a_later_request_are_408() -> None:
-    async with serve(Echo(), http=limited_protocol(header_seconds=0.3)) as server, connect(server) as client:
+    async with serve(Echo(), **LONG) as server, connect(server) as client:
         await client.send(get())
         assert (await client.reply()).status == 200
+        end = await only_connection(server)
+        assert end._head_timer is None
         await client.send(b"GET /b HTTP/1.1\r\n")
+        await wait_until(lambda: end._head_timer is not None)
+        header_time_passes(end)
         check_refusal(await client.reply(), 408, "REQUEST_TIMEOUT", "DEADLINE_EXCEEDED")
 
 
@@ -167,18 +174,19 @@ async def test_headers_in_pieces_are_taken_within_the_time() -> None:
 
 async def test_a_slow_body_is_not_the_business_of_the_header_clock() -> None:
     app = Echo()
-    async with serve(app, http=limited_protocol(header_seconds=0.1)) as server, connect(server) as client:
+    async with serve(app, **LONG) as server, connect(server) as client:
         await client.send(b"POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhe")
         await wait_until(lambda: app.paths)
-        await header_time_passes(server)
+        end = await only_connection(server)
+        assert end._head_timer is None
         await client.send(b"llo")
         assert (await client.reply()).body == b"POST /slow hello"
 
 
 async def test_silent_and_idle_connections_are_closed_without_a_word() -> None:
-    protocol = limited_protocol(header_seconds=0.2)
-    async with serve(Echo(), http=protocol, timeout_keep_alive=1) as server:
+    async with serve(Echo(), **LONG, timeout_keep_alive=1) as server:
         async with connect(server) as client:
+            header_time_passes(await only_connection(server))
             assert await client.ended() == b""
         async with connect(server) as client:
             await client.send(get())
@@ -305,7 +313,9 @@ async def test_connections_beyond_the_limit_get_429_and_room_is_made_by_closing(
             assert (await client.reply()).status == 200
 
 
-async def test_far_beyond_the_limit_connections_are_dropped_at_once() -> None:
+async def test_far_beyond_the_limit_connections_are_dropped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Those that were refused stay until all are there.
+    monkeypatch.setattr(http_limits, "_LINGER_SECONDS", 600)
     protocol = limited_protocol(max_connections=0)
     async with serve(Echo(), http=protocol) as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connect(server)) for _ in range(64)]
@@ -353,13 +363,14 @@ async def test_websockets_are_upgraded_and_count_as_connections() -> None:
         await send({"type": "websocket.accept"})
         await receive()
 
-    protocol = limited_protocol(header_seconds=0.2, max_connections=2)
+    protocol = limited_protocol(max_connections=2)
     async with serve(app, http=protocol, ws=LimitedWebSocketProtocol) as server, connect(server) as client:
+        end = await only_connection(server)
         await client.send(UPGRADE)
         assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert end._head_timer is None
         async with connect(server), connect(server) as third:
             check_refusal(await third.reply(), 429, "TOO_MANY_CONNECTIONS", "RESOURCE_EXHAUSTED")
-        await header_time_passes(server)
         await client.send(bytes([0x88, 0x80, 0, 0, 0, 0]))
         assert (await client.reader.read(2))[:1] == b"\x88"
 

@@ -150,7 +150,7 @@ async def test_servicers_see_the_callers_metadata(client: httpx.AsyncClient) -> 
 @pytest.mark.parametrize(("value", "seconds"), [("30S", 30), ("2M", 120), ("1H", 3600), ("90000m", 90)])
 async def test_grpc_timeout_is_the_deadline(client: httpx.AsyncClient, value: str, seconds: float) -> None:
     reply = await client.get("/v1/echo", headers={"grpc-timeout": value})
-    assert seconds - 5 < reply.json()["time_remaining_seconds"] <= seconds
+    assert seconds / 2 < reply.json()["time_remaining_seconds"] <= seconds
     assert (await client.get("/v1/echo")).json()["time_remaining_seconds"] is None
 
 

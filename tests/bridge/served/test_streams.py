@@ -164,7 +164,7 @@ async def test_sse_is_kept_warm_by_comments_and_ndjson_is_not() -> None:
                 if text.count(": \n\n") >= 3:
                     break
             assert set(text.split("\n\n")) == {": ", ""}
-        await asyncio.wait_for(feed.closed.wait(), 10)
+        await asyncio.wait_for(feed.closed.wait(), 40)
         plain = Feed(sure=True)
         it.library.on("Watch", plain)
         async with (
@@ -188,10 +188,10 @@ async def test_a_client_that_leaves_ends_the_stream(path: str, begun: bool) -> N
         it.library.on("Download", feed)
         async with connect(it.server) as client:
             await client.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-            await asyncio.wait_for(feed.entered.wait(), 10)
+            await asyncio.wait_for(feed.entered.wait(), 40)
             if begun:
                 await client.reader.readuntil(b"a")
-        await asyncio.wait_for(feed.closed.wait(), 10)
+        await asyncio.wait_for(feed.closed.wait(), 40)
         await wait_until(lambda: it.bridge.live_streams == 0)
         await wait_until(feed.contexts[0].done)
         assert feed.contexts[0].cancelled()
@@ -203,7 +203,7 @@ async def test_a_client_that_takes_nothing_is_let_go() -> None:
         it.library.on("Watch", feed)
         async with connect(it.server) as client:
             await client.send(b"GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n")
-            await asyncio.wait_for(feed.entered.wait(), 10)
+            await asyncio.wait_for(feed.entered.wait(), 40)
             big = pb.Event(text="x" * 1_000_000)
             while not feed.closed.is_set():
                 if feed.queue.qsize() < 4:
@@ -252,19 +252,20 @@ async def test_a_known_length_a_part_and_an_unchanged_file() -> None:
 
 
 async def test_head_of_a_stream_has_the_head_and_ends_it() -> None:
-    async with served(head_seconds=0.05) as it:
+    async with served() as it:
         endless = Feed(first=tuple(httpbody_pb2.HttpBody(content_type="image/png", data=b"1") for _ in range(3)))
         it.library.on("Download", endless)
         reply = await it.client.head("/v1/download/x")
         assert (reply.status_code, reply.headers["content-type"], reply.content) == (200, "image/png", b"")
-        await asyncio.wait_for(endless.closed.wait(), 10)
+        await asyncio.wait_for(endless.closed.wait(), 40)
         it.library.on("Download", file_of(("content-length", "12")))
         assert (await it.client.head("/v1/download/x")).headers["content-length"] == "12"
+    async with served(head_seconds=0.05) as it:
         for feed in (Feed(), Feed(sure=True), Feed(first=(pb.Event(text="a"),))):
             it.library.on("Watch", feed)
             reply = await it.client.head("/v1/watch")
             assert (reply.status_code, reply.headers["content-type"]) == (200, "application/x-ndjson")
-            await asyncio.wait_for(feed.closed.wait(), 10)
+            await asyncio.wait_for(feed.closed.wait(), 40)
         assert (await it.client.get("/v1/books/7")).status_code == 200  # the connection is still in step
 
 
@@ -317,13 +318,13 @@ async def test_an_object_that_many_streams_yield_is_encoded_once_where_the_type_
 async def leave_while_it_waits(it: Served, path: str) -> None:
     async with connect(it.server) as client:
         await client.send(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
-        await asyncio.wait_for(it.library.entered.wait(), 10)
+        await asyncio.wait_for(it.library.entered.wait(), 40)
 
 
 async def test_a_caller_who_leaves_cancels_just_the_calls_that_say_so() -> None:
     async with served() as it:
         await leave_while_it_waits(it, "/v1/wait")
-        await asyncio.wait_for(it.library.cancelled.wait(), 10)
+        await asyncio.wait_for(it.library.cancelled.wait(), 40)
         await wait_until(lambda: it.library.ended == [True])
     async with served() as it:
         await leave_while_it_waits(it, "/v1/steady")

@@ -56,7 +56,7 @@ async def test_frames_to_a_method_that_reads_none_are_ignored_up_to_the_limit() 
             assert json.loads(await socket.recv())["text"] == "a"
             await socket.send("é" * 32769)  # 65538 bytes
             assert (await closing(socket))[0] == 1009
-        await asyncio.wait_for(feed.closed.wait(), 10)
+        await asyncio.wait_for(feed.closed.wait(), 40)
 
 
 async def test_a_bidirectional_method_answers_frame_by_frame() -> None:
@@ -151,8 +151,8 @@ async def test_a_client_that_leaves_cancels_the_call() -> None:
             it.library.on("Watch", feed)
             it.library.on("Chat", feed)
             async with it.socket(path):
-                await asyncio.wait_for(feed.entered.wait(), 10)
-            await asyncio.wait_for(feed.closed.wait(), 10)
+                await asyncio.wait_for(feed.entered.wait(), 40)
+            await asyncio.wait_for(feed.closed.wait(), 40)
             await wait_until(feed.contexts[0].done)
             assert feed.contexts[0].cancelled()
         await wait_until(lambda: it.bridge.live_streams == 0)
