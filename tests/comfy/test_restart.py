@@ -44,7 +44,7 @@ def test_twenty_queued_and_three_running_survive_the_server() -> None:
         for node in nodes:
             node.script.release()
         for prompt_id in ids:
-            again.wait(kind="end", prompt_id=prompt_id, seconds=50)
+            again.wait(kind="end", prompt_id=prompt_id)
         assert Counter(data["prompt_id"] for data in again.of("end")) == Counter(ids)
         assert list(house.get("/prompt").values()) == [{"queue_remaining": 0}]
         assert set(house.get("/history")) == set(ids)

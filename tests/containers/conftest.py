@@ -19,13 +19,6 @@ from tests.waiting import wait_until_now
 NODE = "agx0"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test is the first bears the start of an engine and of a fleet."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(240))
-
-
 def fleet_on(daemon: DockerDaemon, folder: Path, roots: Path, **environment: str) -> FleetProcess:
     """A fleet whose node has this engine, and lets containers see what is below `roots`."""
     return FleetProcess(

@@ -81,7 +81,6 @@ def check_doors(fleet: LanFleet) -> None:
             assert shaken.version() in {"TLSv1.2", "TLSv1.3"}
 
 
-@pytest.mark.timeout(240)
 def test_lan_tells_a_key_and_a_token_once_and_a_machine_joins_with_them(folder: Path) -> None:
     grpc_port, agents_port = free_ports(2)
     doors = ("--port", "0", "--grpc-port", str(grpc_port), "--agents-port", str(agents_port))

@@ -13,7 +13,7 @@ from tests.agent.engines.helpers import Recorder
 from tests.openai.micro import LANGUAGE, SPEECH, tone
 
 # The server has a deadline of its own: it is made once, with the first test.
-pytestmark = pytest.mark.timeout(60, func_only=True)
+pytestmark = pytest.mark.timeout(300, func_only=True)
 
 WRITE: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12, "temperature": 1.0}
 

@@ -14,7 +14,7 @@ from tests.openai.micro import LANGUAGE, SPEECH, tone
 from tests.waiting import wait_until_now
 
 # The server has a deadline of its own: it is made once, with the first test.
-pytestmark = pytest.mark.timeout(60, func_only=True)
+pytestmark = pytest.mark.timeout(300, func_only=True)
 
 
 @pytest.fixture(scope="module")
