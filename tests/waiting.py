@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
+import psutil
+
 T = TypeVar("T")
 
 
@@ -44,3 +46,11 @@ def wait_until_now(condition: Callable[[], T | None], *, seconds: float = 50.0) 
         assert time.monotonic() < begun + seconds, f"not so within {seconds:g} s: {condition}; it was {value!r}"
         time.sleep(pause(begun))
     return value
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone, or is nothing but what its parent has not asked for yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -53,15 +53,16 @@ def synced_bytes(trace: str) -> int:
     return synced
 
 
-async def cut(folder: Path, *, appendfsync: str, seconds: float) -> tuple[int, int]:
-    """Submits for so long, cuts the power, starts again: how many jobs were accepted, and how many of them are gone."""
+async def cut(folder: Path, *, appendfsync: str, count: int) -> tuple[int, int]:
+    """Submits until so many are accepted, cuts the power, starts again: how many jobs were accepted, and how many of
+    them are gone."""
     valkey = EmbeddedValkey(folder, ballast_bytes=0, options=[("appendfsync", appendfsync)])
     await valkey.start()
     await valkey.stop()
     log = next((folder / "appendonlydir").glob("*.incr.aof"))
     before = log.stat().st_size
     trace = folder / "trace"
-    accepted = await _submit_until_cut(valkey, trace, folder, seconds)
+    accepted = await _submit_until_cut(valkey, trace, folder, count)
     os.truncate(log, before + synced_bytes(trace.read_text(errors="replace")))
     await valkey.start()
     try:
@@ -72,7 +73,7 @@ async def cut(folder: Path, *, appendfsync: str, seconds: float) -> tuple[int, i
     return len(accepted), sum(record is None for record in found)
 
 
-async def _submit_until_cut(valkey: EmbeddedValkey, trace: Path, folder: Path, seconds: float) -> list[str]:
+async def _submit_until_cut(valkey: EmbeddedValkey, trace: Path, folder: Path, count: int) -> list[str]:
     command = ["strace", "-f", "-y", "-s", "0", "-o", str(trace), "-e", "trace=write,fdatasync,fsync"]
     process = await asyncio.create_subprocess_exec(*command, str(get_binary_path()), str(folder / "valkey.conf"))
     try:
@@ -80,7 +81,7 @@ async def _submit_until_cut(valkey: EmbeddedValkey, trace: Path, folder: Path, s
         accepted: list[str] = []
         async with open_store(valkey.url) as store:
             callers = [asyncio.create_task(_submit(store, accepted)) for _ in range(CALLERS)]
-            await asyncio.sleep(seconds)
+            await wait_until(lambda: len(accepted) >= count)
             for child in psutil.Process(process.pid).children():
                 child.send_signal(signal.SIGKILL)
             await process.wait()

@@ -54,7 +54,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 async def _made_ready(config: S3Config) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         store = S3Store(config)
         await store.open()
         await store.wait_well()
@@ -64,7 +64,7 @@ async def _made_ready(config: S3Config) -> None:
 @pytest.fixture
 async def store(server: Server) -> AsyncIterator[S3Store]:
     """An opened store on that server; objects put by earlier tests are there too."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         one = S3Store(server.config, LIMITS)
         await one.open()
         await one.wait_well()

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.parts import need
 from tests.ports import free_port
 
-SECONDS = 55.0
+SECONDS = 250.0
 _CONFIGURATION = """\
 [global]
 fsid = {fsid}
@@ -133,11 +133,11 @@ class _Cluster:
         command = [program, *words]
         if program not in ("ceph-authtool", "monmaptool"):
             command[1:1] = ["-c", str(self._file)]
-        return subprocess.run(command, check=True, capture_output=True, timeout=30)
+        return subprocess.run(command, check=True, capture_output=True, timeout=100)
 
     def _ceph(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         command = ["ceph", "-c", str(self._file), "--connect-timeout", "5", *words]
-        return subprocess.run(command, capture_output=True, timeout=30, check=False)
+        return subprocess.run(command, capture_output=True, timeout=100, check=False)
 
     def _daemon(self, program: str, *words: str) -> None:
         command = ["setpriv", "--pdeathsig", "KILL", program, "-c", str(self._file), *words, "-f"]

