@@ -132,13 +132,14 @@ def test_what_there_is(client: FleetCommander) -> None:
 
 
 def test_progress_and_previews_come_while_it_is_made(client: FleetCommander) -> None:
-    job_id = submit(client, **{**LONG, "steps": 40})
+    job_id = submit(client, **{**LONG, "steps": 30})
     with closing(client.watch_job(job_id, previews=True)) as events:
         ticks = [event["data"] for event in events if event["type"] == "job_progress"]
     # A preview names the step that it shows, which may be over.
     steps = [tick["step"] for tick in ticks if not tick["preview"]]
-    assert steps == sorted(steps) and len(set(steps)) >= 10
-    assert {tick["steps"] for tick in ticks} == {40}
+    # On a busy machine a later one takes the place of one that waits.
+    assert steps == sorted(steps) and len(set(steps)) >= 3
+    assert {tick["steps"] for tick in ticks} == {30}
     shown = [tick["preview"] for tick in ticks if tick["preview"]]
     assert {one["content_type"] for one in shown} == {"image/jpeg"}
     with Image.open(io.BytesIO(base64.b64decode(shown[-1]["data"]))) as image:
@@ -194,7 +195,8 @@ def test_four_images_of_one_request_are_one_batch(client: FleetCommander) -> Non
 def test_one_of_a_batch_is_cancelled_mid_run(client: FleetCommander, fleet: FleetProcess) -> None:
     """It ends at once, the other as it would; the process goes on, with its models in memory."""
     slot = fleet.slot()
-    one, other = (submit(client, **{**LONG, "seed": seed, "steps": 40}) for seed in (1, 2))
+    # The steps that are left to the other are the time in which its neighbour's seat can be seen to be free.
+    one, other = (submit(client, **{**LONG, "seed": seed, "steps": 70}) for seed in (1, 2))
     wait_until_now(lambda: min(step_of(client, one), step_of(client, other)) >= 2, seconds=PATIENCE)
     assert client.cancel_job(one)["status"] == "cancelled"
     # A seat is free while the other is at work: the slot has heard, within a step.
