@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -89,7 +89,15 @@ class FileRoutes:
             "etag": f'"{known.sha256}"',
             "x-content-type-options": "nosniff",
         }
-        return StreamingResponse(self._files.read(known.reference), 200, headers)
+        chunks = self._files.read(known.reference)
+        try:
+            # Before the head: its time may be over by now, and then it is not there.
+            first = await anext(chunks, b"")
+        except FleetError as error:
+            if error.reason == "INPUT_NOT_FOUND":
+                return None
+            raise
+        return StreamingResponse(_begun(first, chunks), 200, headers)
 
     async def _on_its_node(self, name: FileName, who: Who) -> Response | None:
         """A file of a prompt that still runs: its node has it. Only what the prompt has made: others' lie beside it."""
@@ -254,6 +262,14 @@ async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
     await file.seek(0)
     while chunk := await file.read(_CHUNK):
         yield chunk
+
+
+async def _begun(first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """What was read already, and the rest."""
+    async with aclosing(chunks):
+        yield first
+        async for chunk in chunks:
+            yield chunk
 
 
 async def _closing(stack: AsyncExitStack, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

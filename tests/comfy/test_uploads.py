@@ -56,6 +56,16 @@ def test_a_file_reaches_the_node_before_its_prompt(house: House, name: str) -> N
     assert paths.index("/upload/image") < len(paths) - 1 and paths[-1] == "/prompt"
 
 
+def test_a_file_that_goes_while_it_is_asked_for_is_not_there(house: House) -> None:
+    """Its time is over between the look at its name and that at its bytes: a 404, no broken body."""
+    folder = house.server.folder / "inputs"
+    before = set(folder.iterdir())
+    upload(house, "going.png", picture("purple"))
+    for path in set(folder.iterdir()) - before:
+        path.unlink()
+    assert house.http.get("/view", params={"filename": "going.png", "type": "input"}).status_code == 404
+
+
 def test_a_name_that_is_taken(house: House) -> None:
     red, blue, green = picture("red"), picture("blue"), picture("green")
     assert upload(house, "t.png", red)["name"] == "t.png"
