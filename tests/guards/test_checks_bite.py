@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.guards.tree import ROOT, copy_project, make, mend
+from tests.guards.tree import PATIENCE_SECONDS, ROOT, copy_project, make, mend
+
+pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
 
 ERRORS = "fleet_server/domain/errors.py"
 TYPES = "proto/fleet/v1/types.proto"

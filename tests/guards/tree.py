@@ -15,6 +15,10 @@ _LEFT_BEHIND = frozenset(
 )
 
 
+PATIENCE_SECONDS = 180
+"""For one run of a tool over the whole project, on a machine that does much else."""
+
+
 def project_files(root: Path = ROOT) -> list[Path]:
     """Every file of the project, relative to `root`: what git tracks or would, sorted."""
     if (root / ".git").exists():
@@ -55,5 +59,5 @@ def make(tree: Path, target: str, **variables: str) -> subprocess.CompletedProce
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=55,
+        timeout=PATIENCE_SECONDS - 10,
     )

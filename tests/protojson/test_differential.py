@@ -57,7 +57,7 @@ MESSAGES = int(os.environ.get("FLEET_CODEC_MESSAGES", "0"))
 """Of each type. Left out: 500 of the few that have every kind of field, 100 of the product's many."""
 codec = JsonCodec()
 
-pytestmark = pytest.mark.timeout(max(60, MESSAGES // 20))
+pytestmark = pytest.mark.timeout(max(180, MESSAGES // 20))
 
 
 def full_names() -> list[str]:

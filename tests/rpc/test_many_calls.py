@@ -24,7 +24,7 @@ def test_hundreds_of_streams_and_a_call_share_a_connection(grpc_server: str) -> 
         ]
         try:
             for stream in watching:
-                assert pool.submit(next, stream).result(20).id == "0"
+                assert pool.submit(next, stream).result(50).id == "0"
             stats = stub.GetStats(queue_pb2.GetStatsRequest(), metadata=metadata, timeout=60)
             assert stats.window_seconds == 7
         finally:
