@@ -172,7 +172,8 @@ async def test_a_name_server_that_never_answers_ends_in_time() -> None:
 
 
 async def test_a_broken_connection_and_a_closed_door_are_told() -> None:
-    async with receiving() as receiver:
+    # A port that nobody else is given once it is closed.
+    async with receiving(port=free_port()) as receiver:
         receiver.otherwise = die
         assert "ended without an answer" in (await post(poster(), receiver.url)).detail
     assert (await post(poster(), receiver.url)).detail == "no connection could be made"
