@@ -127,8 +127,8 @@ _WELL_KNOWN: dict[Kind, Decoder] = {
     Kind.LIST_VALUE: list_in,
 }
 
-_ALWAYS_SET = {Kind.TIMESTAMP, Kind.DURATION, Kind.VALUE}
-"""Messages whose reader sets a field of theirs in any case, so that they need not be marked as set before."""
+_ALWAYS_SET = {Kind.TIMESTAMP, Kind.DURATION, Kind.VALUE, Kind.STRUCT, Kind.LIST_VALUE}
+"""Messages whose reader sets them in any case, so that they need not be marked as set before."""
 
 
 def _two_members(first: str, second: str) -> NoReturn:
