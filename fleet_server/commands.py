@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from pathlib import Path
@@ -110,6 +111,8 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     """Runs the server; the exit code is 0 after a stop, 2 for bad settings, 1 where it cannot start."""
     # We fork only to exec at once; gRPC's handlers for other forks would write a warning each time. Read at its import.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # Nothing of what is imported is garbage: to look for some again and again is a tenth of the start.
+    gc.disable()
     from pydantic import ValidationError
 
     from fleet_server.settings import Settings
@@ -132,6 +135,8 @@ def _serve(*, needs_redis: bool = False, **options: Any) -> None:
     from fleet_server.readiness import StartError
     from fleet_server.serve import serve
 
+    gc.freeze()
+    gc.enable()
     configure(settings.log_level)
     # What is kept is its owner's alone, in a folder made by somebody else too; the agent inherits it.
     os.umask(0o077)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from http import HTTPStatus
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-import httpx
 from fleet.v1 import fleet_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.pages import key_of, token_for
+
+if TYPE_CHECKING:
+    import httpx
 
 DEFAULT_URL = "http://localhost:5000"
 
@@ -37,9 +42,15 @@ class Registry:
     def __init__(self, settings: RegistrySettings | None = None) -> None:
         self._settings = settings or RegistrySettings()
         self._url = self._settings.url.rstrip("/")
+
+    @cached_property
+    def _session(self) -> httpx.AsyncClient:
+        """Of the first call: few fleets have a registry, and its library would make each start longer."""
+        import httpx
+
         login = (self._settings.username, self._settings.password)
         # No redirects: what answers here must be the registry itself. Authorities are read where it speaks TLS alone.
-        self._session = httpx.AsyncClient(
+        return httpx.AsyncClient(
             auth=login if any(login) else None,
             timeout=self._settings.seconds,
             trust_env=False,
@@ -49,13 +60,18 @@ class Registry:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        await self._session.aclose()
+        if "_session" in self.__dict__:
+            await self._session.aclose()
 
     async def images(self, request: fleet_pb2.ListImagesRequest) -> tuple[list[fleet_pb2.RegistryImage], str]:
         """A page of images by name with their tags, and the next page's token; all where no limit is given.
 
         One whose tags were all deleted has none. Raises INVALID_PAGE_TOKEN.
         """
+        # Not in the event loop, which would stand still meanwhile.
+        await asyncio.to_thread(import_module, "httpx")
+        import httpx
+
         key = key_of(request)
         after = str(key[0]) if key else ""
         limit = request.limit if request.HasField("limit") else self._settings.most
@@ -104,7 +120,7 @@ class Registry:
         url = f"{self._url}/v2/{quote(name, safe='/')}/tags/list"
         while url:
             reply = await self._get(url, missing=True)
-            if reply.status_code == httpx.codes.NOT_FOUND:
+            if reply.status_code == HTTPStatus.NOT_FOUND:
                 # Removed since it was listed.
                 break
             found += [str(tag) for tag in reply.json().get("tags") or ()]
@@ -114,9 +130,9 @@ class Registry:
     async def _get(self, url: str, *, missing: bool = False) -> httpx.Response:
         reply = await self._session.get(url)
         path = urlsplit(url).path
-        if reply.status_code == httpx.codes.UNAUTHORIZED:
+        if reply.status_code == HTTPStatus.UNAUTHORIZED:
             raise self._unavailable("it asks for a login: set FLEET_REGISTRY_USERNAME and FLEET_REGISTRY_PASSWORD")
-        if not (reply.is_success or (missing and reply.status_code == httpx.codes.NOT_FOUND)):
+        if not (reply.is_success or (missing and reply.status_code == HTTPStatus.NOT_FOUND)):
             raise self._unavailable(f"it answered {reply.status_code} to GET {path}")
         if reply.is_success and not isinstance(_json(reply), dict):
             raise self._unavailable(f"what answered GET {path} is no registry")

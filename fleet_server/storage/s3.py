@@ -23,10 +23,7 @@ from typing import ParamSpec, TypeVar
 from urllib.parse import quote
 
 from fleet_server.domain.errors import FleetError, invalid_field
-from fleet_server.storage import s3_doorway
-from fleet_server.storage.s3_calls import Cancel, S3Calls, client, finish
-from fleet_server.storage.s3_errors import FAILURES, words
-from fleet_server.storage.s3_types import NoObjectError, ObjectStat, S3Config, S3Limits, Stored, unavailable
+from fleet_server.storage.s3_types import Cancel, NoObjectError, ObjectStat, S3Config, S3Limits, Stored, unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,12 +56,17 @@ class S3Store:
         self._lookout: asyncio.Task[None] | None = None
         if config is None:
             return
+        # Only here: to import the SDK takes a fifth of a second, of no use where there is no S3.
+        from fleet_server.storage import s3_calls, s3_doorway, s3_errors
+
+        self._failures, self._words = s3_errors.FAILURES, s3_errors.words
+        self._see, self._ensure, self._finish = s3_doorway.look, s3_doorway.ensure, s3_calls.finish
         self._slots = asyncio.Semaphore(self._limits.threads)
         self._streams = asyncio.Semaphore(self._limits.streams)
         self._threads = ThreadPoolExecutor(self._limits.threads + self._limits.streams, thread_name_prefix="s3")
         self._look_thread = ThreadPoolExecutor(1, thread_name_prefix="s3-look")
-        self._minio = client(config, self._limits)
-        self._calls = S3Calls(self._minio, self._limits)
+        self._minio = s3_calls.client(config, self._limits)
+        self._calls = s3_calls.S3Calls(self._minio, self._limits)
 
     # How it is.
 
@@ -235,7 +237,7 @@ class S3Store:
             finally:
                 # In a thread: closing waits for a read that is under way, and must not hold up the event loop.
                 with contextlib.suppress(RuntimeError):
-                    self._threads.submit(finish, response)
+                    self._threads.submit(self._finish, response)
 
     # In the event loop.
 
@@ -250,9 +252,9 @@ class S3Store:
         except TimeoutError:
             self._hurry.set()
             raise self._failed(f"no answer within {seconds:.0f} s") from None
-        except FAILURES as error:
+        except self._failures as error:
             self._hurry.set()
-            raise self._failed(words(error)) from error
+            raise self._failed(self._words(error)) from error
         finally:
             cancel.set()
 
@@ -265,9 +267,9 @@ class S3Store:
         except TimeoutError:
             self._hurry.set()
             raise self._failed("no answer in time") from None
-        except FAILURES as error:
+        except self._failures as error:
             self._hurry.set()
-            raise self._failed(words(error)) from error
+            raise self._failed(self._words(error)) from error
 
     @contextlib.asynccontextmanager
     async def _queued(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
@@ -312,15 +314,15 @@ class S3Store:
         try:
             async with asyncio.timeout(self._limits.call_seconds):
                 loop = asyncio.get_running_loop()
-                there = await loop.run_in_executor(self._look_thread, s3_doorway.look, self._minio)
+                there = await loop.run_in_executor(self._look_thread, self._see, self._minio)
                 if first or not there:
                     self._notices = await loop.run_in_executor(
-                        self._look_thread, s3_doorway.ensure, self._minio, config.region
+                        self._look_thread, self._ensure, self._minio, config.region
                     )
         except TimeoutError:
             self._away("no answer in time")
-        except FAILURES as error:
-            self._away(words(error))
+        except self._failures as error:
+            self._away(self._words(error))
         else:
             self._there()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -20,18 +19,9 @@ from minio.error import S3Error
 
 from fleet_server.storage.s3_digest import Digest, HashingReader
 from fleet_server.storage.s3_errors import MISSING
-from fleet_server.storage.s3_types import NoObjectError, ObjectStat, S3Config, S3Limits, Stored, unavailable
+from fleet_server.storage.s3_types import Cancel, NoObjectError, ObjectStat, S3Config, S3Limits, Stored
 
 _META = "x-amz-meta-"
-
-
-class Cancel(threading.Event):
-    """Set when nobody waits for a call any more; its thread ends at the next read of the file or the socket."""
-
-    def check(self) -> None:
-        """Raises S3_UNAVAILABLE once set."""
-        if self.is_set():
-            raise unavailable("the call was given up")
 
 
 def client(config: S3Config, limits: S3Limits) -> Minio:

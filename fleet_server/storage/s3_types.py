@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -91,3 +92,12 @@ class NoObjectError(FleetError):
 def unavailable(detail: str) -> FleetError:
     """An S3_UNAVAILABLE with the reason in words."""
     return FleetError("S3_UNAVAILABLE", detail)
+
+
+class Cancel(threading.Event):
+    """Set when nobody waits for a call any more; its thread ends at the next read of the file or the socket."""
+
+    def check(self) -> None:
+        """Raises S3_UNAVAILABLE once set."""
+        if self.is_set():
+            raise unavailable("the call was given up")
