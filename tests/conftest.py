@@ -11,6 +11,7 @@ import signal
 import ssl
 import tempfile
 from collections.abc import Generator, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,6 +54,8 @@ _FLEETS_SECONDS = 400.0
 """Tests of these folders start fleets of many processes, some in each test: on a busy machine that takes its time."""
 _LIGHT = ("bridge", "clients", "rpc", "services", "unit")
 """Folders of many short files, which come last: they fill the workers up while the last long file still runs."""
+_TOGETHER = frozenset(("comfy", "containers", "diffusers", "fundamentals", "openai", "s3"))
+"""Folders whose files go to one worker: each further one would start the folder's servers once more."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
@@ -66,6 +69,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if folders[item.path] in _FLEETS and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_FLEETS_SECONDS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadfile`: whole files, and some whole folders."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    scheduler = import_module("xdist.scheduler").LoadFileScheduling(config, log)
+
+    def unit(nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name in _TOGETHER else file)
+
+    scheduler._split_scope = unit
+    return scheduler
 
 
 def pytest_collection_finish() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.comfy.house import House, house_in
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def house() -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder, house_in(Path(folder)) as found:
         found.join("n1")

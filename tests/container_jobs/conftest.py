@@ -18,7 +18,7 @@ def names_of(dockerd: docker.DockerClient, *, all_: bool = True) -> list[str]:
     return [one["Names"][0].lstrip("/") for one in dockerd.api.containers(all=all_)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def place() -> Iterator[Path]:
     """A folder with a short path: sockets lie in it."""
     folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))
@@ -26,13 +26,13 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def daemon(place: Path) -> Iterator[DockerDaemon]:
     with docker_daemon(place / "engine") as daemon:
         yield daemon
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dockerd(daemon: DockerDaemon) -> Iterator[docker.DockerClient]:
     """The engine itself, to look at what was really done."""
     client = daemon.client()

@@ -33,7 +33,7 @@ def fleet_on(daemon: DockerDaemon, folder: Path, roots: Path, **environment: str
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def place() -> Iterator[Path]:
     """A folder with a short path: sockets lie in it."""
     folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))
@@ -41,7 +41,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def roots(place: Path) -> Path:
     """The node's one mount root."""
     (place / "models").mkdir()
@@ -49,13 +49,13 @@ def roots(place: Path) -> Path:
     return place / "models"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(place: Path) -> Iterator[DockerDaemon]:
     with docker_daemon(place / "engine") as daemon:
         yield daemon
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def dockerd(engine: DockerDaemon) -> Iterator[docker.DockerClient]:
     """The engine itself, to look at what was really done."""
     client = engine.client()
@@ -63,13 +63,13 @@ def dockerd(engine: DockerDaemon) -> Iterator[docker.DockerClient]:
     client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(engine: DockerDaemon, place: Path, roots: Path) -> Iterator[FleetProcess]:
     with fleet_on(engine, place / "data", roots) as process:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def door(fleet: FleetProcess) -> Iterator[httpx.Client]:
     """The fleet's REST door, its node known with its engine."""
     with httpx.Client(base_url=fleet.url, timeout=60) as session:

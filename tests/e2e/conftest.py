@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.fleet_process import FleetProcess
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
     """A running `fleet up`, with S3. The documented calls name a receiver on the internet: from here nobody writes to
     it."""
@@ -24,7 +24,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quiet() -> Iterator[httpx.Client]:
     """The door of a fleet on which nothing ever runs: nobody's job may end while what is stored is counted."""
     with (

@@ -12,7 +12,7 @@ from fleet_client import FleetCommander
 from tests.e2e.fleet_process import FleetProcess
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address() -> Iterator[str]:
     """Where the fleet is, such as http://localhost:8765."""
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder, FleetProcess(Path(folder) / "data") as process:

@@ -18,7 +18,7 @@ from tests.ports import free_port
 _START_SECONDS = 400
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a `transformers serve` that serves our two models."""
     need_packages("torch", "transformers", "openai", "fastapi", "multipart", "soundfile", "soxr")

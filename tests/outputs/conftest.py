@@ -21,13 +21,13 @@ from tests.store.conftest import Server, run_server
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def valkey() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
         yield from run_server(Path(folder), cluster=False, fsync="no")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bucket_server() -> Iterator[EmbeddedProcess]:
     folder = Path(tempfile.mkdtemp(prefix="fleet-s3-", dir="/tmp"))
     try:

@@ -38,7 +38,7 @@ class Server:
         return DIFFERENCES[what].of(self.name)
 
 
-@pytest.fixture(scope="session", params=["embedded", "rgw"])
+@pytest.fixture(scope="package", params=["embedded", "rgw"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Both servers, with the buckets made."""
     folder = Path(tempfile.mkdtemp(prefix="fleet-s3-", dir="/tmp"))

@@ -87,20 +87,20 @@ def run_server(folder: Path, *, cluster: bool, fsync: str = "always") -> Iterato
         process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plain_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
         yield from run_server(Path(folder), cluster=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quick_server() -> Iterator[Server]:
     """A plain one that leaves its disk alone: for thousands of steps that are not about durability."""
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
         yield from run_server(Path(folder), cluster=False, fsync="no")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
         yield from run_server(Path(folder), cluster=True)

@@ -102,7 +102,7 @@ class SwarmFleet:
                 self.made.pop().remove()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def swarm_fleet() -> Iterator[SwarmFleet]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fs-", dir="/tmp")))

@@ -16,7 +16,7 @@ from tests.webhooks.works import Works
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def valkey() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:
         yield from run_server(Path(folder), cluster=False)
