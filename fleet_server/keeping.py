@@ -13,7 +13,7 @@ from fleet_server.services.joins import Joins
 from fleet_server.services.machines import Machines
 from fleet_server.services.rights import NodeRights
 from fleet_server.services.sessions import Sessions
-from fleet_server.store import Store
+from fleet_server.store import NodeRow, Store
 
 
 class Keeping:
@@ -40,6 +40,7 @@ class Keeping:
             NodeRights(store.jobs, inputs),
             joins,
         )
+        self._rows: dict[str, NodeRow] = {}
         fleet.subscribe_beats(self._on_beat)
         fleet.subscribe_changes(self._on_change)
 
@@ -54,8 +55,11 @@ class Keeping:
             self._history.keep(beat)
 
     def _on_change(self, node_id: str) -> None:
-        if self._fleet.node(node_id) is None:
+        row = self._fleet.row(node_id)
+        if row is None:
+            self._rows.pop(node_id, None)
             self._history.forget(node_id)
-        elif self._fleet.row(node_id) is not None:
-            # The readings of nodes whose streams other replicas hold come with their rows.
+        elif row is not self._rows.get(node_id):
+            # The readings of nodes whose streams other replicas hold come with their rows; most changes are of slots.
+            self._rows[node_id] = row
             self._on_beat(node_id)

@@ -98,7 +98,7 @@ class ComfyNodes:
     async def run(self) -> None:
         """Keeps what is known of the nodes fresh, until cancelled."""
         await self._load()
-        stop = self._fleet.subscribe_changes(lambda _: self._look.set())
+        stop = self._fleet.subscribe_changes(self._changed)
         try:
             while True:
                 self._look.clear()
@@ -112,6 +112,12 @@ class ComfyNodes:
             for task in self._asking.values():
                 task.cancel()
             await asyncio.gather(*self._asking.values(), return_exceptions=True)
+
+    def _changed(self, node_id: str) -> None:
+        # The slots of other nodes are none of its business, however often they change.
+        node = self._fleet.node(node_id)
+        if node is None or ENGINE in node.engines:
+            self._look.set()
 
     # What is known.
 

@@ -96,6 +96,8 @@ class Completions:
         outcomes: dict[int, CompleteOutcome.ValueType | FleetError] = {}
         plain = [n for n, one in enumerate(ended) if one.spec and not one.complete.HasField("error")]
         files = [n for n in plain if ended[n].complete.outputs]
+        if len(plain) == len(ended) and not files:
+            return list(await self._settle_plain(node_id, ended))
         if len(files) == 1:
             ready = [await self._ready(ended[files[0]].complete)]
         else:

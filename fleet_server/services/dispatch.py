@@ -140,7 +140,7 @@ class Dispatcher:
         return not self._flow.busy and self._any_slot()
 
     def _any_slot(self) -> bool:
-        return any(self._sessions.slots_free(node.node_id) for node in self._fleet.online())
+        return self._fleet.any_online(self._sessions.slots_free)
 
     def _changed(self, node_id: str) -> None:
         node, before = self._fleet.node(node_id), self._known.pop(node_id, None)

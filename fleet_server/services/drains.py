@@ -60,11 +60,17 @@ class Drains:
         self._asked: dict[str, float] = {}
         self._since: dict[str, tuple[int, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        fleet.subscribe_changes(lambda _: self._some.set())
+        fleet.subscribe_changes(self._changed)
 
     def wake(self) -> None:
         """Something may have changed: look soon. Never waits."""
         self._some.set()
+
+    def _changed(self, node_id: str) -> None:
+        # Slots of a busy fleet change all the time: only what drains, or is gone, is looked at.
+        row = self._fleet.row(node_id)
+        if row is None or (row.draining and not row.drain_done):
+            self._some.set()
 
     async def run(self) -> None:
         """Looks until cancelled; while nothing drains it sleeps."""

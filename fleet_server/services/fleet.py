@@ -76,6 +76,11 @@ class FleetView:
         """The nodes whose agents are connected, by node_id."""
         return [view for view in self.nodes() if view.status is NodeStatus.ONLINE]
 
+    def any_online(self, judge: Callable[[str], object]) -> bool:
+        """Whether `judge(node_id)` says yes to a node whose agent is connected; asks no further then."""
+        nodes = self._nodes
+        return any(nodes[each].view.status is NodeStatus.ONLINE and judge(each) for each in self._order)
+
     def node(self, node_id: str) -> NodeView | None:
         """One node, None if unknown."""
         node = self._nodes.get(node_id)

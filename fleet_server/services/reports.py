@@ -102,7 +102,10 @@ class Reports:
         if ended:
             steps.append(self._repeated(lambda: self._end(ended)))
         steps += [self._repeated(lambda one=one: self._release(one)) for one in batch if isinstance(one, GivenBack)]  # type: ignore[misc]
-        await asyncio.gather(*steps)
+        if len(steps) == 1:
+            await steps[0]
+        else:
+            await asyncio.gather(*steps)
 
     async def _repeated(self, step: Callable[[], Awaitable[None]]) -> None:
         """Takes a step until the store has answered: a report must not be lost because the store was away."""

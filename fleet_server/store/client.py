@@ -278,5 +278,7 @@ def _refusal(code: str, text: str) -> FleetError:
 
 async def gather(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
     """All replies, in order; the first error after all are settled."""
-    await asyncio.wait(futures)
-    return [future.result() for future in futures]
+    if len(futures) > 1:
+        await asyncio.wait(futures)
+        return [future.result() for future in futures]
+    return [await future for future in futures]
