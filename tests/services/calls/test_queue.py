@@ -55,6 +55,25 @@ async def test_the_documented_submit_gives_the_documented_receipt(desk: Desk) ->
     assert "init_image" not in payload and "strength" not in payload
 
 
+async def test_of_many_submits_a_few_take_their_claims_along(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go together in one step: where many come, a claim for each would cost more than it saves."""
+    await desk.add_node()
+    monkeypatch.setattr(desk.bell, "rides", lambda: True)
+    submit = desk.store.jobs.submit
+    riding: list[bool] = []
+
+    async def noted(*args: Any, **more: Any) -> Any:
+        riding.append(more["posted"] is not None)
+        return await submit(*args, **more)
+
+    monkeypatch.setattr(desk.store.jobs, "submit", noted)
+    job_ids = await asyncio.gather(*(desk.submit() for _ in range(10)))
+    assert riding == [True] * 4 + [False] * 6
+    assert len(set(job_ids)) == 10
+    await desk.submit()
+    assert riding[-1], "nobody is on the way any more"
+
+
 async def test_a_job_through_its_whole_life_reads_as_documented(desk: Desk) -> None:
     await desk.add_node()
     job_id = await desk.submit()
