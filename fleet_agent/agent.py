@@ -8,13 +8,14 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import structlog
 import uvloop
 
+from fleet_agent.collector import settle_memory
 from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.disk import lasting_folder
 from fleet_agent.docker_room import DockerRoom
@@ -47,7 +48,7 @@ def main(settings: AgentSettings) -> int:
     configure(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run_agent(settings))
+            runner.run(run_agent(settings, begun=settle_memory))
     except FolderError as error:
         sys.stderr.write(f"{error}\n")
         return 3
@@ -76,8 +77,9 @@ async def _enrol_only(settings: AgentSettings) -> None:
         await enrolled(settings)
 
 
-async def run_agent(settings: AgentSettings) -> None:
-    """Runs until SIGTERM or SIGINT; then gives its work back, says goodbye and returns.
+async def run_agent(settings: AgentSettings, *, begun: Callable[[], None] = lambda: None) -> None:
+    """Runs until SIGTERM or SIGINT; then gives its work back, says goodbye and returns. `begun` is called when all is
+    wired.
 
     Raises IdentityError where it cannot join, FolderInUseError where another agent uses the folder (two would send each
     other's results), FolderError where it cannot be written to.
@@ -91,11 +93,16 @@ async def run_agent(settings: AgentSettings) -> None:
         spool = await asyncio.to_thread(_folders, settings)
         inventory = Inventory(settings)
         if await _unless(stopping, inventory.load()):
-            await _serve(settings, inventory, spool, stopping, door)
+            await _serve(settings, inventory, spool, stopping, door, begun)
 
 
 async def _serve(
-    settings: AgentSettings, inventory: Inventory, spool: Spool, stopping: asyncio.Event, door: Door
+    settings: AgentSettings,
+    inventory: Inventory,
+    spool: Spool,
+    stopping: asyncio.Event,
+    door: Door,
+    begun: Callable[[], None],
 ) -> None:
     runner = Runner(settings, inventory, spool)
     metrics = MetricsReader(settings.data_dir, settings.metrics_seconds)
@@ -116,6 +123,7 @@ async def _serve(
             await docker.open(unfinished)
             if await _unless(stopping, runner.open(tasks)):
                 await models.open()
+                begun()
                 endless = [tasks.create_task(work) for work in (session.run(), inventory.watch(), models.run())]
                 endless.append(tasks.create_task(docker.run()))
                 endless.append(tasks.create_task(keep_fresh(settings, door)))

@@ -103,6 +103,7 @@ class Child:
         self._gatherer = Gatherer(self._work, self._engines.engine, batch, wait_seconds)
         self._lock = threading.Lock()
         self._cancelled: dict[str, threading.Event] = {}
+        self._limited = False
 
     def listen(self, stream: BinaryIO) -> None:
         """Reads frames until the agent is gone, then ends the process at once."""
@@ -123,10 +124,10 @@ class Child:
                     event.set()
             elif message["do"] == "lease":
                 if message["token"] in self._cancelled:
-                    _live_until(message["until"])
+                    self._live_until(message["until"])
             elif message["do"] == "run":
                 self._cancelled[message["token"]] = threading.Event()
-                _live_until(message.get("lease_until"))
+                self._live_until(message.get("lease_until"))
                 self._work.put(message)
             elif message["do"] in ("load", "unload"):
                 self._work.put(message)
@@ -142,6 +143,18 @@ class Child:
                 self._run(messages[0])
             else:
                 self._together(messages)
+
+    def _live_until(self, until: float | None) -> None:
+        """The kernel ends this process at that time (monotonic), whatever the engine or a stopped agent does; None:
+        never. Call it with the lock.
+
+        It is how exclusive work ends before its lease does.
+        """
+        if until is None and not self._limited:
+            return
+        self._limited = until is not None
+        seconds = 0.0 if until is None else max(1e-3, until - time.monotonic())
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def _control(self, message: frames.Message) -> None:
         """Loads or unloads a model between two tasks."""
@@ -168,7 +181,7 @@ class Child:
         """Says how a task ended."""
         with self._lock:
             self._cancelled.pop(token, None)
-            _live_until(None)
+            self._live_until(None)
         last = {"token": token, "loaded": self._engines.loaded()}
         try:
             self._pipe.send({**reply, **last})
@@ -235,15 +248,6 @@ def _of(ended: Ended, begun: float, loaded: float) -> frames.Message:
 def _done(result: EngineResult, begun: float, loaded: float) -> frames.Message:
     seconds = {"load_seconds": loaded - begun, "run_seconds": time.monotonic() - loaded}
     return {"event": "done", **seconds, **result_of(result)}
-
-
-def _live_until(until: float | None) -> None:
-    """The kernel ends this process at that time (monotonic), whatever the engine or a stopped agent does; None: never.
-
-    It is how exclusive work ends before its lease does.
-    """
-    seconds = 0.0 if until is None else max(1e-3, until - time.monotonic())
-    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def describe(settings: EngineSettings, wanted: list[str] | None) -> frames.Message:

@@ -87,12 +87,13 @@ class Spool:
 
     def work_folder(self, token: str) -> Path:
         """An empty folder for an attempt's outputs. Raises BadTokenError or OSError."""
-        folder = self._scratch / _checked(token)
+        _checked(token)
         if token in self._taken:
             self.discard(token)
         if self._spare:
             self._taken[token] = self._spare.pop()
             return self._taken[token]
+        folder = self._scratch / token
         try:
             folder.mkdir()
         except (FileExistsError, FileNotFoundError):
@@ -114,11 +115,11 @@ class Spool:
         taken = self._taken.get(token)
         try:
             if taken is not None:
-                if any(taken.iterdir()):
+                if _filled(taken):
                     return False
                 self._spare.append(self._taken.pop(token))
             elif len(self._spare) + len(self._taken) < _DESKS:
-                if any((self._scratch / token).iterdir()):
+                if _filled(self._scratch / token):
                     return False
                 desk = self._desks / token
                 (self._scratch / token).rename(desk)
@@ -238,6 +239,11 @@ class Spool:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         return SpooledFile(target.name, content_type, size, digest)
+
+
+def _filled(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(True for _ in entries)
 
 
 def _checked(token: str) -> str:
