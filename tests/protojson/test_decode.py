@@ -244,6 +244,9 @@ def test_free_json() -> None:
         "a": None,
         "b": [None, 1, 1.5, True, "x", {}, []],
         "c": {"d": 2**53, "e": -(2**53), "f": 1e300},
+        "t": "x",
+        "u": "Grüße",
+        "v": {"": "", "w": 0},
     }
     assert codec.encode(decode(struct_pb2.Struct, value)) == value
 
@@ -254,6 +257,8 @@ def test_free_json() -> None:
         ({"seed": 2**53 + 1}, "struct.seed"),
         ({"a": {"b": [0, {"c": -(2**53) - 1}]}}, "struct.a.b[1].c"),
         ({"a": ["x\0"]}, "struct.a[0]"),
+        ({"a": "x\0"}, "struct.a"),
+        ({"a": "\ud800"}, "struct.a"),
         ({"a": float("inf")}, "struct.a"),
         ({"a\0": 1}, "struct"),
         ([], "struct"),
