@@ -19,7 +19,7 @@ from fleet_client import FleetCommander, JobFailedError
 from PIL import Image
 
 from tests.diffusers import micro
-from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.fleet_process import FleetProcess, slowed
 from tests.e2e.held_upload import RETRY, end_in_upload, kept
 from tests.e2e.in_s3 import keys_in_s3
 from tests.waiting import wait_until_now
@@ -195,13 +195,16 @@ def test_four_images_of_one_request_are_one_batch(client: FleetCommander) -> Non
 def test_one_of_a_batch_is_cancelled_mid_run(client: FleetCommander, fleet: FleetProcess) -> None:
     """It ends at once, the other as it would; the process goes on, with its models in memory."""
     slot = fleet.slot()
-    # The steps that are left to the other are the time in which its neighbour's seat can be seen to be free.
-    one, other = (submit(client, **{**LONG, "seed": seed, "steps": 70}) for seed in (1, 2))
-    wait_until_now(lambda: min(step_of(client, one), step_of(client, other)) >= 2, seconds=PATIENCE)
-    assert client.cancel_job(one)["status"] == "cancelled"
-    # A seat is free while the other is at work: the slot has heard, within a step.
-    wait_until_now(lambda: client.list_nodes()["nodes"][0]["slots_free"] == 3, seconds=PATIENCE)
-    assert client.get_job(other)["status"] == "running"
+    payloads = [{**LONG, "model": micro.MODEL, "seed": seed, "steps": 40} for seed in (1, 2)]
+    with slowed(slot):
+        # In one call, and so in one batch.
+        receipts = client.submit_batch([{"job_type": "image_gen", "payload": payload} for payload in payloads])
+        one, other = (receipt["job_id"] for receipt in receipts)
+        wait_until_now(lambda: min(step_of(client, one), step_of(client, other)) >= 2, seconds=PATIENCE)
+        assert client.cancel_job(one)["status"] == "cancelled"
+        # A seat is free while the other is at work: the slot has heard, within a step.
+        wait_until_now(lambda: client.list_nodes()["nodes"][0]["slots_free"] == 3, seconds=PATIENCE)
+        assert client.get_job(other)["status"] == "running"
     with pytest.raises(JobFailedError):
         client.wait(one)
     ended(client, other)
@@ -213,8 +216,9 @@ def test_one_of_a_batch_is_cancelled_mid_run(client: FleetCommander, fleet: Flee
 def test_killed_mid_run_and_before_the_first_step(client: FleetCommander, fleet: FleetProcess) -> None:
     """The job is tried again and says why; one that is cancelled meanwhile leaves nothing. The agent lives."""
     agent, slot = fleet.pids("fleet_agent")[0], fleet.slot()
-    job_id = submit(client, **{**LONG, "steps": 20})
-    wait_until_now(lambda: step_of(client, job_id) >= 2, seconds=PATIENCE)
+    with slowed(slot):
+        job_id = submit(client, **{**LONG, "steps": 20})
+        wait_until_now(lambda: step_of(client, job_id) >= 2, seconds=PATIENCE)
     os.kill(slot, signal.SIGKILL)
     # The next process imports for seconds before it has the model.
     again = another_slot(fleet, slot)
@@ -223,10 +227,12 @@ def test_killed_mid_run_and_before_the_first_step(client: FleetCommander, fleet:
     other = submit(client, **{**LONG, "steps": 20, "seed": 9})
     os.kill(again, signal.SIGKILL)
     # If it had not begun with the job yet, the same attempt goes on with the next.
-    another_slot(fleet, again)
-    wait_until_now(lambda: running(client, job_id, attempt=2) and running(client, other, attempt=1), seconds=PATIENCE)
-    assert not step_of(client, other)
-    assert client.cancel_job(other)["status"] == "cancelled"
+    with slowed(another_slot(fleet, again)):
+        wait_until_now(
+            lambda: running(client, job_id, attempt=2) and running(client, other, attempt=1), seconds=PATIENCE
+        )
+        assert not step_of(client, other)
+        assert client.cancel_job(other)["status"] == "cancelled"
     job = ended(client, job_id)
     failed = [attempt["error"] for attempt in job["attempts"] if attempt["error"]]
     assert {error["reason"] for error in failed} == {"ENGINE_FAILED"}

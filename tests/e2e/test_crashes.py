@@ -21,7 +21,7 @@ import pytest
 from fleet_client import FleetCommander
 from fleet_client.errors import FleetError
 
-from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.fleet_process import FleetProcess, slowed
 from tests.e2e.test_starts import running
 from tests.ports import free_ports
 from tests.waiting import pause, wait_until_now
@@ -174,9 +174,10 @@ def test_a_result_finished_while_the_server_was_down_is_not_lost(folder: Path) -
         agent.spawn()
         try:
             until(lambda: client.status()["nodes"]["online"] == 1, "the agent is online")
-            job_id = client.queue_job("sea", max_retries=0, width=1024, height=1024, steps=60)["job_id"]
-            until(lambda: client.get_job(job_id)["status"] == "running", "the job runs")
-            fleet.kill()
+            with slowed(agent.slot()):
+                job_id = client.queue_job("sea", max_retries=0, width=1024, height=1024, steps=60)["job_id"]
+                until(lambda: client.get_job(job_id)["status"] == "running", "the job runs")
+                fleet.kill()
             spool = agent_folder / "spool" / "entries"
             until(lambda: list(spool.glob("*.end")), "the result is in the spool")
             fleet.start()
