@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
-from pydantic import ValidationError
-
-from fleet_agent.agent import main as run
 from fleet_agent.parent import die_with_parent
-from fleet_agent.settings import AgentSettings
 
 
 def main() -> int:
@@ -17,6 +14,15 @@ def main() -> int:
     parent = os.environ.get("FLEET_AGENT_PARENT")
     if parent:
         die_with_parent(int(parent))
+    # Nothing of what is imported is garbage: to look for some again and again is a tenth of the start.
+    gc.disable()
+    from pydantic import ValidationError
+
+    from fleet_agent.agent import main as run
+    from fleet_agent.settings import AgentSettings
+
+    gc.freeze()
+    gc.enable()
     try:
         settings = AgentSettings()
     except ValidationError as error:

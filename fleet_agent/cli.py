@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,14 +39,17 @@ def agent(
     Each option is also an environment variable, FLEET_AGENT_SERVER and so on; the key, where there is one,
     is FLEET_API_KEY.
     """
+    chosen = locals()
+    # Nothing of what is imported is garbage: to look for some again and again is a tenth of the start.
+    gc.disable()
     from pydantic import ValidationError
 
     from fleet_agent.agent import enrol_only, main
     from fleet_agent.settings import AgentSettings
 
-    given = {
-        name: value for name, value in locals().items() if name in AgentSettings.model_fields and value is not None
-    }
+    gc.freeze()
+    gc.enable()
+    given = {name: value for name, value in chosen.items() if name in AgentSettings.model_fields and value is not None}
     try:
         settings = AgentSettings(**given)
     except ValidationError as error:

@@ -11,10 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 SERVER_NAME = "server.fleet.internal"
 """The name in the server's certificate, whatever address is dialled."""
@@ -73,6 +69,9 @@ class Identity:
     @property
     def span(self) -> tuple[dt.datetime, dt.datetime]:
         """From when and until when the certificate is good. Raises IdentityError."""
+        # Imported by who has a certificate, or asks for one: most agents start without.
+        from cryptography import x509
+
         try:
             read = x509.load_pem_x509_certificate(self.certificate.encode())
         except ValueError as error:
@@ -82,6 +81,11 @@ class Identity:
 
 def key_and_request() -> tuple[str, bytes]:
     """A fresh private key, which stays here, and a request for its certificate; both PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agent")])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())

@@ -9,13 +9,12 @@ from typing import Any
 
 import grpc
 import structlog
-from cryptography import x509
 from fleet.v1 import node_pb2, node_pb2_grpc
 
 from fleet_agent.identity import Door, Identity, IdentityError, Token, key_and_request
 
 _log = structlog.get_logger("fleet.agent.join")
-_CA_EXTENSION = x509.ObjectIdentifier("2.25.306420977236119428226893214926419053217")
+_CA_EXTENSION = "2.25.306420977236119428226893214926419053217"
 """Where the server's certificate carries the authority's own."""
 
 
@@ -78,8 +77,12 @@ async def _authority(server: str, sha256: str) -> str:
         shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     finally:
         writer.transport.abort()
+    # Imported by who joins: most agents start without.
+    from cryptography import x509
+
     try:
-        found = x509.load_der_x509_certificate(shown).extensions.get_extension_for_oid(_CA_EXTENSION).value
+        extensions = x509.load_der_x509_certificate(shown).extensions
+        found = extensions.get_extension_for_oid(x509.ObjectIdentifier(_CA_EXTENSION)).value
         assert isinstance(found, x509.UnrecognizedExtension)
         der = found.value
     except (ValueError, TypeError, x509.ExtensionNotFound):
