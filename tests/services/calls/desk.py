@@ -55,6 +55,8 @@ from tests.waiting import wait_until
 M = TypeVar("M", bound=Message)
 ALIAS = "SDXL_4GB_FP8.safetensors"
 CODEC = JsonCodec()
+STATUS = StatusSettings("1.0.0", store_seconds=50)
+"""A store that stands still for seconds is not away."""
 _numbers = itertools.count(1)
 
 
@@ -311,7 +313,7 @@ async def desk_on(
         DeadLetters(store.jobs, store.replies, views, bell, dead), jobs,
         Generation(store.jobs, intake, views, hub, nodes, filing.files, bell, bell, rates, generation),
         filing.local, filing, filing.gallery,
-        StatusBoard(store, nodes, models, rates, StatusSettings("1.0.0"), estimates, clock=now_ms), endings,
+        StatusBoard(store, nodes, models, rates, STATUS, estimates, clock=now_ms), endings,
         Explainer(store.jobs, DeskRounds(nodes), speeds, intake, clock=now_ms), speeds, estimates,
     )  # fmt: skip
     running = asyncio.create_task(hub.run())

@@ -14,7 +14,7 @@ from fleet_server.domain.node import NodeStatus
 from fleet_server.services.rates import Rates
 from fleet_server.services.status import StatusBoard, StatusSettings
 from fleet_server.store import Store, open_store
-from tests.services.calls.desk import ALIAS, Desk, desk_on, now_ms
+from tests.services.calls.desk import ALIAS, STATUS, Desk, desk_on, now_ms
 from tests.waiting import wait_until
 
 START = 1_763_805_600_000
@@ -58,7 +58,7 @@ async def test_without_the_store_health_fails_and_status_still_answers(desk: Des
 async def test_a_server_that_refuses_work_is_not_healthy(desk: Desk) -> None:
     refusal = FleetError("DISK_FULL", "the disk is full")
     board = StatusBoard(
-        desk.store, desk.nodes, desk.catalog, desk.rates, StatusSettings("1.0.0"), desk.estimates, clock=now_ms,
+        desk.store, desk.nodes, desk.catalog, desk.rates, STATUS, desk.estimates, clock=now_ms,
         refusal=lambda: refusal,
     )  # fmt: skip
     with pytest.raises(FleetError) as caught:
