@@ -95,7 +95,7 @@ def value_in(value: object, message: Any, levels: int = _LEVELS) -> None:
     elif kind is int:
         if not -SAFE <= value <= SAFE:  # type: ignore[operator]
             raise JsonError(f"must be within 2^53 (9007199254740992), or a string; got {shown(value)}")
-        message.number_value = float(value)  # type: ignore[arg-type]  # protobuf takes four times as long to do it
+        message.number_value = float(value)  # type: ignore[arg-type]  # protobuf takes three times as long
     elif value is None:
         message.null_value = 0
     elif kind is dict:
