@@ -16,6 +16,7 @@ import psutil
 from minio import Minio
 
 from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
+from tests.e2e.test_starts import running
 from tests.ports import free_port
 from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
 from tests.waiting import wait_until
@@ -33,7 +34,8 @@ def body(url: str) -> bytes:
 
 
 def s3_child(fleet: FleetProcess) -> psutil.Process:
-    return next(child for child in fleet.children() if "fleet_server.embedded.s3_server" in child.cmdline())
+    (pid,) = fleet.pids("fleet_server.embedded.s3_server")
+    return psutil.Process(pid)
 
 
 def client(port: int) -> Minio:
@@ -56,7 +58,7 @@ async def test_it_is_there_at_the_ready_line_and_after_crashes(short_path: Path)
         assert body(url) == b"png"
         left = s3_child(fleet)
         await asyncio.to_thread(fleet.kill)
-        await wait_until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE)
+        await wait_until(lambda: not running(left))
     finally:
         fleet.stop()
     again = FleetProcess(short_path / "data", "--s3-port", str(port), command=NO_AGENT)
