@@ -57,7 +57,7 @@ def test_the_documented_life_of_an_output(fleet: FleetProcess, client: FleetComm
     past = httpx.get(url, headers={"range": "bytes=99999999-"}, timeout=60)
     size = client.get_output_metadata(name)["size_bytes"]
     assert (past.status_code, past.headers["content-range"]) == (416, f"bytes */{size}")
-    head = httpx.head(url)
+    head = httpx.head(url, timeout=60)
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(size), b"")
     gone = documented.reply(documented.DELETE_OUTPUT, fleet.url, tmp_path, filename=name)
     assert set(gone["removed"]) >= {"s3", "index"} and gone["pending"] == []
