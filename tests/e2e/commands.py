@@ -24,8 +24,11 @@ SECONDS = 120.0
 
 
 def fleet_command(*words: str, url: str, given: bytes | None = None) -> Result:
-    """Runs `fleet …` to its end, in this process: a new one for each call would cost a test more than the call."""
-    return CliRunner().invoke(build(), words, input=given, env={"FLEET_URL": url}, catch_exceptions=False)
+    """Runs `fleet …` to its end, in this process: a new one for each call would cost a test more than the call. Of the
+    command line it has what that command needs, as the real one."""
+    return CliRunner().invoke(
+        build(words[0] if words else None), words, input=given, env={"FLEET_URL": url}, catch_exceptions=False
+    )
 
 
 def fleet_process(
