@@ -175,7 +175,7 @@ class ModelDownloads:
                     return
                 continue
             except BaseException:
-                partial.close()
+                await asyncio.shield(asyncio.to_thread(partial.close))
                 raise
             download.partial, download.done_bytes = partial, partial.size
             return

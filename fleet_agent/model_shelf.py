@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fleet_agent.disk import lasting_folder, sync_folder
 from fleet_agent.engines.base import ModelKind
 from fleet_agent.engines.models import FOLDERS
 
+P = ParamSpec("P")
+T = TypeVar("T")
 PARTIAL = ".partial"
 NOTE_SUFFIX = ".fleet.json"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+()\[\]@=,~#-]{0,200}")
@@ -69,6 +73,17 @@ class Kept:
         return self.kind, self.name
 
 
+def _whole(step: Callable[Concatenate[Partial, P], T]) -> Callable[Concatenate[Partial, P], T]:
+    """One step after another: who gave a download up closes the file when the step that its thread is at has ended."""
+
+    @functools.wraps(step)
+    def alone(partial: Partial, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with partial.turn:
+            return step(partial, *args, **kwargs)
+
+    return alone
+
+
 class Partial:
     """A file in the making. One owner; `close` it."""
 
@@ -78,11 +93,13 @@ class Partial:
         stem = hashlib.sha256(f"{source.kind}/{source.name}".encode()).hexdigest()[:32]
         self.path = folder / f"{stem}.part"
         self._note = folder / f"{stem}.json"
+        self.turn = threading.RLock()
         self._fd = -1
         self._synced = 0
         self._digest = hashlib.sha256()
         self.size = 0
 
+    @_whole
     def open(self) -> None:
         """Goes on where the same file was left: what was synced is read again for its hash.
 
@@ -103,6 +120,7 @@ class Partial:
         self._synced = self.size
         self._write_note()
 
+    @_whole
     def write(self, data: bytes) -> None:
         """Appends. Raises OSError, nothing being counted then."""
         done = 0
@@ -124,6 +142,7 @@ class Partial:
         """Hash of what is there."""
         return self._digest.hexdigest()
 
+    @_whole
     def restart(self) -> None:
         """Forgets all bytes."""
         self.size = self._synced = 0
@@ -131,6 +150,7 @@ class Partial:
         os.ftruncate(self._fd, 0)
         self._write_note()
 
+    @_whole
     def publish(self, target: Path) -> None:
         """The whole file takes its place, with its note. Raises OSError."""
         os.fsync(self._fd)
@@ -143,12 +163,14 @@ class Partial:
         self._note.unlink(missing_ok=True)
         self.close()
 
+    @_whole
     def discard(self) -> None:
         """It is not wanted any more."""
         self.close()
         for path in (self.path, self._note):
             path.unlink(missing_ok=True)
 
+    @_whole
     def close(self) -> None:
         """Leaves it for the next time."""
         fd, self._fd = self._fd, -1

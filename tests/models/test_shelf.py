@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +43,35 @@ def test_a_file_is_whole_or_not_there(shelf: ModelShelf) -> None:
     assert (note["sha256"], note["etag"]) == (hashlib.sha256(DATA).hexdigest(), "e1")
     (kept,) = shelf.survey()
     assert kept.brought and kept.key == SOURCE.key
+
+
+def test_it_is_nobody_elses_before_its_last_write_has_ended(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that is given up leaves a thread behind, which notes how far it came."""
+    written, go_on, real = threading.Event(), threading.Event(), os.fdatasync
+
+    def slow(file: int) -> None:
+        written.set()
+        assert go_on.wait(60)
+        real(file)
+
+    monkeypatch.setattr("fleet_agent.model_shelf.os.fdatasync", slow)
+    one, two = shelf.partial(SOURCE), shelf.partial(SOURCE)
+    one.open()
+    with ThreadPoolExecutor(2) as threads:
+        writing = threads.submit(one.write, DATA[: 1 << 20])
+        assert written.wait(60)
+        closing = threads.submit(one.close)
+        # Were it closed at once, that takes no longer.
+        wait([closing], timeout=0.1)
+        with pytest.raises(BlockingIOError):
+            two.open()
+        go_on.set()
+        writing.result(60)
+        closing.result(60)
+    two.close()
+    two.open()
+    assert two.size == 1 << 20
+    two.close()
 
 
 def test_it_goes_on_from_what_surely_reached_the_disk(shelf: ModelShelf) -> None:
