@@ -276,17 +276,19 @@ async def test_what_waited_too_long_is_claimed_anew_before_it_is_sent(
     assert sorted(receiver.ids) == sorted(f"{job_id}.1" for job_id in ids)
 
 
+@pytest.mark.timeout(180)
 async def test_two_senders_never_send_the_same(works: Works) -> None:
     async with receiving() as receiver, open_store(works.url, namespace=works.namespace) as other:
-        ids = await works.ended(*[receiver.url] * 200)
+        ids = await works.ended(*[receiver.url] * 80)
         async with works.sending(works.sender(), works.sender(other)):
-            await works.ended(*[receiver.url] * 100)
-            await wait_until(lambda: len(set(receiver.ids)) == 300)
+            await works.ended(*[receiver.url] * 40)
+            await wait_until(lambda: len(set(receiver.ids)) == 120, seconds=170)
             for job_id in ids:
                 await state(works, job_id, DeliveryState.DELIVERED)
-    assert len(receiver.ids) == 300
+    assert len(receiver.ids) == 120
 
 
+@pytest.mark.timeout(180)
 async def test_dead_receivers_hold_up_neither_jobs_nor_others_callbacks(works: Works) -> None:
     """Three that never answer and one that is not there, fifty callbacks each, all due before those of the one who
     does answer."""
