@@ -23,6 +23,8 @@ class Chores:
         task = self._group.create_task(_guarded(work, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # One that is cancelled before its first step never comes to its work.
+        task.add_done_callback(lambda _: work.close())
         return task
 
     def cancel(self) -> None:
