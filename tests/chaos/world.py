@@ -66,6 +66,7 @@ class World:
             **environment,
             **WEBHOOKS,
             "FLEET_LEASE_SECONDS": str(LEASE_SECONDS),
+            "FLEET_REAP_GRACE_SECONDS": "1",
             "PYTHONPATH": _path(code),
             "PYTHONSAFEPATH": "1",
         }

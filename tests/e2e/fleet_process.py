@@ -25,7 +25,8 @@ FAST = {
     "FLEET_HEARTBEAT_SECONDS": "0.5",
     # A machine that is busy with other tests may stand still for seconds: that is no lost node.
     "FLEET_LEASE_SECONDS": "8",
-    "FLEET_REAP_GRACE_SECONDS": "1",
+    # Of a server that is started again: its agents are back by then.
+    "FLEET_REAP_GRACE_SECONDS": "15",
     "FLEET_REAP_INTERVAL_SECONDS": "0.2",
     "FLEET_RETRY_BACKOFF_SECONDS": "0.1",
     "FLEET_AGENT_RECONNECT_SECONDS": "0.3",
@@ -113,9 +114,13 @@ class FleetProcess:
                 if found:
                     self.port, self.grpc_port, self.ready = int(found[1]), int(found[2]), line
                     return self
+            raise AssertionError(f"never ready:\n{self.log.read_text()[-4000:]}")
+        except BaseException:
+            # Nothing of it is left to tests that come after.
+            self.kill()
+            raise
         finally:
             killer.cancel()
-        raise AssertionError(f"never ready:\n{self.log.read_text()[-4000:]}")
 
     def spawn(self) -> None:
         """Starts it; does not wait."""

@@ -69,10 +69,7 @@ def dead(processes: list[psutil.Process]) -> bool:
 def test_its_attempts_never_overlap() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-")))
-        # The grace lies between the end by the kernel and the beginning elsewhere: as late may this test see it.
-        fleet = stack.enter_context(
-            FleetProcess(folder / "data", "--no-agent", environment={"FLEET_REAP_GRACE_SECONDS": "5"})
-        )
+        fleet = stack.enter_context(FleetProcess(folder / "data", "--no-agent"))
         client = stack.enter_context(httpx.Client(base_url=fleet.url, timeout=60))
         agents = {name: stack.enter_context(agent(fleet, folder, name)) for name in ("one", "two")}
         soon(lambda: len(client.get("/api/nodes?status=online").json()["nodes"]) == 2)
