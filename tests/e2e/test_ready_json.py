@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.e2e.fleet_process import FAST, FleetProcess, clean_environment
+from tests.waiting import wait_until_now
 
 
 @contextmanager
@@ -68,6 +69,8 @@ def test_an_agent_says_that_it_was_welcomed(fleet: FleetProcess, tmp_path: Path)
     with ready(words, tmp_path / "log") as said:
         assert (said["status"], said["node_id"], said["server"], said["slots"]) == ("ready", "second", server, 1)
         assert httpx.get(f"{fleet.url}/api/nodes/second", timeout=60).json()["status"] == "online"
+    # Other tests of this fleet count its nodes.
+    wait_until_now(lambda: httpx.delete(f"{fleet.url}/api/nodes/second", timeout=60).status_code == 200)
 
 
 @pytest.mark.parametrize("lora", [False, True])
