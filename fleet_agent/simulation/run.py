@@ -65,8 +65,6 @@ def run(options: Options) -> None:
         chosen = parse_faults(options.faults)
     except FaultsError as error:
         _fail(f"--{error}", _USAGE)
-    configure("error")
-    random.seed(options.seed)
     plan = Plan(
         PROFILES[options.profile],
         options.nodes,
@@ -86,6 +84,9 @@ def run(options: Options) -> None:
             _fail("--jobs: needs a --rate above 0", _USAGE)
         try:
             seconds = 0 if options.jobs else options.duration
+            # All that was given is good: the process is the simulation's now.
+            configure("error")
+            random.seed(options.seed)
             asyncio.run(_run(simulation, Load(rate, options.jobs), seconds, options.as_json))
         except _UnreachableError as error:
             _fail(f"{error}: is the server running? Start it with `fleet up`, or name it with --server.", _UNREACHABLE)

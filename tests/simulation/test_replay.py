@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from fleet_client.cli.app import build
 from typer.testing import CliRunner, Result
 
 from fleet_server.services.decisions import BadRecordError, read_decisions, replay
-from tests.e2e.fleet_process import FleetProcess
+from tests.e2e.fleet_process import FleetProcess, clean_environment
 
 
 @dataclass
@@ -44,8 +46,12 @@ def recorded() -> Iterator[Recorded]:
             address = f"127.0.0.1:{server.grpc_port}"
             words = ["--nodes", "15", "--server", address, "--speed", "60", "--arrival", "0.2", "--seed", "5"]
             load = ["--jobs", "60", "--rate", "60", "--faults", "oom=0.1", "--record", str(files.seen)]
-            done = fleet("simulate", *words, *load)
-            assert done.exit_code == 0, done.stderr
+            # In a process of its own, as it takes the logs and the random numbers of the one that it has.
+            command = [sys.executable, "-m", "fleet_client", "simulate", *words, *load]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=170, env=clean_environment(), check=False
+            )
+            assert done.returncode == 0, done.stderr
         yield files
 
 
