@@ -50,7 +50,7 @@ _FLEETS = frozenset(
         "swarm",
     )
 )
-_FLEETS_SECONDS = 400.0
+_FLEETS_SECONDS = 180.0
 """Tests of these folders start fleets of many processes, some in each test: on a busy machine that takes its time."""
 _LIGHT = ("bridge", "clients", "rpc", "services", "unit")
 """Folders of many short files, which come last: they fill the workers up while the last long file still runs."""
