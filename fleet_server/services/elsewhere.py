@@ -46,10 +46,14 @@ class Elsewhere:
         if row.deleted:
             if row.node_id not in self._live:
                 self._fleet.forget(row.node_id)
-        elif row.node_id not in self._live and (row.replica != self._replica or self._fleet.node(row.node_id) is None):
+        elif row.node_id not in self._live and (row.replica != self._replica or self._is_new(row)):
             self._fleet.told(row)
         else:
             self._fleet.decided(row)
+
+    def _is_new(self, row: NodeRow) -> bool:
+        """A node that was not known here. One whose stream begins here is known with that, and online no sooner."""
+        return self._fleet.node(row.node_id) is None and row.status != NodeStatus.ONLINE
 
     async def run(self) -> None:
         """Looks at the rows until cancelled; while the store is away it waits."""

@@ -73,7 +73,12 @@ def fleet(engine: DockerDaemon, place: Path, roots: Path) -> Iterator[FleetProce
 def door(fleet: FleetProcess) -> Iterator[httpx.Client]:
     """The fleet's REST door, its node known with its engine."""
     with httpx.Client(base_url=fleet.url, timeout=60) as session:
-        wait_until_now(lambda: session.get(f"/api/nodes/{NODE}").json().get("docker_version"))
+
+        def there() -> bool:
+            node = session.get(f"/api/nodes/{NODE}").json()
+            return bool(node.get("status") == "online" and node["docker_version"])
+
+        wait_until_now(there)
         yield session
 
 

@@ -63,7 +63,12 @@ def node(host: SshHost, door: httpx.Client) -> Iterator[str]:
     assert (made["labels"], made["clusters"]) == ({"zone": "b"}, ["lab"])
     (warning,) = made["warnings"]
     host.let_in(warning.partition(": ")[2])
-    wait_until_now(lambda: door.get("/api/nodes/plain").json()["docker_version"], seconds=SECONDS)
+
+    def there() -> bool:
+        node = door.get("/api/nodes/plain").json()
+        return bool(node["status"] == "online" and node["docker_version"])
+
+    wait_until_now(there, seconds=SECONDS)
     yield "plain"
     door.delete("/api/nodes/plain")
 

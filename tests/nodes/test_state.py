@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct
 from fleet_server.domain.errors import FleetError
 from fleet_server.domain.job import JobState
 from fleet_server.services.machines import Machines
-from fleet_server.store import decode_node
+from fleet_server.store import NodeRow, decode_node
 from tests.services.agents.agent import ScriptedAgent, wait_until
 from tests.services.agents.bench import Bench
 
@@ -79,6 +79,32 @@ async def test_the_other_replicas_event_reaches_placement_here(bench: Bench) -> 
     bench.sessions.told(stale)
     bench.sessions.told(row)
     assert not (await node(agent)).cordoned, "what is older changes nothing"
+
+
+async def test_a_new_node_is_online_with_its_stream_and_no_sooner(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's word of it may be heard before the stream is open: who asks then must not be told to deploy there."""
+    get, heard, go = bench.store.nodes.get, asyncio.Event(), asyncio.Event()
+
+    async def held(node_id: str) -> NodeRow | None:
+        row = await get(node_id)
+        if row is not None:
+            heard.set()
+            await go.wait()
+        return row
+
+    monkeypatch.setattr(bench.store.nodes, "get", held)
+    dialling = asyncio.create_task(bench.agent().dial())
+    await heard.wait()
+    row = await get("agx0")
+    assert row is not None and row.status == "online"
+    bench.sessions.told(row)
+    assert bench.fleet.node("agx0") is None
+    go.set()
+    await dialling
+    view = bench.fleet.node("agx0")
+    assert view is not None and view.online
 
 
 async def test_a_drain_waits_for_the_work_and_says_when_it_has_stopped(bench: Bench) -> None:
