@@ -115,6 +115,10 @@ class Bench:
         assert record is not None
         return record
 
+    async def started(self, job_id: str) -> bool:
+        """Whether the store knows that its engine began: what never did is given back without a loss."""
+        return (await self.job(job_id)).started_ms is not None
+
     async def status(self, node_id: str = "agx0") -> str:
         """The node's status by the store's book."""
         row = await self.store.nodes.get(node_id)

@@ -26,10 +26,6 @@ def assigns(agent: ScriptedAgent) -> list[pb.Assign]:
     return [message.assign for message in agent.heard if message.HasField("assign")]
 
 
-async def started(bench: Bench, job_id: str) -> bool:
-    return (await bench.job(job_id)).started_ms is not None
-
-
 async def test_an_assign_says_all_that_the_agent_needs(bench: Bench) -> None:
     agent = bench.agent(models=[pb.ModelFile(name="sketch", kind="checkpoint", sha256="ab" * 32, engine="sketch")])
     await agent.dial()
@@ -47,7 +43,7 @@ async def test_an_assign_says_all_that_the_agent_needs(bench: Bench) -> None:
     assert (record.state, record.node_id, record.token) == (JobState.RUNNING, "agx0", assign.token)
     assert record.started_ms is None
     await agent.send(started=pb.JobStarted(job_id=job_id, token=assign.token))
-    await wait_until(lambda: started(bench, job_id))
+    await wait_until(lambda: bench.started(job_id))
 
 
 async def test_a_node_never_gets_more_than_its_free_slots(store: Store, short_path: Path) -> None:
@@ -192,7 +188,7 @@ async def test_a_cancelled_attempt_keeps_its_slot_until_it_has_stopped(bench: Be
     await agent.dial()
     first, second = await bench.submit(), await bench.submit()
     assign = await agent.start()
-    await wait_until(lambda: started(bench, first))
+    await wait_until(lambda: bench.started(first))
     await bench.store.jobs.cancel(first)
     await bench.sessions.cancel_attempt(first, "agx0", assign.token)
     cancel = (await agent.next("cancel")).cancel
@@ -227,7 +223,7 @@ async def test_a_stale_token_is_dropped(bench: Bench) -> None:
     await other.dial()
     job_id = await bench.submit()
     assign = await agent.start()
-    await wait_until(lambda: started(bench, job_id))
+    await wait_until(lambda: bench.started(job_id))
     await other.beat(slots=1)
     await bench.store.jobs.release(job_id, assign.token)
     bench.dispatcher.wake()

@@ -130,7 +130,7 @@ async def test_leases_live_by_heartbeats_alone(aged: Aged) -> None:
     await bench.submit()
     await bench.submit()
     kept, lost = await agent.start(), await agent.start()
-    await wait_until(lambda: counted(bench, lost.job_id))
+    await wait_until(lambda: bench.started(lost.job_id))
     aged.pass_by(lease * 0.7)
     await agent.beat([(kept.job_id, kept.token)], slots=2)
     await aged.reaped()
@@ -151,7 +151,7 @@ async def test_nothing_is_reaped_while_agents_may_still_come_back(aged: Aged) ->
     await agent.dial()
     job_id = await bench.submit()
     assign = await agent.start()
-    await wait_until(lambda: counted(bench, job_id))
+    await wait_until(lambda: bench.started(job_id))
     await agent.hang_up()
     aged.pass_by(QUICK.lease_seconds + 1)
     for _ in range(3):
@@ -168,7 +168,7 @@ async def test_a_poisonous_job_fails_on_the_one_node_that_can_run_it(aged: Aged)
         agent = bench.agent(instance_id=f"boot-{boot}")
         await agent.dial()
         await agent.start()
-        await wait_until(lambda: counted(bench, job_id))
+        await wait_until(lambda: bench.started(job_id))
         await agent.hang_up()
         aged.pass_by(QUICK.lease_seconds + 1)
         await aged.reaped()
@@ -188,7 +188,7 @@ async def test_losses_on_the_one_node_that_could_run_it_are_poison_too(aged: Age
     job_id = await bench.submit(max_retries=0)
     for _ in range(3):
         token = (await agent.start()).token
-        await wait_until(lambda: counted(bench, job_id))
+        await wait_until(lambda: bench.started(job_id))
         aged.pass_by(QUICK.lease_seconds + 1)
         await aged.reaped()
         assert (await bench.job(job_id)).token != token
@@ -198,10 +198,6 @@ async def test_losses_on_the_one_node_that_could_run_it_are_poison_too(aged: Age
     record = await bench.job(job_id)
     assert (record.state, record.losses) == (JobState.FAILED, 3)
     assert types_pb2.JobError.FromString(record.error).reason == "POISON"
-
-
-async def counted(bench: Bench, job_id: str) -> bool:
-    return (await bench.job(job_id)).started_ms is not None
 
 
 async def failed(bench: Bench, job_id: str) -> bool:
@@ -232,7 +228,7 @@ async def test_reports_wait_for_a_store_that_is_away(bench: Bench, after: bool) 
     await agent.dial()
     job_id = await bench.submit()
     assign = await agent.start()
-    await wait_until(lambda: counted(bench, job_id))
+    await wait_until(lambda: bench.started(job_id))
     door = Away(bench.store.jobs.complete_many, after=after)
     bench.store.jobs.complete_many = door  # type: ignore[method-assign]
     for _ in range(3):

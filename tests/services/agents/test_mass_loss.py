@@ -63,12 +63,7 @@ async def runner_of(job_id: str, *benches: Bench) -> ScriptedAgent:
     node_id = await wait_until(claimed)
     (runner,) = [agent for bench in benches for agent in bench.agents if agent.node_id == node_id]
     await runner.start()
-
-    async def started() -> bool:
-        # What never started is given back without a loss.
-        return (await benches[0].job(job_id)).started_ms is not None
-
-    await wait_until(started)
+    await wait_until(lambda: benches[0].started(job_id))
     return runner
 
 

@@ -162,7 +162,7 @@ async def test_a_restarted_agent_loses_what_it_ran_at_once(bench: Bench) -> None
     await agent.dial()
     job_id = await bench.submit()
     assign = await agent.start()
-    await wait_until(lambda: started(bench, job_id))
+    await wait_until(lambda: bench.started(job_id))
     await agent.hang_up()
     restarted = bench.agent(instance_id="boot-2")
     welcome = await restarted.dial(held=[pb.HeldAttempt(job_id=job_id, token=assign.token)])
@@ -181,7 +181,7 @@ async def test_a_restarted_agent_brings_results_along(bench: Bench) -> None:
     job_id, other = await bench.submit(), await bench.submit()
     assign = await agent.start()
     await agent.start()
-    await wait_until(lambda: started(bench, other))
+    await wait_until(lambda: bench.started(other))
     await agent.hang_up()
     restarted = bench.agent(instance_id="boot-2", slots=3)
     await restarted.dial(spooled=[pb.HeldAttempt(job_id=job_id, token=assign.token)])
@@ -191,10 +191,6 @@ async def test_a_restarted_agent_brings_results_along(bench: Bench) -> None:
     # What it has not brought is lost as soon as that is settled.
     again = await restarted.take()
     assert (again.job_id, again.attempt) == (other, 2)
-
-
-async def started(bench: Bench, job_id: str) -> bool:
-    return (await bench.job(job_id)).started_ms is not None
 
 
 async def test_an_assign_lost_with_the_stream_goes_back_uncounted(bench: Bench) -> None:
@@ -257,7 +253,7 @@ async def test_a_goodbye_gives_work_back_and_the_node_is_down(bench: Bench) -> N
     await agent.dial()
     first, second = await bench.submit(), await bench.submit()
     assigns = [await agent.start(), await agent.start()]
-    await wait_until(lambda: started(bench, second))
+    await wait_until(lambda: bench.started(second))
     await agent.send(goodbye=pb.AgentGoodbye())
     await agent.send(released=pb.JobReleased(job_id=assigns[0].job_id, token=assigns[0].token))
     await agent.finish()
