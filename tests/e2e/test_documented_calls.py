@@ -150,7 +150,8 @@ def test_retry(fleet: FleetProcess, tmp_path: Path) -> None:
     failed = wait_for(fleet, job_id, tmp_path)
     assert (failed["status"], failed["error"]["reason"]) == ("failed", "TIMEOUT")
     again = reply(fleet, f'curl -X POST "{API}/api/queue/jobs/{job_id}/retry"', tmp_path)
-    assert (again["job_id"], again["status"], again["generation"]) == (job_id, "queued", 2)
+    # Queued, and by the time of this answer perhaps at work again.
+    assert (again["job_id"], again["generation"]) == (job_id, 2)
     assert wait_for(fleet, job_id, tmp_path)["generation"] == 2
 
 

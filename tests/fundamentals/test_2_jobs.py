@@ -78,7 +78,7 @@ def test_retry(fleet: FleetCommander) -> None:
         fleet.wait(receipt["job_id"])
     assert ended.value.reason == "TIMEOUT"
     job = fleet.retry_job(receipt["job_id"])
-    assert (job["status"], job["generation"]) == ("queued", 2)
+    assert job["generation"] == 2
     fleet.cancel_job(receipt["job_id"])
 
 
