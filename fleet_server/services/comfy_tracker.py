@@ -35,6 +35,8 @@ _ENDS = frozenset({"execution_success", "execution_error", "execution_interrupte
 _KEPT = frozenset({"execution_start", "execution_cached"})
 _STARTING_MS = 60_000
 """An id in the list whose job is not there yet is being submitted; after so long it never will be."""
+_RELAYED_SECONDS = 1.0
+"""How long an end waits for frames that another replica has yet to pass on."""
 
 
 @dataclass(slots=True)
@@ -61,10 +63,15 @@ class Live:
     """Name, folder and type, as its node named them, of what it has made so far."""
     end: tuple[str, str] | None = None
     """What the node said of the end: the type of the frame and its text."""
+    relayed: bool = False
+    """Its frames come from the replica that holds its node's stream."""
+    said_end: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with `end`."""
 
     def begin_again(self) -> None:
         """The attempt was lost: what it told is void."""
-        self.running = self.told_running = False
+        self.running = self.told_running = self.relayed = False
+        self.said_end.clear()
         self.executing = self.node = self.progress_state = self.end = None
         self.finished, self.messages, self.files = [], [], set()
 
@@ -256,6 +263,10 @@ class ComfyTracker:
 
     async def _ended(self, record: JobRecord) -> None:
         live = self._open.get(record.job_id)
+        if live is not None and live.relayed and record.state is JobState.SUCCEEDED:
+            # The store's word and the frames come on two ways; the node's own end is the last of the frames.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(live.said_end.wait(), _RELAYED_SECONDS)
         unstarted = record.state is JobState.CANCELLED and record.started_ms is None
         if record.state is JobState.CANCELLED and live is not None and live.messages:
             await self._store.comfy.note(record.job_id, _note(record, live))
@@ -296,6 +307,7 @@ class ComfyTracker:
         live = self._open.get(frame.job_id)
         if live is None:
             return
+        live.relayed = frame.relayed
         self._tell_running(live)
         if frame.text is None:
             self._audience.binary(live, frame.binary)
@@ -313,6 +325,7 @@ class ComfyTracker:
             return
         if kind in _ENDS:
             live.end = (kind, text)
+            live.said_end.set()
             return
         if kind in _KEPT:
             live.messages.append([kind, data])

@@ -72,6 +72,8 @@ class House:
         """Returns when the fleet knows what the nodes' ComfyUIs have."""
         for node_id, node in self.nodes.items():
             self.until(lambda node=node: node.called("GET", "/features"), f"{node_id} is looked at", seconds)  # type: ignore[misc]
+        # Each has one device; it is told of once the node's answers are in the store.
+        self.until(lambda: len(self.get("/system_stats")["devices"]) >= len(self.nodes), "all nodes are known", seconds)
 
     def until(self, condition: Callable[[], Json], what: str, seconds: float = 100) -> Json:
         """The first true value of a condition."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import stat
 from collections.abc import AsyncIterator
@@ -265,13 +266,12 @@ async def test_an_agent_answers_its_own_commands_alone(yard: Yard) -> None:
 
     async def serve(agent: ScriptedAgent) -> Any:
         call = agent.stub.ServeCommand()
-        await call.write(
-            command_pb2.ServeCommandRequest(head=command_pb2.CommandHead(session=worker.session, command_id="c-1"))
-        )
-        await call.initial_metadata()
-        if call.done():
-            return await call.read()
-        await call.write(command_pb2.ServeCommandRequest(end=command_pb2.CommandEnd(containers=NONE)))
+        head = command_pb2.CommandHead(session=worker.session, command_id="c-1")
+        # Who is refused hears of it while writing, or when reading.
+        with contextlib.suppress(asyncio.InvalidStateError):
+            await call.write(command_pb2.ServeCommandRequest(head=head))
+            await call.initial_metadata()
+            await call.write(command_pb2.ServeCommandRequest(end=command_pb2.CommandEnd(containers=NONE)))
         return await call.read()
 
     assert (await refused(serve(thief))).code() is grpc.StatusCode.PERMISSION_DENIED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
@@ -83,7 +84,9 @@ class ScriptedAgent:
         self.ended = asyncio.Event()
         self.error = None
         self._call = self.stub.Connect(metadata=self._metadata)
-        await self._call.write(pb.AgentMessage(hello=self.hello(**changes)))
+        # A stream may be refused before it has said anything: the reader hears why.
+        with contextlib.suppress(asyncio.InvalidStateError):
+            await self._call.write(pb.AgentMessage(hello=self.hello(**changes)))
         self._reader = asyncio.create_task(self._read(self._call, self.ended))
 
     async def send(self, **message: Any) -> None:
