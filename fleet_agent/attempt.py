@@ -142,10 +142,9 @@ def _file(inventory: Inventory, kind: ModelKind, name: str, reason: str) -> Mode
 def _fields(payload: Message) -> dict[str, Any]:
     """The payload as plain values; LoRAs, model and seed travel beside it (but a text's seed, which it may lack)."""
     if isinstance(payload, struct_pb2.Struct):
-        fields = {name: _plain(value) for name, value in payload.fields.items()}
-    else:
-        fields = json_format.MessageToDict(payload, preserving_proto_field_name=True)
-    # A custom payload is free: there these are names like any other.
+        # A custom payload is free: there these are names like any other.
+        return {name: _plain(value) for name, value in payload.fields.items()}
+    fields: dict[str, Any] = json_format.MessageToDict(payload, preserving_proto_field_name=True)
     beside = {"loras", "model"} if isinstance(payload, types_pb2.LlmPayload) else {"loras", "model", "seed"}
     for name in beside.intersection(payload.DESCRIPTOR.fields_by_name):
         fields.pop(name, None)

@@ -64,10 +64,12 @@ class FrameQueue:
     def last_of(self, token: str) -> list[node_pb2.AgentMessage]:
         """Takes out what waits of an attempt that has ended: all of it, but of its pictures and of its
         progress the last."""
+        self._picture_at.pop(token, None)
+        if not self._waiting:
+            return []
         own = [message for message in self._waiting if message.frame.token == token]
         self._waiting = deque(message for message in self._waiting if message.frame.token != token)
         self._bytes = sum(map(_size, self._waiting))
-        self._picture_at.pop(token, None)
         progress = [message for message in own if _may_go(message) and not _is_preview(message.frame.binary)]
         pictures = [message for message in own if _is_preview(message.frame.binary)]
         dropped = {id(message) for message in (*progress[:-LAST_PROGRESS], *pictures[:-LAST_PICTURES])}

@@ -6,7 +6,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from fleet_agent.engines.base import Engine, EngineError
 from fleet_agent.engines.batch import BatchEngine
@@ -34,6 +34,7 @@ class Gatherer:
         self._engine = engine
         self._most = most
         self._wait = wait_seconds
+        self._batching: dict[type[Engine], bool] = {}
         self._later: deque[Message] = deque()
 
     def next(self) -> list[Message]:
@@ -77,7 +78,14 @@ class Gatherer:
         """How many like this one may run together, and what they have in common. Raises what the engine does."""
         model = message["model"]
         engine = self._engine(message["engine"], None if model is None else model["name"])
-        if not isinstance(engine, BatchEngine):
+        if not self._batches(engine):
             raise EngineError("INVALID_FIELD", "this engine runs one task at a time")
         task = task_of(message)
         return engine.batch_limit(task), (*(message[name] for name in _ALIKE), engine.batch_key(task))
+
+    def _batches(self, engine: Engine) -> TypeGuard[BatchEngine]:
+        """Whether it can run several; asked once of a class, since a protocol's names are looked up one by one."""
+        kind = type(engine)
+        if kind not in self._batching:
+            self._batching[kind] = isinstance(engine, BatchEngine)
+        return self._batching[kind]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
 
 from fleet_agent.frames import Message
 
 Frame = tuple[Message, bytes]
-_LIMIT = 64
+_LIMIT = 2
+"""A start and an end pass in one go; who says more leaves the others their turns."""
 
 
 class Inbox:
@@ -37,15 +37,14 @@ class Inbox:
             self._ended, self._why = True, why
         self._changed.set()
 
-    async def __aiter__(self) -> AsyncIterator[Frame]:
-        while True:
-            while self._waiting:
-                frame = self._waiting.popleft()
-                self._changed.set()
-                yield frame
+    async def take(self) -> Frame | None:
+        """The next frame; None after the last one. Raises what the inbox was ended with."""
+        while not self._waiting:
             if self._ended:
                 if self._why is not None:
                     raise self._why
-                return
+                return None
             self._changed.clear()
             await self._changed.wait()
+        self._changed.set()
+        return self._waiting.popleft()

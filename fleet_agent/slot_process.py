@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import structlog
 
 from fleet_agent import frames
 from fleet_agent.engine_options import NO_OPTIONS, as_environment
-from fleet_agent.inbox import Inbox
+from fleet_agent.inbox import Frame, Inbox
 from fleet_agent.memory_limit import EXIT_CODE
 
 _log = structlog.get_logger("fleet.agent.slot")
@@ -178,9 +178,9 @@ class SlotProcess:
                     inbox = self._inboxes.get(frame[0].get("token", ""))
                     if inbox is not None:
                         await inbox.put(frame)
-                    # Frames that are already here come without a wait: an engine that talks without end must not keep
-                    # the loop from its heartbeats.
-                    await asyncio.sleep(0)
+                # What is already here comes without a wait: an engine that talks without end must not keep the loop
+                # from its heartbeats. (Of one task two frames come between two turns of the others: see Inbox.)
+                await asyncio.sleep(0)
         except ConnectionError:
             pass
         except Exception as error:
@@ -202,9 +202,22 @@ class SlotProcess:
                 return
             self._at_work += 1
             try:
-                async with contextlib.aclosing(self._run(message, cancelled)) as events:
-                    async for frame in events:
-                        yield frame
+                taken = False
+                for last_try in (False, True):
+                    if not await self._started_or_cancelled(cancelled):
+                        yield {"event": "cancelled", "token": token}, b""
+                        return
+                    with self._told(message) as inbox:
+                        while inbox is not None and (frame := await self._next(inbox, message)) is not None:
+                            taken = True
+                            yield frame
+                            if frame[0]["event"] in _LAST:
+                                return
+                    process = self._process
+                    assert process is not None
+                    how = await self._crashed(process)
+                    if taken or last_try or cancelled.is_set():
+                        raise SlotCrashedError(how)
             finally:
                 self._at_work -= 1
                 self._turn.release()
@@ -222,9 +235,9 @@ class SlotProcess:
             try:
                 await self.start()
                 begun()
-                async with contextlib.aclosing(self._converse(message)) as events:
-                    async for event, _ in events:
-                        return event
+                with self._told(message) as inbox:
+                    if inbox is not None and (frame := await self._next(inbox, message)) is not None:
+                        return frame[0]
                 process = self._process
                 assert process is not None
                 raise SlotCrashedError(await self._crashed(process))
@@ -247,26 +260,6 @@ class SlotProcess:
             if not taken and not turn.cancel() and not turn.cancelled():
                 # It came all the same.
                 self._turn.release()
-
-    async def _run(
-        self, message: frames.Message, cancelled: asyncio.Event
-    ) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
-        taken = False
-        for last_try in (False, True):
-            if not await self._started_or_cancelled(cancelled):
-                yield {"event": "cancelled", "token": message["token"]}, b""
-                return
-            async with contextlib.aclosing(self._converse(message)) as events:
-                async for frame in events:
-                    taken = True
-                    yield frame
-                    if frame[0]["event"] in _LAST:
-                        return
-            process = self._process
-            assert process is not None
-            how = await self._crashed(process)
-            if taken or last_try or cancelled.is_set():
-                raise SlotCrashedError(how)
 
     async def _started_or_cancelled(self, stop: asyncio.Event) -> bool:
         """Waits for the child; false where the task was cancelled meanwhile."""
@@ -292,23 +285,30 @@ class SlotProcess:
             return crash
         return None
 
-    async def _converse(self, message: frames.Message) -> AsyncGenerator[tuple[frames.Message, bytes], None]:
-        """The frames of one task, as long as the child lives."""
+    @contextlib.contextmanager
+    def _told(self, message: frames.Message) -> Iterator[Inbox | None]:
+        """Gives the child a task, whose frames come into the inbox for as long as the block lasts and the child lives.
+        None: it is gone."""
         process, token = self._process, message["token"]
         assert process is not None and process.stdin is not None and self._reader is not None
         if self._reader.done():
+            yield None
             return
         inbox = self._inboxes[token] = Inbox()
         try:
             self._write(process, frames.encode({"do": "run", **message}))
-            async for frame in inbox:
-                if "loaded" in frame[0]:
-                    self._crashes = 0
-                    self._note(frame[0]["loaded"], message)
-                yield frame
+            yield inbox
         finally:
             self._inboxes.pop(token, None)
             inbox.end()
+
+    async def _next(self, inbox: Inbox, message: frames.Message) -> Frame | None:
+        """The next frame of a task; None where the child has ended."""
+        frame = await inbox.take()
+        if frame is not None and "loaded" in frame[0]:
+            self._crashes = 0
+            self._note(frame[0]["loaded"], message)
+        return frame
 
     def _note(self, loaded: list[dict[str, Any]], message: frames.Message) -> None:
         """Keeps what the child has in memory, and since when."""

@@ -30,7 +30,7 @@ from fleet_agent.journal import Journal
 
 _log = structlog.get_logger("fleet.agent.spool")
 _END = ".end"
-_DESKS = 64
+_DESKS = 256
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
 
@@ -164,6 +164,8 @@ class Spool:
         `remove`. Raises BadOutputError for a path that is no plain file there, and OSError, with nothing left behind.
         """
         token = _checked(complete.token)
+        if not outputs and not complete.outputs:
+            return SpoolEntry(self._entries, complete, ())
         work = self._work(token)
         sizes = [_judged(path, work) for path, _ in outputs]
         if len(sizes) == len(complete.outputs) and sum(sizes) <= self._inline_bytes:

@@ -260,11 +260,10 @@ async def test_an_inbox_is_bounded_and_ends() -> None:
     third = asyncio.create_task(inbox.put(({"event": "3"}, b"")))
     await asyncio.sleep(0)
     assert not third.done()
-    taken = aiter(inbox)
-    assert (await anext(taken))[0]["event"] == "1"
+    assert await inbox.take() == ({"event": "1"}, b"")
     await third
     inbox.end(ValueError("nonsense"))
     await inbox.put(({"event": "4"}, b""))
-    assert [(await anext(taken))[0]["event"] for _ in range(2)] == ["2", "3"]
+    assert [await inbox.take() for _ in range(2)] == [({"event": name}, b"") for name in ("2", "3")]
     with pytest.raises(ValueError, match="nonsense"):
-        await anext(taken)
+        await inbox.take()
