@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 
-from fleet_server.bridge.asgi import Call, Receive
+from fleet_server.bridge.asgi import Receive
 from fleet_server.bridge.settings import BridgeSettings
 from fleet_server.domain.errors import FleetError
 
@@ -57,12 +57,7 @@ async def body_chunks(receive: Receive, limit: int, settings: BridgeSettings) ->
             return
 
 
-async def read_body(call: Call, limit: int, settings: BridgeSettings) -> bytes:
+async def read_body(receive: Receive, limit: int, settings: BridgeSettings) -> bytes:
     """The whole body. Raises as body_chunks."""
-    body = call.body_at_hand()
-    if body is not None:
-        if len(body) > limit:
-            raise body_too_large(limit)
-        return body
-    chunks = [chunk async for chunk in body_chunks(call.receive, limit, settings)]
+    chunks = [chunk async for chunk in body_chunks(receive, limit, settings)]
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from fleet_server.bridge.asgi import Call
 from fleet_server.bridge.binding import RequestBinder
-from fleet_server.bridge.body import announced_length, body_chunks, read_body
+from fleet_server.bridge.body import announced_length, body_chunks, body_too_large, read_body
 from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.httprule import Binding, takes_raw_body
 from fleet_server.bridge.invoker import Invoker, Request
@@ -67,7 +67,11 @@ class Endpoint:
             if self._uploads:
                 request = self._upload(call, variables)
             else:
-                body = await self._body(call) if _has_body(call) else b""
+                body = call.body_at_hand() if _has_body(call) else b""
+                if body is None:
+                    body = await self._body(call)
+                elif len(body) > self._limit:
+                    raise body_too_large(self._limit)
                 query, content_type = call.scope["query_string"], call.headers.get(b"content-type")
                 request = partial(self._binder.bind, variables, query, body, content_type)
             if self._streams_out:
@@ -95,7 +99,7 @@ class Endpoint:
 
     async def _body(self, call: Call) -> bytes:
         announced_length(call.headers, self._limit)
-        return await read_body(call, self._limit, self._settings)
+        return await read_body(call.receive, self._limit, self._settings)
 
     async def _upload(self, call: Call, variables: Variables) -> AsyncIterator[Message]:
         """A body as a stream of requests: path and query ride in the first, each holds a piece of the bytes."""
@@ -120,7 +124,7 @@ class Endpoint:
             raise failure
         body, content_type = self._encoder.unary(reply)
         if context.initial_metadata is None:
-            await call.reply(200, [(b"content-type", content_type)], body)
+            await call.reply_plain(content_type, body)
             return
         status, headers = reply_head(context.initial_metadata)
         headers = [(name, value) for name, value in headers if name not in (b"content-length", b"content-type")]

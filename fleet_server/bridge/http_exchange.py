@@ -19,22 +19,27 @@ _LOG = logging.getLogger("uvicorn.error")
 class Connection:
     """The transport, as the requests of a connection see it: `close` is the protocol's own way to end it."""
 
-    __slots__ = ("close", "is_closing", "write")
+    __slots__ = ("_default_headers", "_default_lines", "close", "is_closing", "write")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self.is_closing = transport.is_closing
         self.write = transport.write
         self.close = close
+        self._default_headers: list[Header] = []
+        self._default_lines = b""
+
+    def default_lines(self, headers: list[Header]) -> bytes:
+        """The lines of the headers that every reply has: a list that the server replaces once a second."""
+        if headers is not self._default_headers:
+            self._default_headers, self._default_lines = headers, _lines(headers)
+        return self._default_lines
 
 
 class _Signal:
     """An asyncio.Event that is made when somebody waits for it: most requests come whole, and nobody does."""
 
-    __slots__ = ("_event", "_is_set")
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._event: asyncio.Event | None = None
+    _is_set = False
+    _event: asyncio.Event | None = None
 
     def set(self) -> None:
         self._is_set = True
@@ -74,11 +79,12 @@ class HttpExchange(RequestResponseCycle):
         scope: Any,
         connection: Connection,
         flow: FlowControl,
-        *,
         default_headers: list[Header],
         expect_100_continue: bool,
         keep_alive: bool,
         on_response: Callable[[], None],
+        body: bytes | bytearray,
+        more_body: bool,
     ) -> None:
         # Not super().__init__(): what is the same for every request stands above.
         self.scope = scope
@@ -88,22 +94,26 @@ class HttpExchange(RequestResponseCycle):
         self.waiting_for_100_continue = expect_100_continue
         self.keep_alive = keep_alive
         self.on_response = on_response
-        self.body = bytearray()
+        self.body = body  # type: ignore[assignment]  # bytes where no more will come
         self.message_event = _Signal()  # type: ignore[assignment]
+        if not more_body:
+            self.more_body = False
+            self.message_event.set()
 
     def take_body(self) -> bytes | None:
         """The body, where all of it has come and none of it was taken; else None."""
         if self.more_body or self.disconnected or self.response_complete:
             return None
-        body, self.body = bytes(self.body), bytearray()
+        body, self.body = bytes(self.body), b""  # type: ignore[assignment]
         self.message_event.clear()
         self.flow.resume_reading()
         return body
 
-    async def reply(self, status: int, headers: list[Header], body: bytes) -> None:
+    async def reply(self, status: int, headers: list[Header] | bytes, body: bytes) -> None:
         """Sends a complete reply; nothing where the client has gone, as uvicorn's own `send` does.
 
-        Raises RuntimeError where a reply was begun already or a header holds a line break.
+        `headers` may be their lines, each with its end. Raises RuntimeError where a reply was begun already or a header
+        holds a line break.
         """
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
@@ -111,21 +121,26 @@ class HttpExchange(RequestResponseCycle):
             return
         if self.response_started:
             raise RuntimeError("a reply was begun already")
-        lines = [name + b": " + value for name, value in self.default_headers]
-        lines += [name + b": " + value for name, value in headers]
-        if not self.keep_alive:
-            lines.append(b"connection: close")
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-            raise RuntimeError("a header of the reply holds a line break")
-        head = STATUS_LINE[status] + head + b"\r\n\r\n"
+        given = headers if isinstance(headers, bytes) else _lines(headers)
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        transport: Any = self.transport
+        head = [STATUS_LINE[status], transport.default_lines(self.default_headers), given, close, b"\r\n"]
         self.response_started = self.response_complete = True
         self.message_event.set()
         if len(body) < _JOINED_BYTES:
-            self.transport.write(head + body)
+            head.append(body)
+            transport.write(b"".join(head))
         else:
-            self.transport.write(head)
-            self.transport.write(body)
+            transport.write(b"".join(head))
+            transport.write(body)
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+
+def _lines(headers: list[Header]) -> bytes:
+    """The lines of headers, each with its end. Raises RuntimeError where one holds a line break."""
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    if not lines.count(b"\n") == lines.count(b"\r") == len(headers):
+        raise RuntimeError("a header of the reply holds a line break")
+    return lines

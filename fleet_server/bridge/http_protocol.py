@@ -17,8 +17,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fleet_server.bridge.asgi import ABORT_EXTENSION, BODY_EXTENSION, HEAD_EXTENSION, REPLY_EXTENSION
+from fleet_server.bridge.errors import Header
 from fleet_server.bridge.http_exchange import Connection, HttpExchange
 from fleet_server.bridge.http_known import KnownHead
+
+_HASH = ord("#")
 
 
 class LeanHttpProtocol(HttpToolsProtocol):
@@ -32,6 +35,7 @@ class LeanHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._connection: Connection
         self._same: dict[str, Any]  # of each request's scope
+        self._raw_root = b""
         self._active: RequestResponseCycle | None = None  # the request that is being answered
         self._idle: asyncio.Future[RequestResponseCycle | None] | None = None  # what the connection's task waits for
         self._idle_since: float | None = None
@@ -47,7 +51,11 @@ class LeanHttpProtocol(HttpToolsProtocol):
             "client": self.client,
             "scheme": self.scheme,
             "root_path": self.root_path,
+            # Of each request; here, so that the copies have their places already.
+            **dict.fromkeys(("http_version", "method", "headers", "state")),
+            **dict.fromkeys(("path", "raw_path", "query_string", "extensions")),
         }
+        self._raw_root = self.root_path.encode("ascii")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._release()
@@ -67,55 +75,55 @@ class LeanHttpProtocol(HttpToolsProtocol):
         """The header section has ended: starts the request, or puts it behind those before it."""
         parser = self.parser
         version = parser.get_http_version()
-        scope: Any = {
-            **self._same,
-            "http_version": version,
-            "method": parser.get_method().decode("ascii"),
-            "headers": self.headers,
-            "state": self.app_state.copy(),
-        }
-        self.scope = scope
+        scope = self._new_scope(version, parser.get_method(), self.headers)
         if parser.should_upgrade() and self._should_upgrade():
             return
-        self._open(scope, self.url, keep_alive=version != "1.0" and parser.should_keep_alive())
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        self._open(scope, self.url, keep_alive, bytearray(), None)
 
     def _open_known(self, method: bytes, target: bytes, head: KnownHead, body: bytes) -> None:
         """A plain request has come as a whole, with a header section that is known: starts it."""
-        scope: Any = {
-            **self._same,
-            "http_version": "1.1",
-            "method": method.decode("ascii"),
-            "headers": head.headers.copy(),
-            "state": self.app_state.copy(),
-        }
-        self.scope = scope
         self.expect_100_continue = False
-        self._open(scope, target, keep_alive=True)
-        scope["extensions"][HEAD_EXTENSION] = head
-        if body:
-            self._take_in(body)
-        self._end_request()
+        self._open(self._new_scope("1.1", method, head.headers.copy()), target, True, body, head)
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
 
-    def _open(self, scope: Any, target: bytes, *, keep_alive: bool) -> None:
+    def _new_scope(self, version: str, method: bytes, headers: list[Header]) -> Any:
+        scope: Any = self._same.copy()
+        scope["http_version"] = version
+        scope["method"] = method.decode("ascii")
+        scope["headers"] = headers
+        scope["state"] = self.app_state.copy()
+        self.scope = scope
+        return scope
+
+    def _open(
+        self, scope: Any, target: bytes, keep_alive: bool, body: bytes | bytearray, known: KnownHead | None
+    ) -> None:
+        """Starts a request, or puts it behind those before it; of a known one all of the body is here."""
         raw_path, query = _split(target)
         path = raw_path.decode("ascii")
         scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
-        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
+        scope["raw_path"] = self._raw_root + raw_path
         scope["query_string"] = query
         exchange = HttpExchange(
             scope,
             self._connection,
             self.flow,
-            default_headers=self.server_state.default_headers,
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=keep_alive,
-            on_response=self.on_response_complete,
+            self.server_state.default_headers,
+            self.expect_100_continue,
+            keep_alive,
+            self.on_response_complete,
+            body,
+            known is None,
         )
-        scope["extensions"] = {
+        extensions = scope["extensions"] = {
             ABORT_EXTENSION: self.transport.abort,
             REPLY_EXTENSION: exchange.reply,
             BODY_EXTENSION: exchange.take_body,
         }
+        if known is not None:
+            extensions[HEAD_EXTENSION] = known
         before, self.cycle = self.cycle, exchange
         if before is None or before.response_complete:
             self._start_asgi_task(exchange, self.app)
@@ -198,7 +206,7 @@ class LeanHttpProtocol(HttpToolsProtocol):
 
 def _split(target: bytes) -> tuple[bytes, bytes]:
     """Path and query of a request target."""
-    if target.startswith(b"/") and b"#" not in target:
+    if target[:1] == b"/" and _HASH not in target:
         path, _, query = target.partition(b"?")
         return path, query
     url = httptools.parse_url(target)

@@ -18,6 +18,8 @@ from fleet_server.protojson.errors import MALFORMED_JSON, JsonError, join, step
 # Every digit becomes "0", so that one search finds any long run.
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _BLANKS = b" \t\r\n"
+# A byte is looked for as the number that it is: as bytes of length one it costs ten times as much.
+_TAB, _LF, _CR, _BACKSLASH = b"\t\n\r\\"
 # The first magnitude that orjson may round has 19 digits (below -2^63).
 _LONG_RUN = b"0" * 19
 # What orjson prints at most.
@@ -39,18 +41,18 @@ def loads(body: bytes, *, max_depth: int = 64) -> object:
     if _openers(body) > room:
         # Braces within strings count too here; the walk is exact.
         _members(value, room)
-    escapes = b"\\" in body and b"\\u" in body
+    escapes = _BACKSLASH in body and b"\\u" in body
     if escapes and b"\\u0000" in body:
         _refuse_nul(value)
     printed = orjson.dumps(value)
     # Without blanks both are JSON still, of as many members and of the same numbers as before.
-    if printed == body or printed.replace(b" ", b"") == body.translate(None, _BLANKS):
+    if printed == body or printed.replace(b" ", b"") == _without_blanks(body):
         return value
     if escapes:
         # The keys themselves are counted: a colon, and the quote before it, may be written with \u. With more such
         # pairs than keys one was lost, or a string looks like one. White space goes away, so that each key's closing
         # quote is followed by its colon.
-        whole = _members(value, room) == body.translate(None, _BLANKS).count(b'":')
+        whole = _members(value, room) == _without_blanks(body).count(b'":')
     else:
         # Each member has a colon, and all other colons stand in strings, in both texts alike: what was lost took at
         # least its own with it.
@@ -61,6 +63,13 @@ def loads(body: bytes, *, max_depth: int = 64) -> object:
 def _openers(body: bytes) -> int:
     """How many braces and brackets open in the text. Taking out what is rare is faster than counting it."""
     return 2 * len(body) - len(body.replace(b"{", b"")) - len(body.replace(b"[", b""))
+
+
+def _without_blanks(body: bytes) -> bytes:
+    """The text less its white space. On one line it has spaces alone, which go faster by themselves."""
+    if _LF in body or _TAB in body or _CR in body:
+        return body.translate(None, _BLANKS)
+    return body.replace(b" ", b"")
 
 
 def dumps(value: object) -> bytes:

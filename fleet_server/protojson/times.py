@@ -27,12 +27,13 @@ _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s", re.ASCII)
 _MINUTES = tuple(f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1440))
 _SECONDS = tuple(f"{second:02d}" for second in range(60))
 _THOUSANDS = tuple(f"{number:03d}" for number in range(1000))
-_WRITTEN_MINUTES = {text: minute * 60 for minute, text in enumerate(_MINUTES)}
+_UNITS = {len("2026-11-22T21:14:15.Z") + digits: _NANOS[digits] for digits in range(1, 10)}
+"""Nanoseconds of the last digit, by the length of a time in UTC with a fraction."""
 _WRITTEN_SECONDS = {text: second for second, text in enumerate(_SECONDS)}
 # Dates and minutes repeat: messages speak of few. Emptied when full, so that odd data cannot make them grow.
 _dates: dict[int, str] = {}
 _minutes: dict[int, str] = {}
-_written_dates: dict[str, int] = {}
+_written_minutes: dict[str, int] = {}
 _KEPT = 1024
 
 
@@ -50,10 +51,10 @@ def _minute(number: int) -> str:
     return text
 
 
-def _keep_date(text: str, first_second: int) -> None:
-    if len(_written_dates) >= _KEPT:
-        _written_dates.clear()
-    _written_dates[text] = first_second
+def _keep_minute(text: str, first_second: int) -> None:
+    if len(_written_minutes) >= _KEPT:
+        _written_minutes.clear()
+    _written_minutes[text] = first_second
 
 
 def _fraction(nanos: int) -> str:
@@ -78,23 +79,21 @@ def timestamp_out(message: Any) -> str:
 
 def timestamp_in(value: object, message: Any) -> None:
     """Reads a RFC 3339 time with any offset."""
-    if type(value) is str and value[-1:] == "Z":
-        # As nearly all are written: in UTC, at a date that was seen before.
-        start = _written_dates.get(value[:10])
-        minute = _WRITTEN_MINUTES.get(value[10:17])
+    if type(value) is str and (unit := _UNITS.get(len(value))) is not None:
+        # As nearly all are written: in UTC, with a fraction, in a minute that was seen before.
+        start = _written_minutes.get(value[:17])
         second = _WRITTEN_SECONDS.get(value[17:19])
         digits = value[20:-1]
         if (
             start is not None
-            and minute is not None
             and second is not None
             and value[19] == "."
+            and value[-1] == "Z"
             and digits.isdecimal()
             and digits.isascii()
-            and len(digits) <= 9
         ):
-            message.seconds = start + minute + second
-            message.nanos = int(digits) * _NANOS[len(digits)]
+            message.seconds = start + second
+            message.nanos = int(digits) * unit
             return
     _any_timestamp_in(value, message)
 
@@ -108,9 +107,9 @@ def _any_timestamp_in(value: object, message: Any) -> None:
         moment = datetime.datetime.fromisoformat(written)
     except ValueError as error:
         raise JsonError(f"must be a time that exists: {error}; got {shown(value)}") from None
-    start = (moment.toordinal() - _EPOCH) * _DAY
-    _keep_date(written[:10], start)
-    seconds = start + moment.hour * 3600 + moment.minute * 60 + moment.second
+    start = (moment.toordinal() - _EPOCH) * _DAY + moment.hour * 3600 + moment.minute * 60
+    _keep_minute(written[:17], start)
+    seconds = start + moment.second
     if sign:
         offset = int(hours) * 3600 + int(minutes) * 60
         seconds += -offset if sign == "+" else offset
