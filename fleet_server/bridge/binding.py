@@ -71,7 +71,7 @@ class RequestBinder:
         """A request message of one JSON frame, with the fields of path and query set over it."""
         try:
             value = loads(text.encode() if isinstance(text, str) else text)
-            request = self._codec.decode(self._descriptor, value)
+            request = self._codec.decode(self._descriptor, value, loaded=True)
             if variables or query:
                 self._refuse_conflicts(value, variables, "the path")
                 self._set_variables(request, variables)
@@ -101,7 +101,7 @@ class RequestBinder:
         elif body:
             _check_json(content_type)
             value = loads(body)
-            request = self._codec.decode(self._descriptor, value)
+            request = self._codec.decode(self._descriptor, value, loaded=True)
             if variables:
                 self._refuse_conflicts(value, variables, "the path")
         else:
@@ -115,7 +115,7 @@ class RequestBinder:
             return
         if body:
             _check_json(content_type)
-            self._codec.decode_field(request, field, loads(body), path=field.name)
+            self._codec.decode_field(request, field, loads(body), path=field.name, loaded=True)
         elif field.message_type is not None and not field.is_repeated:
             self._codec.decode_field(request, field, {})
 

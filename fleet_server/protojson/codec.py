@@ -10,10 +10,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from fleet_server.protojson import text
-from fleet_server.protojson.decode import decoder, field_decoder
+from fleet_server.protojson.decode import Decoder, decoder, field_decoder
 from fleet_server.protojson.encode import encode, encoder, field_encoder
 from fleet_server.protojson.errors import JsonError
-from fleet_server.protojson.loads import dumps
+from fleet_server.protojson.loads import check_texts, dumps
 
 
 class JsonCodec:
@@ -36,10 +36,10 @@ class JsonCodec:
             encoder(descriptor)
             decoder(descriptor)
 
-    def decode(self, descriptor: Descriptor, value: object, *, path: str = "") -> Message:
-        """A new message of this type."""
+    def decode(self, descriptor: Descriptor, value: object, *, path: str = "", loaded: bool = False) -> Message:
+        """A new message of this type. What `loads` has read is `loaded`: its texts are good."""
         message: Message = message_factory.GetMessageClass(descriptor)()
-        self.decode_into(message, value, path=path)
+        _fill(decoder(descriptor), message, value, path, loaded)
         return message
 
     def decode_into(self, message: Message, value: object, *, path: str = "") -> None:
@@ -47,21 +47,14 @@ class JsonCodec:
         After an error the message is half filled.
         """
         descriptor: Any = message.DESCRIPTOR
-        try:
-            decoder(descriptor)(value, message)
-        except JsonError as error:
-            error.within(path)
-            raise
+        _fill(decoder(descriptor), message, value, path, False)
 
-    def decode_field(self, message: Message, field: FieldDescriptor, value: object, *, path: str = "") -> None:
-        """Sets one field of `message` from that field's own JSON; null leaves it alone."""
-        if value is None:
-            return
-        try:
-            field_decoder(field)(value, message)
-        except JsonError as error:
-            error.within(path)
-            raise
+    def decode_field(
+        self, message: Message, field: FieldDescriptor, value: object, *, path: str = "", loaded: bool = False
+    ) -> None:
+        """Sets one field of `message` from that field's own JSON; null leaves it alone. `loaded` as in `decode`."""
+        if value is not None:
+            _fill(field_decoder(field), message, value, path, loaded)
 
     def set_from_text(self, message: Message, field_path: str, values: Sequence[str]) -> None:
         """Sets a field from query or path text; see `text.set_from_text`."""
@@ -78,3 +71,16 @@ class JsonCodec:
     def encode_field(self, message: Message, field: FieldDescriptor) -> object:
         """One field of the message as a JSON value, null where it is unset."""
         return field_encoder(field)(message)
+
+
+def _fill(read: Decoder, message: Message, value: object, path: str, loaded: bool) -> None:
+    try:
+        try:
+            read(value, message)
+        except UnicodeEncodeError:
+            loaded = False  # protobuf takes no half of a surrogate pair either
+        if not loaded:
+            check_texts(value)
+    except JsonError as error:
+        error.within(path)
+        raise

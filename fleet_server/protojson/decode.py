@@ -2,7 +2,8 @@
 
 One function a message type, `f(d, m)`: it looks each field up in the object and tests the common case inline.
 Whatever fails a test goes to a slow function, which converts or refuses; a refusal rises through the callers,
-each of which puts its own step before the path. The good road pays for neither.
+each of which puts its own step before the path. The good road pays for neither. Texts are taken as they are: those that
+`loads` read are good, others are looked at as a whole by `check_texts`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _waiting: list[Descriptor] = []
 def decoder(message: Descriptor) -> Decoder:
     """The function that fills a message of this type from a JSON value, compiled at the first call.
 
-    Lists and maps that the message already holds are replaced. Raises JsonError.
+    Lists and maps that the message already holds are replaced. Raises JsonError, and UnicodeEncodeError for half of a
+    surrogate pair.
     """
     found = _decoders.get(message)
     if found is None:
@@ -144,9 +146,7 @@ def _bad_tag(value: object, words: tuple[str, ...]) -> NoReturn:
 
 
 def _key_in(kind: Kind) -> Callable[[str], Any]:
-    """A reader of map keys, which JSON always writes as strings."""
-    if kind is Kind.STRING:
-        return lambda key: scalars.text_in(key, step(key))
+    """A reader of map keys other than texts, which JSON writes as strings all the same."""
     if kind is Kind.BOOL:
         return lambda key: scalars.bool_in({"true": True, "false": False}.get(key, key), step(key))
     return lambda key: scalars.integer_text_in(kind, key, step(key))
@@ -168,7 +168,7 @@ _source = Source(
     FLOAT_MAX=scalars.FLOAT_MAX,
     **{f"{kind.value}_in": scalars.integer_in(kind) for kind in scalars.RANGES},
     **{f"{kind.value}_in": scalars.float_in(kind) for kind in (Kind.FLOAT, Kind.DOUBLE)},
-    **{f"{kind.value}_key": _key_in(kind) for kind in (Kind.STRING, Kind.BOOL, *scalars.RANGES)},
+    **{f"{kind.value}_key": _key_in(kind) for kind in (Kind.BOOL, *scalars.RANGES)},
     **{f"{kind.value}_in": function for kind, function in _WELL_KNOWN.items()},
 )
 
@@ -293,10 +293,7 @@ def _map(field: FieldDescriptor, kind: FieldKind, key: Kind, label: str) -> list
         entry = [f"try: {_name(kind.message)}(x, c[j])", "except JsonError as e: e.within(step(k)); raise"]
     if kind.kind is not Kind.VALUE:
         entry = ["if x is None: continue", *entry]
-    if key is Kind.STRING:
-        read = ["j = k if k.isascii() and '\\0' not in k else string_key(k)"]
-    else:
-        read = [f"j = {key.value}_key(k)", "if j in c: key_twice(k)"]
+    read = ["j = k"] if key is Kind.STRING else [f"j = {key.value}_key(k)", "if j in c: key_twice(k)"]
     body = ["try:", "    for k, x in v.items():", *indented(indented([*read, *entry]))]
     return [*lines, *body, f"except JsonError as e: e.within({label!r}); raise"]
 
@@ -309,7 +306,7 @@ def _check(kind: FieldKind, name: str, path: str) -> list[str]:
     match kind.kind:
         case Kind.STRING:
             slow = f"{name} = text_in({name}, {path})"
-            return [f"if type({name}) is not str or not {name}.isascii() or '\\0' in {name}: {slow}"]
+            return [f"if type({name}) is not str: {slow}"]
         case Kind.BOOL:
             return [f"if {name} is not True and {name} is not False: {slow}"]
         case Kind.DOUBLE | Kind.FLOAT:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import orjson
 
 from fleet_server.protojson.errors import MALFORMED_JSON, JsonError, join, step
+from fleet_server.protojson.scalars import text_in
 
 # Every digit becomes "0", so that one search finds any long run.
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -93,6 +94,17 @@ def _members(value: object, max_depth: int) -> int:
             return members
         level = inner
     raise _too_deep(max_depth)
+
+
+def check_texts(value: object) -> None:
+    """Refuses NUL and lone surrogates in a value that `loads` did not make."""
+    try:
+        if b"\\u0000" not in orjson.dumps(value):
+            return
+    except TypeError:
+        pass  # half of a surrogate pair, or what is to be looked through otherwise: a number of more than 64 bits
+    for path, text in _strings(value, ""):
+        text_in(text, path)
 
 
 class _Pairs(list[tuple[str, object]]):

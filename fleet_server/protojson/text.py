@@ -38,6 +38,9 @@ def set_from_text(message: Message, field_path: str, values: Sequence[str]) -> N
         held = target.WhichOneof(kind.oneof.name) if kind.oneof is not None else None
         if held not in (None, field.name):
             raise JsonError(f"must not be given together with {held}; give one of them")
+        if kind.kind is Kind.STRING:
+            for index, value in enumerate(values):
+                scalars.text_in(value, f"[{index}]" if kind.repeated else "")
         read = _READERS.get(kind.kind, _as_it_is)
         converted = [read(value) for value in values]
         if kind.repeated:

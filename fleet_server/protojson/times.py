@@ -58,11 +58,14 @@ def _keep_minute(text: str, first_second: int) -> None:
 
 
 def _fraction(nanos: int) -> str:
-    micros, rest = divmod(nanos, 1000)
-    millis, more = divmod(micros, 1000)
-    if rest:
-        return f".{_THOUSANDS[millis]}{_THOUSANDS[more]}{_THOUSANDS[rest]}"
-    return f".{_THOUSANDS[millis]}{_THOUSANDS[more]}" if more else f".{_THOUSANDS[millis]}"
+    # Not divmod, which makes a tuple: of numbers this small the two by themselves cost half.
+    millis = _THOUSANDS[nanos // 1_000_000]
+    rest = nanos % 1_000_000
+    if not rest:
+        return f".{millis}"
+    micros = _THOUSANDS[rest // 1000]
+    nanos = rest % 1000
+    return f".{millis}{micros}{_THOUSANDS[nanos]}" if nanos else f".{millis}{micros}"
 
 
 def timestamp_out(message: Any) -> str:

@@ -1,7 +1,7 @@
 """The well-known messages with a JSON form of their own: free JSON (Struct, Value, ListValue) and FieldMask.
 
-Readers take the JSON value and the message to fill, writers take the message. Times are in times.py; Any,
-whose content is any message, is made by the encoder and decoder themselves.
+Readers take the JSON value, its texts good, and the message to fill, writers take the message. Times are in times.py;
+Any, whose content is any message, is made by the encoder and decoder themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from fleet_server.protojson.errors import JsonError, shown, step
-from fleet_server.protojson.scalars import DOUBLE_MAX, SAFE, text_in
+from fleet_server.protojson.scalars import DOUBLE_MAX, SAFE
 
 # protobuf parsers refuse more than 100 messages inside each other, and free JSON takes three of them for an
 # object and two for a list. What could be written but never read back is refused at the door; the rest is
@@ -42,6 +42,11 @@ def _no_text_out(value: Any) -> Any:
         if not -DOUBLE_MAX <= number <= DOUBLE_MAX:
             raise ValueError(f"Value.number_value is {number}, which JSON cannot hold")
         return number
+    return _no_number_out(value)
+
+
+def _no_number_out(value: Any) -> Any:
+    """A Value that is neither text nor number, or an empty one of these."""
     kind = value.WhichOneof("kind")
     if kind == "bool_value":
         return value.bool_value
@@ -66,7 +71,9 @@ def struct_out(message: Any) -> dict[str, Any]:
             found[key] = text
             continue
         number = value.number_value
-        if number and -_SAFE_FLOAT <= number <= _SAFE_FLOAT:
+        if not number:
+            found[key] = _no_number_out(value)
+        elif -_SAFE_FLOAT <= number <= _SAFE_FLOAT:
             found[key] = int(number) if number.is_integer() else number
         else:
             found[key] = _no_text_out(value)
@@ -83,8 +90,6 @@ def value_in(value: object, message: Any, levels: int = _LEVELS) -> None:
     """Reads free JSON, null included. Integers beyond 2^53 are refused, since a Value holds doubles."""
     kind = type(value)
     if kind is str:
-        if not value.isascii() or "\0" in value:  # type: ignore[attr-defined, operator]
-            text_in(value, "")
         message.string_value = value
     elif kind is bool:
         message.bool_value = value
@@ -122,11 +127,9 @@ def struct_in(value: object, message: Any, levels: int = _LEVELS) -> None:
     key = ""
     try:
         for key, item in value.items():
-            if not key.isascii() or "\0" in key:
-                text_in(key, "")
             kind = type(item)
             # As `value_in`, without a call for plain texts and integers.
-            if kind is str and item.isascii() and "\0" not in item:
+            if kind is str:
                 fields[key].string_value = item
             elif kind is int and -SAFE <= item <= SAFE:
                 fields[key].number_value = float(item)

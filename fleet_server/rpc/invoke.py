@@ -146,8 +146,7 @@ class Invoker:
         admin = self._keys.is_admin(owner)
         if method.admin and not method.public and not admin:
             raise scope_missing(method.scope)
-        # Not Caller(...), which looks its defaults up and takes four times as long.
-        caller = Caller._make((owner, request_id, metadata.get("fleet-transport", "grpc"), metadata, admin, "", ""))
+        caller = Caller(owner, request_id, metadata.get("fleet-transport", "grpc"), metadata, admin)
         set_caller(caller)
         return caller
 
