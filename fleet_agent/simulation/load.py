@@ -80,7 +80,7 @@ class JobSource:
         return True
 
     async def check_doubtful(self) -> None:
-        """Asks what became of jobs of which an attempt failed."""
+        """Asks what became of jobs of which an attempt failed, or ended without an answer."""
         for job_id in list(self._tally.doubtful):
             try:
                 call: Any = self._stub.GetJob(
@@ -93,6 +93,7 @@ class JobSource:
                 self._tally.gave_up(job_id)
                 self._tally.doubtful.discard(job_id)
             elif reply.job.status == types_pb2.JOB_STATUS_SUCCEEDED:
+                self._tally.found_succeeded(job_id, reply.job.generation, time.monotonic())
                 self._tally.doubtful.discard(job_id)
 
     async def stats(self) -> queue_pb2.GetStatsResponse | None:

@@ -157,7 +157,7 @@ class SimulatedNode:
             }
         )
         # It outlives a crash, as a disk does.
-        self._spool = MemorySpool(world.folder)
+        self._spool = MemorySpool(world.folder, world.tally.forgotten)
         self._session: Session | None = None
         self._runner: Runner | None = None
         self._life: asyncio.Task[None] | None = None

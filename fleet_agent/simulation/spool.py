@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fleet.v1 import node_pb2
@@ -13,10 +13,13 @@ from fleet_agent.spool import Spool, SpooledFile, SpoolEntry
 
 
 class MemorySpool(Spool):
-    """A Spool without fsync: its entries are objects, its files lie in the attempt's work folder."""
+    """A Spool without fsync: its entries are objects, its files lie in the attempt's work folder. `forgotten(token)` is
+    called for each end that is not kept any longer.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forgotten: Callable[[str], None]) -> None:
         self._folder = folder
+        self._forgotten = forgotten
         self._kept: dict[str, SpoolEntry] = {}
 
     def work_folder(self, token: str) -> Path:
@@ -41,6 +44,7 @@ class MemorySpool(Spool):
 
     def forget(self, token: str) -> bool:
         self.remove(token)
+        self._forgotten(token)
         return True
 
     async def aclose(self) -> None:

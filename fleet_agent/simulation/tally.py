@@ -82,7 +82,7 @@ class Tally:
     by_class: dict[str, ClassTally] = field(default_factory=dict)
     placements: Counter[tuple[str, str]] = field(default_factory=Counter)
     doubtful: set[str] = field(default_factory=set)
-    """Jobs of which an attempt failed: whether another follows is the server's to say."""
+    """Jobs of which an attempt failed, or ended without an answer: what became of them is the server's to say."""
     ends: deque[float] = field(default_factory=lambda: deque(maxlen=200_000))
     _offline_at: dict[str, float] = field(default_factory=dict)
     _online: set[str] = field(default_factory=set)
@@ -90,6 +90,8 @@ class Tally:
     _tokens_of: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     _called: dict[str, float] = field(default_factory=dict)
     _seen: dict[str, float] = field(default_factory=dict)
+    _early_ends: dict[str, float] = field(default_factory=dict)
+    """When jobs ended whose submit has had no reply yet: the server may die in between."""
     _assigned_once: set[str] = field(default_factory=set)
     _succeeded: dict[str, tuple[str, int]] = field(default_factory=dict)
     _done: set[tuple[str, int]] = field(default_factory=set)
@@ -148,10 +150,27 @@ class Tally:
     def accepted(self, job_id: str, called_at: float) -> None:
         """The server took a job that was sent at that time."""
         self.submitted += 1
-        self._called[job_id] = called_at
+        ended = self._early_ends.pop(job_id, None)
+        if ended is None:
+            self._called[job_id] = called_at
+        else:
+            self.turnaround.append(ended - called_at)
         seen = self._seen.pop(job_id, None)
         if seen is not None:
             self.dispatch.append(seen - called_at)
+
+    def forgotten(self, token: str) -> None:
+        """An agent dropped an end that is no use to the server, which may have taken it and died before its answer."""
+        running = self._running.get(token)
+        if running is not None:
+            self.doubtful.add(running.job_id)
+            self._end(token)
+
+    def found_succeeded(self, job_id: str, generation: int, at: float) -> None:
+        """The server says so; what an agent has yet to hear of is left to that."""
+        key = (job_id, generation)
+        if key not in self._done and key not in self._tokens_of:
+            self._settled(job_id, key, at)
 
     def gave_up(self, job_id: str) -> None:
         """The job failed for good."""
@@ -229,7 +248,9 @@ class Tally:
         self.done_twice += key in self._done
         self._done.add(key)
         called = self._called.pop(job_id, None)
-        if called is not None:
+        if called is None:
+            self._early_ends[job_id] = at
+        else:
             self.turnaround.append(at - called)
 
     def killed(self, tokens: Iterable[str], node_id: str, at: float) -> None:

@@ -44,6 +44,36 @@ def test_a_job_is_counted_from_submit_to_end(tally: Tally) -> None:
     assert (one.busy, one.loading, one.swaps, one.jobs) == (2.0, 1.0, 1, 1)
 
 
+def test_an_end_before_the_reply_to_its_submit_is_counted_all_the_same(tally: Tally) -> None:
+    tally.assigned(assign("t1"), "a", 10.0)
+    tally.worked(PLAN, "t1", 2.0, 1.0, True)
+    tally.acknowledged(ack("t1"), "a", 12.0)
+    tally.accepted("j1", 9.5)
+    assert (tally.done, tally.submitted, tally.unfinished) == (1, 1, 0)
+    assert tally.dispatch == [0.5] and tally.turnaround == [2.5]
+
+
+def test_an_end_that_was_taken_without_an_answer_is_asked_for(tally: Tally) -> None:
+    tally.accepted("j1", 9.5)
+    tally.assigned(assign("t1"), "a", 10.0)
+    tally.forgotten("t1")
+    assert (tally.running, tally.unfinished, tally.doubtful) == (0, 1, {"j1"})
+    for _ in range(2):
+        tally.found_succeeded("j1", 1, 12.0)
+    assert (tally.done, tally.unfinished, tally.done_twice) == (1, 0, 0)
+
+
+def test_a_success_that_an_agent_will_hear_of_is_counted_then(tally: Tally) -> None:
+    tally.accepted("j1", 9.5)
+    tally.assigned(assign("t1"), "a", 10.0)
+    tally.worked(PLAN, "t1", 2.0, 1.0, True)
+    tally.found_succeeded("j1", 1, 12.0)
+    assert tally.done == 0
+    tally.acknowledged(ack("t1"), "a", 12.0)
+    tally.forgotten("t1")
+    assert (tally.done, tally.done_twice, tally.doubtful) == (1, 0, set())
+
+
 def test_two_connected_nodes_with_one_job_are_an_overlap(tally: Tally) -> None:
     tally.assigned(assign("t1"), "a", 1.0)
     tally.assigned(assign("t1"), "a", 1.1)
