@@ -99,9 +99,11 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
         what = job_type if model is None else f"{job_type} with {assign.model}"
         how = "no engine" if named is None else f"no engine {named}"
         raise RefusedError("CAPABILITY_MISSING", f"{how} of this node runs {what}")
-    uses = list(getattr(payload, "loras", ()))
+    # (A free payload has none: there these are names like any other.)
+    free = isinstance(payload, struct_pb2.Struct)
+    uses = [] if free else list(getattr(payload, "loras", ()))
     loras = [(_file(inventory, "lora", use.name, "LORA_NOT_FOUND"), use.weight) for use in uses]
-    seed = int(getattr(payload, "seed", 0))
+    seed = 0 if free else int(getattr(payload, "seed", 0))
     task: frames.Message = {
         "token": assign.token,
         "job_id": assign.job_id,
@@ -142,7 +144,6 @@ def _file(inventory: Inventory, kind: ModelKind, name: str, reason: str) -> Mode
 def _fields(payload: Message) -> dict[str, Any]:
     """The payload as plain values; LoRAs, model and seed travel beside it (but a text's seed, which it may lack)."""
     if isinstance(payload, struct_pb2.Struct):
-        # A custom payload is free: there these are names like any other.
         return {name: _plain(value) for name, value in payload.fields.items()}
     fields: dict[str, Any] = json_format.MessageToDict(payload, preserving_proto_field_name=True)
     beside = {"loras", "model"} if isinstance(payload, types_pb2.LlmPayload) else {"loras", "model", "seed"}

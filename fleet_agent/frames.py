@@ -53,7 +53,7 @@ def _decode(text: bytes) -> Message:
 
 
 def read(stream: BinaryIO) -> tuple[Message, bytes] | None:
-    """The next frame of a blocking stream; None at its end, also in the middle of a frame. Raises BadFrameError."""
+    """The next frame of a buffered stream; None at its end, also in the middle of a frame. Raises BadFrameError."""
     head = _exactly(stream, _HEAD.size)
     if head is None:
         return None
@@ -66,13 +66,9 @@ def read(stream: BinaryIO) -> tuple[Message, bytes] | None:
 
 
 def _exactly(stream: BinaryIO, length: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < length:
-        part = stream.read(length - len(parts))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
+    """So many bytes; a buffered stream gives fewer at its end alone."""
+    data = stream.read(length)
+    return data if len(data) == length else None
 
 
 class Parts:

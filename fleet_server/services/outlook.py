@@ -6,6 +6,7 @@ A belief that is wrong costs a claim that comes back empty, never more: the stor
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -74,16 +75,19 @@ class Outlook:
         if seen is None or self._clock() - self._looked >= self._fresh_seconds:
             return None
         lanes = {view.lane.lane_id: view for view in seen}
+        more: Counter[str] = Counter()
         for lane, priority, at_ms in news:
             known = lanes.get(lane.lane_id)
             if known is None and not lanes:
                 lanes[lane.lane_id] = _lone(lane, priority, at_ms)
             elif known is not None and (known.high_waiting or priority is not Priority.HIGH):
-                lanes[lane.lane_id] = replace(known, waiting=known.waiting + 1)
+                more[lane.lane_id] += 1
             else:
                 return None
         if not lanes:
             return None
+        for lane_id, count in more.items():
+            lanes[lane_id] = replace(lanes[lane_id], waiting=lanes[lane_id].waiting + count)
         sure = not news and not self._used
         self._lanes, self._used = tuple(lanes.values()), True
         return Belief(self._lanes, sure)

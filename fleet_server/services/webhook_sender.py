@@ -136,7 +136,7 @@ class WebhookSender:
                     # What ended before we listened.
                     self.wake()
                     async for event in events:
-                        if event.type == "gap" or (event.type == "job_complete" and ends_with_callback(event.fields)):
+                        if event.type == "gap" or (event.type == "job_complete" and ends_with_callback(event.raw)):
                             self.wake()
             await asyncio.sleep(self._settings.poll_seconds)
 

@@ -61,9 +61,9 @@ def _row(member: str, fields: Mapping[str, bytes], due: bytes | None = None) -> 
     )
 
 
-def ends_with_callback(fields: Mapping[str, bytes]) -> bool:
-    """Whether the job of a job_complete event has a callback."""
-    return fields.get("li", b"").endswith(b"\0" + b"1")
+def ends_with_callback(raw: Mapping[bytes, bytes]) -> bool:
+    """Whether the job of a job_complete event, as the store has it, has a callback."""
+    return raw.get(b"li", b"").endswith(b"\0" + b"1")
 
 
 class WebhookStore:

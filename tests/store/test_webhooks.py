@@ -233,4 +233,4 @@ async def test_events_tell_which_ends_have_a_callback(store: Store) -> None:
     await ended(store)
     await ended(store, callback=False)
     events, _ = await store.events.read("0")
-    assert [ends_with_callback(event.fields) for event in events if event.type == "job_complete"] == [True, False]
+    assert [ends_with_callback(event.raw) for event in events if event.type == "job_complete"] == [True, False]
