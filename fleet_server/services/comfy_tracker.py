@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ _ENDS = frozenset({"execution_success", "execution_error", "execution_interrupte
 _KEPT = frozenset({"execution_start", "execution_cached"})
 _STARTING_MS = 60_000
 """An id in the list whose job is not there yet is being submitted; after so long it never will be."""
+_EARLY_FRAMES = 64
+"""How many frames of prompts that this replica has not heard of yet are kept for when it has."""
 _RELAYED_SECONDS = 1.0
 """How long an end waits for frames that another replica has yet to pass on."""
 
@@ -126,6 +129,7 @@ class ComfyTracker:
         self._failed = failed
         self._retry_seconds = retry_seconds
         self._open: dict[str, Live] = {}
+        self._early: deque[Frame] = deque(maxlen=_EARLY_FRAMES)
 
     @property
     def remaining(self) -> int:
@@ -202,6 +206,7 @@ class ComfyTracker:
                     await self._ended(record)
                 else:
                     self._know(record)
+                    self._catch_up(record.job_id)
 
     def _know(self, record: JobRecord) -> Live:
         live = self._open.get(record.job_id)
@@ -234,6 +239,7 @@ class ComfyTracker:
             if record is not None and not record.state.ended and is_prompt(record):
                 self._know(record)
                 self._audience.status(self.remaining)
+                self._catch_up(job.job_id)
         else:
             self._moved(live, job)
 
@@ -303,9 +309,21 @@ class ComfyTracker:
 
     # Frames.
 
+    def _catch_up(self, job_id: str) -> None:
+        """What another replica passed on of a prompt before the store's word of it came here."""
+        early, self._early = self._early, deque(maxlen=_EARLY_FRAMES)
+        for frame in early:
+            if frame.job_id == job_id:
+                self._on_frame(frame)
+            else:
+                self._early.append(frame)
+
     def _on_frame(self, frame: Frame) -> None:
         live = self._open.get(frame.job_id)
         if live is None:
+            # Pictures of the first moments are not worth their memory.
+            if frame.relayed and frame.text is not None:
+                self._early.append(frame)
             return
         live.relayed = frame.relayed
         self._tell_running(live)

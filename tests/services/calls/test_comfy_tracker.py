@@ -113,3 +113,18 @@ async def test_an_end_waits_for_the_frames_of_another_replica(
     tracker._on_frame(_frame("execution_success", job_id, relayed=True))
     await ending
     assert heard.kinds[-3:] == ["executed", "status", "end"]
+
+
+async def test_frames_that_another_replica_passed_on_before_the_prompt_was_known_are_told(desk: Desk) -> None:
+    heard = Heard()
+    tracker = _tracker(heard, desk.store)
+    job_id = await desk.submit()
+    await desk.store.comfy.begin(job_id, 1, owner="ann", client_id="c1")
+    before = len(heard.kinds)
+    for other in (job_id, "another", job_id):
+        tracker._on_frame(_frame("execution_start" if other == job_id else "executed", other, relayed=True))
+    tracker._on_frame(_frame("executing", job_id, node="1"))
+    assert len(heard.kinds) == before, "of a prompt that is not known nothing is told"
+    await tracker._look_again()
+    assert heard.kinds[before:] == ["status", "execution_start", "execution_start"]
+    assert [frame.job_id for frame in tracker._early] == ["another"]
