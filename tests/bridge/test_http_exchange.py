@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fleet_server.bridge.asgi import BODY_EXTENSION, REPLY_EXTENSION
+from fleet_server.bridge.http_exchange import Connection
 from fleet_server.bridge.http_limits import limited_protocol
 from tests.bridge.raw_http import connect, http_reply, serve, wait_until
 
@@ -89,6 +90,13 @@ async def test_replies_of_every_size_are_whole(size: int) -> None:
             await client.send(GET.replace(b"/g", path))
             reply = await client.reply()
             assert (reply.status, reply.headers["x-a"], reply.body) == (200, "b", b"x" * size)
+
+
+def test_the_headers_of_every_reply_are_those_that_the_server_has_now() -> None:
+    connection = Connection(asyncio.Transport(), lambda: None)
+    first, second = [(b"date", b"now")], [(b"date", b"then"), (b"x-a", b"b")]
+    for headers, lines in ((first, b"date: now\r\n"), (second, b"date: then\r\nx-a: b\r\n"), ([], b"")):
+        assert connection.default_lines(headers) == connection.default_lines(headers) == lines
 
 
 @pytest.mark.parametrize(

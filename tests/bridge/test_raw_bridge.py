@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import psutil
 import pytest
@@ -67,6 +68,33 @@ async def test_a_body_within_the_limit_passes_in_any_framing() -> None:
         await client.send(b"0\r\n\r\n")
         assert (await client.reply()).json()["title"] == "t" * 900_000
         assert len(library.requests) == 2
+
+
+async def test_a_body_that_came_with_its_head_is_measured_too() -> None:
+    """The method takes 64 bytes; the second of two equal requests takes the way of those that are known."""
+    library = Library()
+    async with serve(app_of(library), http=limited_protocol()) as server, connect(server) as client:
+        for size, status in ((64, 200), (65, 413)):
+            for framed in (b"content-length: %d\r\n\r\n%b", b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"):
+                for _ in range(2):
+                    await client.send(HEAD.replace(b"/books", b"/raw/a") + framed % (size, b"x" * size))
+                    assert (await client.reply()).status == status
+        requests: list[Any] = [*library.requests]
+        assert [request.file.data for request in requests] == [b"x" * 64] * 4
+
+
+async def test_a_head_has_the_length_of_its_body_and_no_body() -> None:
+    async with serve(app_of(Library()), http=limited_protocol()) as server, connect(server) as client:
+        get = b"GET /v1/books/a HTTP/1.1\r\nhost: localhost\r\nx-request-id: r1\r\n\r\n"
+        await client.send(get)
+        reply = await client.reply()
+        await client.send(get.replace(b"GET", b"HEAD"))
+        head = (await client.reader.readuntil(b"\r\n\r\n")).lower()
+        assert b"content-length: %d\r\n" % len(reply.body) in head
+        assert b"content-type: application/json\r\n" in head
+        assert b"x-request-id: r1\r\n" in head
+        await client.send(get)
+        assert await client.reader.readexactly(8) == b"HTTP/1.1"
 
 
 async def test_a_websocket_passes_guard_limits_and_bridge() -> None:
