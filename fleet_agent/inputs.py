@@ -125,7 +125,7 @@ async def _written(downloader: Downloader, one: node_pb2.AssignedInput, path: Pa
     digest = hashlib.sha256()
     size, whole = 0, one.size_bytes
     async with contextlib.aclosing(downloader.file(_source(one))) as parts:
-        stream: BinaryIO = await asyncio.to_thread(_open, path)
+        stream = await _opened(path)
         try:
             async for part in parts:
                 if part.size_bytes and not one.sha256:
@@ -138,6 +138,18 @@ async def _written(downloader: Downloader, one: node_pb2.AssignedInput, path: Pa
         finally:
             await asyncio.to_thread(stream.close)
     return size == whole and one.sha256 in ("", digest.hexdigest())
+
+
+async def _opened(path: Path) -> BinaryIO:
+    """The file, new. Who is cancelled meanwhile leaves nothing open, and nothing that is made later."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_open, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 def _open(path: Path) -> BinaryIO:

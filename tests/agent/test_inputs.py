@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import pytest
 from fleet.v1 import node_pb2
 
+from fleet_agent import inputs
+from fleet_agent.inputs import Downloader
 from tests.agent.helpers import ScriptedServer, agent_running, assign_of, settings_of
 from tests.waiting import wait_until
 
@@ -102,6 +107,32 @@ async def test_an_attempt_that_waits_for_its_files_can_be_cancelled(server: Scri
         assert list((tmp_path / "inputs").iterdir()) == []
         talk.say(assign=assign_of("t2"))
         assert (await talk.about("complete", "t2")).outputs
+
+
+async def test_a_file_that_is_being_opened_when_its_attempt_is_cancelled_is_closed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, going_on = threading.Event(), threading.Event()
+    opened: list[BinaryIO] = []
+    really_open = inputs._open
+
+    def open_slowly(path: Path) -> BinaryIO:
+        begun.set()
+        assert going_on.wait(50)
+        opened.append(really_open(path))
+        return opened[0]
+
+    monkeypatch.setattr(inputs, "_open", open_slowly)
+    async with grpc.aio.insecure_channel("unix:nobody-listens") as channel:
+        reading = Downloader(channel, (), 1)
+        writing = asyncio.create_task(inputs._written(reading, given("input:p", "a.txt", HELLO), tmp_path / "0"))
+        await wait_until(begun.is_set)
+        writing.cancel()
+        await asyncio.sleep(0)
+        going_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert [stream.closed for stream in opened] == [True]
 
 
 async def test_what_an_earlier_process_left_is_removed(server: ScriptedServer, tmp_path: Path) -> None:
