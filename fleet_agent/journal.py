@@ -32,6 +32,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
+        self._opening = asyncio.Lock()
         self._size = 0
         self._tidy_at = _TIDY_BYTES
         self._kept: dict[str, bytes] = {}
@@ -63,7 +64,10 @@ class Journal:
     async def add(self, complete: node_pb2.JobComplete) -> None:
         """Returns when the end is on the disk. Raises OSError, nothing being kept then."""
         if self._fd < 0:
-            await asyncio.to_thread(self._open)
+            # Once: a second reading would cut off what was written after it.
+            async with self._opening:
+                if self._fd < 0:
+                    await asyncio.to_thread(self._open)
         token, data = complete.token, complete.SerializeToString()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((_record(_KEPT, data), done))

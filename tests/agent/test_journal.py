@@ -82,6 +82,23 @@ async def test_ends_that_come_together_share_an_fsync(path: Path, monkeypatch: p
     assert reread(path) == [str(number) for number in range(51)]
 
 
+async def test_the_first_ends_that_come_at_once_open_one_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens: list[Path] = []
+    really_open = Journal._open
+
+    def counted(journal: Journal) -> list[node_pb2.JobComplete]:
+        opens.append(path)
+        return really_open(journal)
+
+    monkeypatch.setattr(Journal, "_open", counted)
+    journal = Journal(path)
+    assert journal.open() == []
+    await asyncio.gather(*(journal.add(end(f"t{n}")) for n in range(8)))
+    assert len(opens) == 1
+    await journal.aclose()
+    assert sorted(reread(path)) == [f"t{n}" for n in range(8)]
+
+
 async def test_an_end_is_on_the_disk_before_add_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(path)
     journal.open()
