@@ -117,13 +117,14 @@ class LeanHttpProtocol(HttpToolsProtocol):
             body,
             known is None,
         )
-        extensions = scope["extensions"] = {
+        extensions: dict[str, Any] = {
             ABORT_EXTENSION: self.transport.abort,
             REPLY_EXTENSION: exchange.reply,
             BODY_EXTENSION: exchange.take_body,
         }
         if known is not None:
             extensions[HEAD_EXTENSION] = known
+        scope["extensions"] = extensions
         before, self.cycle = self.cycle, exchange
         if before is None or before.response_complete:
             self._start_asgi_task(exchange, self.app)
