@@ -49,13 +49,19 @@ class Journal:
         return self._open()
 
     def _open(self) -> list[node_pb2.JobComplete]:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(os.dup(self._fd), "rb") as file:
-            data = file.read()
-        found, self._size = _read(data)
-        self._kept = {one.token: one.SerializeToString() for one in found}
-        os.ftruncate(self._fd, self._size)
-        sync_folder(self._path.parent)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(os.dup(fd), "rb") as file:
+                data = file.read()
+            found, self._size = _read(data)
+            self._kept = {one.token: one.SerializeToString() for one in found}
+            os.ftruncate(fd, self._size)
+            sync_folder(self._path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        # Last of all, for it says that the file may be written: what came earlier would be cut off.
+        self._fd = fd
         return found
 
     def __contains__(self, token: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fleet.v1 import node_pb2
 
 from fleet_agent import journal as module
 from fleet_agent.journal import Journal
+from tests.waiting import wait_until
 
 
 def end(token: str, text: str = "done") -> node_pb2.JobComplete:
@@ -82,18 +84,29 @@ async def test_ends_that_come_together_share_an_fsync(path: Path, monkeypatch: p
     assert reread(path) == [str(number) for number in range(51)]
 
 
-async def test_the_first_ends_that_come_at_once_open_one_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ends_that_come_while_the_file_is_being_opened_wait_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opens: list[Path] = []
-    really_open = Journal._open
+    reading, going_on = threading.Event(), threading.Event()
+    really_read = module._read
 
-    def counted(journal: Journal) -> list[node_pb2.JobComplete]:
+    def read_slowly(data: bytes) -> tuple[list[node_pb2.JobComplete], int]:
         opens.append(path)
-        return really_open(journal)
+        reading.set()
+        assert going_on.wait(50)
+        return really_read(data)
 
-    monkeypatch.setattr(Journal, "_open", counted)
+    monkeypatch.setattr(module, "_read", read_slowly)
     journal = Journal(path)
     assert journal.open() == []
-    await asyncio.gather(*(journal.add(end(f"t{n}")) for n in range(8)))
+    first = asyncio.create_task(journal.add(end("t0")))
+    await wait_until(reading.is_set)
+    later = [asyncio.create_task(journal.add(end(f"t{n}"))) for n in range(1, 8)]
+    # Long enough for one that does not wait to be written, and then cut off.
+    await asyncio.wait(later, timeout=0.05)
+    going_on.set()
+    await asyncio.gather(first, *later)
     assert len(opens) == 1
     await journal.aclose()
     assert sorted(reread(path)) == [f"t{n}" for n in range(8)]
