@@ -243,6 +243,8 @@ async def test_s3_that_goes_away_in_the_middle_ends_the_sync_early(
         return (await world.sweeps.stats()).s3.files == len(rows)
 
     world.s3.on_back(world.sweeps.wake)
+    # Back it is only once it was seen away.
+    await wait_until(lambda: not world.s3.status[0])
     async with running(world.sweeps.run):
         s3_server.start()
         await wait_until(all_there)
