@@ -29,7 +29,7 @@ def _single(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> str:
     if kind == "string":
         phrases.append(_string(rules.string))
     elif kind == "enum" and field.enum_type is not None:
-        phrases.append("must be one of " + ", ".join(enum_words(field.enum_type)[1:]))
+        phrases.append("must be one of " + ", ".join(enum_words(field.enum_type)))
     elif kind in _NUMBERS:
         phrases.append(_number(getattr(rules, kind)))
     phrases += [cel.message for cel in rules.cel if cel.message]
