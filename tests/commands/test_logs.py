@@ -75,10 +75,18 @@ class Log:
         return command_pb2.CommandEnd(exit=self.exit)
 
 
-async def read(logs: ContainerLogs, tail: int | None = None) -> tuple[list[str], int]:
+async def read(
+    logs: ContainerLogs, tail: int | None = None, listening: asyncio.Event | None = None
+) -> tuple[list[str], int]:
+    """All lines and the exit code; `listening` is set once the past has been read."""
+
+    async def listens() -> None:
+        if listening is not None:
+            listening.set()
+
     texts, exit_code = [], -1
     request = Request(node_id=NODE, container_name="writer", tail=tail, follow=True)
-    async with aclosing(logs.stream(request)) as entries:
+    async with aclosing(logs.stream(request, listening=listens)) as entries:
         async for entry in entries:
             if entry.HasField("line"):
                 texts.append(entry.line.text)
@@ -134,8 +142,10 @@ async def test_a_node_that_comes_back_is_read_on(bench: Bench, tmp_path: Path) -
     log, logs = Log(), ContainerLogs(bench.commands, LogSettings(again_seconds=0.05))
     log.write("a")
     async with node_on(bench, tmp_path, logs=log) as node:
-        reader = asyncio.create_task(read(logs))
-        await wait_until(lambda: log.following == 1 and log.reads == 3)
+        listening = asyncio.Event()
+        reader = asyncio.create_task(read(logs, listening=listening))
+        # The past is read by each for himself: a node that is lost meanwhile is told of.
+        await wait_until(lambda: log.following == 1 and listening.is_set())
         log.write("b")
         await node.hang_up()
         await node.channel.close()

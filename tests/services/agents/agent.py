@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
@@ -29,6 +28,14 @@ async def wait_until(ready: Callable[[], Any] | Callable[[], Awaitable[Any]], wh
         await asyncio.sleep(0.005)
 
 
+def status_lost(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the call was refused while it was being written to.
+
+    gRPC's client forgets the server's status then and makes one up, which says nothing: the call is to be made again.
+    """
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+
+
 class ScriptedAgent:
     """One agent process: `dial` begins a stream, which may be done again and again; nothing is answered by itself."""
 
@@ -47,6 +54,7 @@ class ScriptedAgent:
         self.welcome = pb.Welcome()
         self.error: grpc.aio.AioRpcError | None = None
         self.ended = asyncio.Event()
+        self.dials = 0
         self._hello = hello
         self._some = asyncio.Event()
         if isinstance(address, str):
@@ -83,10 +91,19 @@ class ScriptedAgent:
         self.heard.clear()
         self.ended = asyncio.Event()
         self.error = None
-        self._call = self.stub.Connect(metadata=self._metadata)
-        # A stream may be refused before it has said anything: the reader hears why.
-        with contextlib.suppress(asyncio.InvalidStateError):
-            await self._call.write(pb.AgentMessage(hello=self.hello(**changes)))
+        while True:
+            self.dials += 1
+            self._call = self.stub.Connect(metadata=self._metadata)
+            try:
+                await self._call.write(pb.AgentMessage(hello=self.hello(**changes)))
+            except asyncio.InvalidStateError:
+                # It is refused before it has said anything: the reader hears why.
+                pass
+            except grpc.aio.AioRpcError as error:
+                if status_lost(error):
+                    continue
+                raise
+            break
         self._reader = asyncio.create_task(self._read(self._call, self.ended))
 
     async def send(self, **message: Any) -> None:
@@ -159,9 +176,15 @@ class ScriptedAgent:
                     return
                 yield pb.UploadOutputRequest(chunk=data[at : at + 1000])
 
-        call = self.stub.UploadOutput(requests(), metadata=self._metadata)
-        reply: pb.UploadOutputResponse = await call
-        return reply.receipt
+        while True:
+            call = self.stub.UploadOutput(requests(), metadata=self._metadata)
+            try:
+                reply: pb.UploadOutputResponse = await call
+            except grpc.aio.AioRpcError as error:
+                if status_lost(error):
+                    continue
+                raise
+            return reply.receipt
 
     async def nodes(self, **fields: Any) -> list[types_pb2.NodeInfo]:
         """What a caller is told of the nodes."""
