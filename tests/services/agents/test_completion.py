@@ -281,10 +281,16 @@ async def test_a_report_that_the_disk_has_no_room_for_is_taken_when_it_comes_aga
     job_id = await bench.submit()
     assign = await agent.start()
     free = bench.outputs.free_bytes
-    monkeypatch.setattr(bench.outputs, "free_bytes", lambda: 0)
+    asked: list[int] = []
+
+    def full() -> int:
+        asked.append(0)
+        return 0
+
+    monkeypatch.setattr(bench.outputs, "free_bytes", full)
     report = pb.JobComplete(job_id=assign.job_id, token=assign.token, outputs=[small()])
     await agent.send(complete=report)
-    await wait_until(lambda: not bench.sessions._live["agx0"]._settling)
+    await wait_until(lambda: asked and not bench.sessions._live["agx0"]._settling)
     assert (await bench.job(job_id)).state is JobState.RUNNING
     monkeypatch.setattr(bench.outputs, "free_bytes", free)
     assert await agent.complete(assign, outputs=[small()]) == OK

@@ -60,7 +60,7 @@ async def test_the_claim_of_a_job_travels_with_its_submit(store: Store, short_pa
 
 async def test_a_claim_that_rode_in_vain_costs_the_node_nothing(store: Store, short_path: Path) -> None:
     """Another replica was faster, or the submit was refused: nobody is avoided for it, and what waits goes out."""
-    async with bench_on(store, short_path, dispatch=False) as bench:
+    async with bench_on(store, short_path, dispatch=False, poll_seconds=60) as bench:
         agents = [bench.agent(name) for name in ("a", "b")]
         for agent in agents:
             await agent.dial()

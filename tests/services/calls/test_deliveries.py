@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ async def test_it_is_pending_before_anybody_tried_and_ends_when_delivered(doors:
     await tried(doors, Answer(200, "200 OK"))
     (done,) = (await listed(doors, job_id))["deliveries"]
     assert (done["status"], done["next_attempt_time"]) == ("delivered", None)
-    assert done["end_time"] >= done["create_time"]
+    assert datetime.fromisoformat(done["end_time"]) >= datetime.fromisoformat(done["create_time"])
     assert done["delivery_id"] == fresh["delivery_id"]
 
 

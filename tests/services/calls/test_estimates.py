@@ -80,7 +80,7 @@ async def test_a_place_in_line_is_what_is_before_it_and_the_soonest_run(desk: De
 
 async def test_many_questions_look_at_the_fleet_once(desk: Desk) -> None:
     lane, fleet = await lane_and_fleet(desk)
-    reckoned = estimates(fleet, fast=1.0)
+    reckoned = Estimates(fleet, Seconds(by_node={"fast": 1.0}), lambda _: None, clock=lambda: 0, fresh_ms=1000)
     for position in range(1, 100):
         reckoned.queued(lane, position)
     assert fleet.asked == 1

@@ -59,11 +59,12 @@ async def test_lists_are_filtered_by_all_that_is_given(store: Store, tmp_path: P
 
 async def test_lists_keep_to_times_of_creation(desk: Desk) -> None:
     made = [await desk.submit() for _ in range(3)]
-    times = [(await desk.queue.get(job_id)).create_time.ToJsonString() for job_id in made]
-    assert set(await listed(desk, created_after=times[0])) == set(made)
-    before = set(await listed(desk, created_before=times[2]))
+    times = [(await desk.queue.get(job_id)).create_time for job_id in made]
+    assert set(await listed(desk, created_after=times[0].ToJsonString())) == set(made)
+    before = set(await listed(desk, created_before=times[2].ToJsonString()))
     assert made[2] not in before
-    assert before == {job_id for job_id, time in zip(made, times, strict=True) if time < times[2]}
+    last = times[2].ToMilliseconds()
+    assert before == {job_id for job_id, time in zip(made, times, strict=True) if time.ToMilliseconds() < last}
 
 
 @pytest.mark.parametrize("token", ["x", "!!", "W10", "WyJhIiwxLCJiIl0", "a" * 1000])
