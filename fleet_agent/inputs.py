@@ -136,7 +136,7 @@ async def _written(downloader: Downloader, one: node_pb2.AssignedInput, path: Pa
                     return False
                 await asyncio.to_thread(stream.write, part.chunk)
         finally:
-            await asyncio.to_thread(stream.close)
+            await _closed(stream)
     return size == whole and one.sha256 in ("", digest.hexdigest())
 
 
@@ -149,6 +149,16 @@ async def _opened(path: Path) -> BinaryIO:
         await asyncio.wait([opening])
         if opening.exception() is None:
             opening.result().close()
+        raise
+
+
+async def _closed(stream: BinaryIO) -> None:
+    """Closes it, also where its reader is cancelled meanwhile: a thread's work that has not begun is cancelled too."""
+    closing = asyncio.ensure_future(asyncio.to_thread(stream.close))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.wait([closing])
         raise
 
 

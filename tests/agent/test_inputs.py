@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -133,6 +134,34 @@ async def test_a_file_that_is_being_opened_when_its_attempt_is_cancelled_is_clos
         with pytest.raises(asyncio.CancelledError):
             await writing
         assert [stream.closed for stream in opened] == [True]
+
+
+async def test_a_file_whose_closing_waits_for_a_thread_is_closed_though_its_attempt_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on = threading.Event()
+    opened: list[BinaryIO] = []
+    really_open = inputs._open
+
+    def open_and_keep_the_thread(path: Path) -> BinaryIO:
+        opened.append(really_open(path))
+        threads.submit(going_on.wait, 50)
+        return opened[0]
+
+    monkeypatch.setattr(inputs, "_open", open_and_keep_the_thread)
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        async with grpc.aio.insecure_channel("unix:nobody-listens") as channel:
+            reading = Downloader(channel, (), 1)
+            writing = asyncio.create_task(inputs._written(reading, given("input:p", "a.txt", HELLO), tmp_path / "0"))
+            # The only thread is kept, the closing stands behind it.
+            await wait_until(lambda: opened and threads._work_queue.qsize() == 1)
+            writing.cancel()
+            await asyncio.sleep(0)
+            going_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            assert opened[0].closed
 
 
 async def test_what_an_earlier_process_left_is_removed(server: ScriptedServer, tmp_path: Path) -> None:
