@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -128,13 +129,21 @@ async def test_who_leaves_ends_the_program_at_the_far_end(two: Two, store: Store
             await over.wait()
 
 
-async def test_a_node_that_moved_here_meanwhile_is_looked_for_again(two: Two, store: Store, tmp_path: Path) -> None:
+async def test_a_node_that_moved_here_meanwhile_is_looked_for_again(
+    two: Two, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with node_on(two.far, tmp_path, exec=run_it):
         await known(two, store)
     await wait_until(lambda: two.far.sessions.live(NODE) is None)
-    asked = asyncio.create_task(two.near.commands.run(NODE, execute("one"), timeout=50))
-    async with node_on(two.near, tmp_path, exec=run_it):
-        assert (await asked).exec.stdout == "one"
+    relayed = two.near.commands._relayed
+    async with AsyncExitStack() as stack:
+
+        async def and_then_it_is_here(*args: Any, **more: Any) -> None:
+            assert await relayed(*args, **more) is None
+            await stack.enter_async_context(node_on(two.near, tmp_path, exec=run_it))
+
+        monkeypatch.setattr(two.near.commands, "_relayed", and_then_it_is_here)
+        assert (await two.near.commands.run(NODE, execute("one"), timeout=50)).exec.stdout == "one"
 
 
 async def test_a_command_never_takes_a_second_step(two: Two, store: Store, tmp_path: Path) -> None:
