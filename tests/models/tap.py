@@ -7,6 +7,7 @@ import contextlib
 import re
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,14 @@ _SMALL = 512 << 10
 """Reads of headers ask for less."""
 
 
+@dataclass
+class _Reading:
+    """What a connection is asked for now: one may serve many requests."""
+
+    passed: int | None = None
+    """Bytes that came of a whole object or its end; None for anything else."""
+
+
 class Tap:
     """Runs in a thread of its own. `reads` counts GETs of whole objects or of their ends, not of their headers."""
 
@@ -23,8 +32,6 @@ class Tap:
         self._target = target_port
         self.reads: Counter[str] = Counter()
         self.offsets: list[int] = []
-        self.passed = 0
-        """Bytes of objects that went through."""
         self.cut_after: int | None = None
         """The next such read is cut after so many bytes, once."""
         self.hold_after: int | None = None
@@ -57,10 +64,10 @@ class Tap:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        large = asyncio.Event()
+        reading = _Reading()
         tasks = [
-            asyncio.create_task(self._requests(reader, up_writer, large)),
-            asyncio.create_task(self._replies(up_reader, writer, large)),
+            asyncio.create_task(self._requests(reader, up_writer, reading)),
+            asyncio.create_task(self._replies(up_reader, writer, reading)),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -72,32 +79,28 @@ class Tap:
                 with contextlib.suppress(OSError):
                     one.transport.abort()
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, large: asyncio.Event) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reading: _Reading) -> None:
         while data := await reader.read(1 << 16):
             found = _GET.search(data)
-            large.clear()
+            reading.passed = None
             if found is not None:
                 span = _RANGE.search(found[2])
                 start, end = (int(span[1]), int(span[2] or 1 << 62)) if span else (0, 1 << 62)
                 if end - start >= _SMALL:
                     self.reads[found[1].decode()] += 1
                     self.offsets.append(start)
-                    large.set()
+                    reading.passed = 0
             writer.write(data)
             await writer.drain()
 
-    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, large: asyncio.Event) -> None:
-        passed = 0
+    async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reading: _Reading) -> None:
         while data := await reader.read(1 << 16):
-            if large.is_set():
-                passed += len(data)
-                self.passed += len(data)
+            if reading.passed is not None:
+                passed = reading.passed = reading.passed + len(data)
                 if self.cut_after is not None and passed >= self.cut_after:
                     self.cut_after = None
                     return
                 while self.hold_after is not None and passed >= self.hold_after:  # noqa: ASYNC110 - by another thread
                     await asyncio.sleep(0.01)
-            else:
-                passed = 0
             writer.write(data)
             await writer.drain()

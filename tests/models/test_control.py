@@ -140,7 +140,9 @@ async def node(folder: Path, address: str = "127.0.0.1:1", slots: int = 1) -> As
         path = folder / "models" / "checkpoints" / f"{name}.safetensors"
         if not path.exists():
             make_checkpoint(path, "noir", 1, 200_000)
-    settings = settings_of(folder, address, engines=("sketch", "probe"), slots=slots)
+    # However late a task hears that it is cancelled, nothing is killed for it.
+    more = {"engines": ("sketch", "probe"), "slots": slots, "cancel_grace_seconds": 50}
+    settings = settings_of(folder, address, **more)
     async with agent_running(settings) as agent:
         await wait_until(lambda: agent.runner._chores is not None and all(slot.pid for slot in agent.runner.slots))
         control = ModelControl(agent.runner, agent.inventory, Pins(folder / "pins.json"), timeout_seconds=20)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -297,8 +298,8 @@ def test_the_command_line(place: Place) -> None:
     url = place.fleet.url
     place.model("words.safetensors", 300_000, seed=9)
     assert "downloaded" in fleet_command("models", "download", "words.safetensors", "a1", url=url).stdout
-    listed = fleet_command("models", url=url).stdout
-    assert "words.safetensors" in listed and "S3, a1" in listed
+    # Heartbeats say who has what.
+    wait_until_now(lambda: re.search("words.safetensors .*S3, a1", fleet_command("models", url=url).stdout))
     assert fleet_command("models", "pin", "a1", "words.safetensors", url=url).exit_code == 0
     wait_until_now(lambda: "pinned" in fleet_command("models", "loaded", url=url).stdout)
     assert fleet_command("models", "unload", "a1", "words.safetensors", url=url).exit_code == 0
