@@ -67,7 +67,7 @@ class PromptRoutes:
 
     def _running_of(self, who: Who, client_id: str | None) -> list[str]:
         """The running prompts of a caller: of the client that is named, else of the key, else of the address."""
-        lives = [live for live in self._parts.tracker.lives() if live.running and live.owner == who.owner]
+        lives = [live for live in self._parts.tracker.lives() if live.at_work and live.owner == who.owner]
         if client_id is not None:
             return [live.job_id for live in lives if live.client_id == client_id]
         if who.owner:

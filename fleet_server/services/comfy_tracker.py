@@ -71,6 +71,11 @@ class Live:
     said_end: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with `end`."""
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it runs, by the store's word or by that of its node, which is often heard first."""
+        return self.running or self.told_running
+
     def begin_again(self) -> None:
         """The attempt was lost: what it told is void."""
         self.running = self.told_running = self.relayed = False

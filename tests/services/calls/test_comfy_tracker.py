@@ -63,12 +63,14 @@ def _frame(kind: str, job_id: str = JOB, *, relayed: bool = False, **data: objec
 async def test_a_frame_overtakes_the_event_of_the_submit() -> None:
     heard = Heard()
     tracker = _tracker(heard)
+    live = tracker.live(JOB)
+    assert live is not None and not live.at_work
     tracker._on_frame(_frame("execution_start"))
+    assert live.at_work, "who has heard so may stop it"
     await tracker._on_event(_event(types_pb2.JOB_STATUS_QUEUED, 0))
     await tracker._on_event(_event(types_pb2.JOB_STATUS_RUNNING, 1))
     assert heard.kinds == ["status", "status", "execution_start"]
-    live = tracker.live(JOB)
-    assert live is not None and live.running
+    assert live.running
     assert [kind for kind, _ in live.messages] == ["execution_start"]
 
 
@@ -81,7 +83,7 @@ async def test_what_a_lost_attempt_told_is_void() -> None:
             await tracker._on_event(_event(types_pb2.JOB_STATUS_RUNNING, 1))
         await tracker._on_event(_event(types_pb2.JOB_STATUS_QUEUED, 1))
         live = tracker.live(JOB)
-        assert live is not None and not live.running and live.messages == []
+        assert live is not None and not live.at_work and live.messages == []
         # The second attempt; its start is told once more.
         tracker._on_frame(_frame("execution_start"))
         await tracker._on_event(_event(types_pb2.JOB_STATUS_QUEUED, 1))
