@@ -45,8 +45,8 @@ def api(fleet: FleetProcess, node: ComfyNode) -> Iterator[httpx.Client]:
     node.script.release()
 
 
-def _submit(api: httpx.Client, payload: dict[str, Any], job_type: str = "image_gen") -> str:
-    reply = api.post("/api/queue/jobs", json={"job_type": job_type, "payload": payload, "max_retries": 3})
+def _submit(api: httpx.Client, payload: dict[str, Any], job_type: str = "image_gen", *, max_retries: int = 3) -> str:
+    reply = api.post("/api/queue/jobs", json={"job_type": job_type, "payload": payload, "max_retries": max_retries})
     assert reply.status_code == 200, reply.text
     return str(reply.json()["job_id"])
 
@@ -155,7 +155,8 @@ def test_ended_while_its_picture_goes_to_the_server(
 def test_a_comfyui_that_goes_and_comes_back(api: httpx.Client, node: ComfyNode) -> None:
     """Its jobs fail and are tried again until it is back."""
     node.stop()
-    job_id = _submit(api, {"prompt": "later", "width": 64, "height": 64, "steps": 1})
+    # Each wait is twice the one before: enough of them for a machine that is slow to start it again.
+    job_id = _submit(api, {"prompt": "later", "width": 64, "height": 64, "steps": 1}, max_retries=10)
     wait_until_now(lambda: api.get(f"/api/queue/jobs/{job_id}").json()["attempts"])
     node.start()
     job = _ended(api, job_id)
