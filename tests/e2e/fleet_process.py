@@ -136,11 +136,12 @@ class FleetProcess:
         return []
 
     def pids(self, word: str) -> list[int]:
-        """Processes under it whose command line has that word: valkey-server, fleet_agent, fleet_agent.slot."""
-        found = []
+        """Processes under it whose command line has that word: valkey-server, fleet_agent, fleet_agent.slot. Not what
+        such a one has just begun: that has its parent's command line until it is a program of its own."""
+        found: list[int] = []
         for child in self.children():
             with contextlib.suppress(psutil.Error):
-                if word in child.cmdline() or word in Path(child.exe()).name:
+                if child.ppid() not in found and (word in child.cmdline() or word in Path(child.exe()).name):
                     found.append(child.pid)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -40,8 +41,8 @@ def test_priorities(fleet: FleetCommander) -> None:
     high = fleet.queue_job("sooner", priority="high", **QUICK)
     fleet.cancel_job(busy["job_id"])
     fleet.wait(low["job_id"])
-    first, second = fleet.get_job(high["job_id"]), fleet.get_job(low["job_id"])
-    assert first["start_time"] < second["start_time"]
+    first, second = (fleet.get_job(receipt["job_id"])["start_time"] for receipt in (high, low))
+    assert datetime.fromisoformat(first) < datetime.fromisoformat(second)
 
 
 def test_an_idempotency_key(fleet: FleetCommander) -> None:

@@ -257,6 +257,7 @@ async def test_what_another_server_has_just_stored_is_waited_for(
         world_on(store, tmp_path / "a", s3_server, home="a", eager=True) as one,
         world_on(store, tmp_path / "b", s3_server, home="b") as two,
     ):
+        two.filing.files._patience_seconds = 60
         row = await one.add(picture(), home="a")
         asked_early = asyncio.create_task(read(two, row))
         async with running(one.sweeps.run):
