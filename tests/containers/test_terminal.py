@@ -148,8 +148,9 @@ async def test_input_output_and_exit_over_a_websocket(fleet: FleetProcess, box: 
 async def test_a_flood_arrives_whole_in_little_memory(fleet: FleetProcess, stub: Any, road: str) -> None:
     """A reader that pauses holds the program back; what comes is what was sent."""
     size = int(os.environ.get("TEST_FLOOD_BYTES", FLOOD))
-    command = f"head -c {size} /dev/urandom | tee >(sha256sum >&2)"
-    words = f"bash -c '{command}; sleep 0.2'"
+    # It ends when the sum is said, however late that is on a busy machine.
+    summed = "exec 3> >(sha256sum >&2); sum=$!"
+    words = f"bash -c '{summed}; head -c {size} /dev/urandom | tee /dev/fd/3; exec 3>&-; wait $sum'"
     pids = [fleet.pid, *fleet.pids("fleet_agent")]
     before = _memory(pids)
     frames = _over_grpc(stub, words) if road == "grpc" else _over_websocket(fleet, words)

@@ -75,6 +75,10 @@ class SwarmFleet:
         assert reply.status_code == 200, reply.text
         return dict(reply.json())
 
+    def updated(self, name: str, status: str) -> dict[str, Any]:
+        """The service once its update stands so; the engine has a word of it only when it has begun."""
+        return self.until(lambda: one if ((one := self.get(name))["update"] or {}).get("status") == status else None)
+
     def running(self, name: str) -> int:
         return int(self.get(name)["running_replicas"])
 
@@ -87,7 +91,7 @@ class SwarmFleet:
         }
 
     @staticmethod
-    def until(condition: Callable[[], T], seconds: float = 100) -> T:
+    def until(condition: Callable[[], T | None], seconds: float = 100) -> T:
         """The first true value of the condition."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):

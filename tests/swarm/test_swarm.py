@@ -153,7 +153,7 @@ def test_update_and_rollback(swarm: SwarmFleet) -> None:
 
     reply = swarm.api.post(f"{path}/update", json={"image": f"{swarm.registry}/sdxl:2"})
     assert (reply.status_code, reply.json()["image"]) == (200, f"{swarm.registry}/sdxl:2")
-    done = swarm.until(lambda: (one := swarm.get("sdxl"))["update"]["status"] == "completed" and one)
+    done = swarm.updated("sdxl", "completed")
     assert {task["image"] for task in done["tasks"] if task["desired_status"] == "running"} == {
         f"{swarm.registry}/sdxl:2"
     }
@@ -162,7 +162,7 @@ def test_update_and_rollback(swarm: SwarmFleet) -> None:
     assert "@sha256:" in service.attrs["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
 
     assert swarm.api.post(f"{path}/rollback").json()["image"] == f"{swarm.registry}/sdxl:1"
-    swarm.until(lambda: swarm.get("sdxl")["update"]["status"] == "rollback_completed")
+    swarm.updated("sdxl", "rollback_completed")
     missing = swarm.api.post(f"{path}/update", json={"image": f"{swarm.registry}/sdxl:3"})
     assert refusal(missing) == (404, "IMAGE_NOT_FOUND")
     away = swarm.api.post(f"{path}/update", json={"image": f"{swarm.manager.address}:5999/sdxl:1"})
@@ -188,8 +188,8 @@ def test_an_image_behind_a_login(swarm: SwarmFleet) -> None:
         assert "wrong" not in reply.text
     assert swarm.api.post(path, json={"image": image, "registry_auth": login}).status_code == 200
     # Both machines log in with what was given.
-    swarm.until(lambda: (one := swarm.get("private"))["update"]["status"] == "completed" and one)
-    running = [task for task in swarm.get("private")["tasks"] if task["status"] == "running"]
+    done = swarm.updated("private", "completed")
+    running = [task for task in done["tasks"] if task["status"] == "running"]
     assert sorted((task["node_id"], task["image"]) for task in running) == [("agx0", image), ("agx1", image)]
 
 
