@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -80,8 +81,9 @@ async def door(answer: Door) -> AsyncIterator[int]:
 async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedProcess]:
     process = EmbeddedProcess(tmp_path / "s3")
     await asyncio.to_thread(process.start)
-    async with opened(process.endpoint, LASTING) as store:
-        assert store.status == (True, None)
+    async with opened(process.endpoint, LASTING) as store, asyncio.timeout(50):
+        # The first look may be given up while a busy machine starts it.
+        await store.wait_well()
     yield process
     await asyncio.to_thread(process.stop)
 
@@ -246,15 +248,28 @@ async def test_readers_that_leave_give_their_place_back(
         assert len(await store.read(OUTPUTS, "long.bin", limit=4 << 20)) == 4 << 20
 
 
-async def test_a_cancelled_put_leaves_nothing_and_no_thread_behind(embedded: EmbeddedProcess, tmp_path: Path) -> None:
+async def test_a_cancelled_put_leaves_nothing_and_no_thread_behind(
+    embedded: EmbeddedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, going_on = threading.Event(), threading.Event()
     path = tmp_path / "large"
     path.write_bytes(bytes(40 << 20))
     limits = S3Limits(threads=1, part_bytes=5 << 20, check_seconds=0.1)
     async with opened(embedded.endpoint, limits) as store:
+        send_part = store._minio._upload_part
+
+        def sent(*args: Any, **more: Any) -> Any:
+            if begun.is_set():
+                assert going_on.wait(50)
+            begun.set()
+            return send_part(*args, **more)
+
+        monkeypatch.setattr(store._minio, "_upload_part", sent)
         sending = asyncio.create_task(store.put(OUTPUTS, "large.bin", path))
         await wait_until(lambda: any((tmp_path / "s3" / "blobs").glob("*/*")))
         sending.cancel()
         await asyncio.wait([sending])
+        going_on.set()
         assert await store.stat(OUTPUTS, "large.bin") is None
         # The upload in parts is given up on the server too.
         await wait_until(lambda: not any((tmp_path / "s3" / "blobs").glob("*/*")))
