@@ -27,6 +27,10 @@ BODY_EXTENSION = "fleet.body"
 """Scope extension with a callable that takes the body where all of it has come, else None; asked before the first
 `receive`, if there."""
 
+LINE_EXTENSION = "fleet.line"
+"""Scope extension with the KnownLine that the request's method, path and query were taken from, where they came before.
+A middleware that changes one of them must drop it."""
+
 HEAD_EXTENSION = "fleet.head"
 """Scope extension with the `KnownHead` of a header section that came before, if it did. A middleware that changes the
 scope's headers must drop it."""

@@ -1,9 +1,10 @@
-"""Header sections that came before.
+"""Request lines and header sections that came before.
 
-A client sends nearly the same headers with each request. A section that is the same, byte for byte, says the same: it
-need not be parsed again, and what follows from its headers alone (such as the metadata of a call) can be kept beside
-it. Only plain requests are recognized: one at a time, come whole, in HTTP/1.1, with a body of a given length or none.
-Everything else takes the way through the parser.
+A client sends nearly the same headers with each request, and many requests to the same path. What is the same, byte
+for byte, says the same: it need not be parsed again, and what follows from the line alone (what answers the path) or
+from the headers alone (such as the metadata of a call) can be kept beside it. Only plain requests are recognized: one
+at a time, come whole, in HTTP/1.1, with a body of a given length or none. Everything else takes the way through the
+parser.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from fleet_server.bridge.errors import Header
 
 _MAX_KEPT = 256
 _MAX_SECTION_BYTES = 2048
+_MAX_LINE_BYTES = 512
 _END = b"\r\n\r\n"
 _LINE = re.compile(rb"(GET|POST|PUT|PATCH|DELETE|HEAD) (/[A-Za-z0-9/._~!$&'()*+,;=:@%?-]*) HTTP/1\.1")
 _NOT_KEPT = frozenset({b"connection", b"proxy-connection", b"transfer-encoding", b"upgrade", b"expect", b"trailer"})
@@ -35,17 +38,31 @@ class KnownHead:
         self.notes: dict[Any, Any] = {}
 
 
-PlainRequest = tuple[bytes, bytes, KnownHead, bytes]
-"""Method, target, header section and body of a request that was recognized."""
+class KnownLine:
+    """A plain request line in its parts. `notes` as those of a KnownHead: what follows from this line alone."""
+
+    __slots__ = ("method", "notes", "path", "query", "raw_path")
+
+    def __init__(self, method: bytes, target: bytes) -> None:
+        self.method = method.decode("ascii")
+        self.raw_path, _, self.query = target.partition(b"?")
+        path = self.raw_path.decode("ascii")
+        self.path = unquote(path) if "%" in path else path
+        self.notes: dict[Any, Any] = {}
+
+
+PlainRequest = tuple[KnownLine, KnownHead, bytes]
+"""Line, header section and body of a request that was recognized."""
 
 
 class KnownHeads:
-    """The header sections that a server got of late. A request line and its headers take at most `max_bytes`."""
+    """The lines and header sections that a server got of late. A line and its headers take at most `max_bytes`."""
 
-    __slots__ = ("_heads", "_max_bytes")
+    __slots__ = ("_heads", "_lines", "_max_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self._heads: dict[bytes, KnownHead] = {}
+        self._lines: dict[bytes, KnownLine] = {}
         self._max_bytes = max_bytes
 
     def recognize(self, data: bytes) -> PlainRequest | None:
@@ -57,11 +74,21 @@ class KnownHeads:
         head = self._heads.get(data[line_end:end])
         if head is None or len(data) != end + len(_END) + head.length:
             return None
-        line = _LINE.fullmatch(data, 0, line_end)
+        line = self._lines.get(data[:line_end]) or self._read_line(data[:line_end])
         if line is None:
             return None
-        method, target = line.groups()
-        return method, target, head, data[end + len(_END) :]
+        return line, head, data[end + len(_END) :]
+
+    def _read_line(self, text: bytes) -> KnownLine | None:
+        match = _LINE.fullmatch(text)
+        if match is None:
+            return None
+        line = KnownLine(*match.groups())
+        if len(text) <= _MAX_LINE_BYTES:
+            if len(self._lines) >= _MAX_KEPT:
+                self._lines.clear()
+            self._lines[text] = line
+        return line
 
     def learn(self, data: bytes, headers: list[Header]) -> None:
         """Keeps the header section that `data` begins with, which the parser has read as `headers`, if it is plain."""

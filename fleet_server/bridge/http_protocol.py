@@ -16,10 +16,17 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from fleet_server.bridge.asgi import ABORT_EXTENSION, BODY_EXTENSION, HEAD_EXTENSION, REPLY_EXTENSION
+from fleet_server.bridge.asgi import (
+    ABORT_EXTENSION,
+    BODY_EXTENSION,
+    HEAD_EXTENSION,
+    LINE_EXTENSION,
+    REPLY_EXTENSION,
+    Scope,
+)
 from fleet_server.bridge.errors import Header
 from fleet_server.bridge.http_exchange import Connection, HttpExchange
-from fleet_server.bridge.http_known import KnownHead
+from fleet_server.bridge.http_known import KnownHead, KnownLine
 
 _HASH = ord("#")
 
@@ -52,7 +59,8 @@ class LeanHttpProtocol(HttpToolsProtocol):
             "scheme": self.scheme,
             "root_path": self.root_path,
             # Of each request; here, so that the copies have their places already.
-            **dict.fromkeys(("http_version", "method", "headers", "state")),
+            "http_version": "1.1",
+            **dict.fromkeys(("method", "headers", "state")),
             **dict.fromkeys(("path", "raw_path", "query_string", "extensions")),
         }
         self._raw_root = self.root_path.encode("ascii")
@@ -75,37 +83,41 @@ class LeanHttpProtocol(HttpToolsProtocol):
         """The header section has ended: starts the request, or puts it behind those before it."""
         parser = self.parser
         version = parser.get_http_version()
-        scope = self._new_scope(version, parser.get_method(), self.headers)
+        scope = self._new_scope(parser.get_method().decode("ascii"), self.headers)
+        scope["http_version"] = version
         if parser.should_upgrade() and self._should_upgrade():
             return
-        keep_alive = version != "1.0" and parser.should_keep_alive()
-        self._open(scope, self.url, keep_alive, bytearray(), None)
-
-    def _open_known(self, method: bytes, target: bytes, head: KnownHead, body: bytes) -> None:
-        """A plain request has come as a whole, with a header section that is known: starts it."""
-        self.expect_100_continue = False
-        self._open(self._new_scope("1.1", method, head.headers.copy()), target, True, body, head)
-        if len(body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-
-    def _new_scope(self, version: str, method: bytes, headers: list[Header]) -> Any:
-        scope: Any = self._same.copy()
-        scope["http_version"] = version
-        scope["method"] = method.decode("ascii")
-        scope["headers"] = headers
-        scope["state"] = self.app_state.copy()
-        self.scope = scope
-        return scope
-
-    def _open(
-        self, scope: Any, target: bytes, keep_alive: bool, body: bytes | bytearray, known: KnownHead | None
-    ) -> None:
-        """Starts a request, or puts it behind those before it; of a known one all of the body is here."""
-        raw_path, query = _split(target)
+        raw_path, query = _split(self.url)
         path = raw_path.decode("ascii")
         scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
         scope["raw_path"] = self._raw_root + raw_path
         scope["query_string"] = query
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        self._open(scope, {}, keep_alive, bytearray(), True)
+
+    def _open_known(self, line: KnownLine, head: KnownHead, body: bytes) -> None:
+        """A plain request has come as a whole, with a header section that is known: starts it."""
+        self.expect_100_continue = False
+        scope = self._new_scope(line.method, head.headers.copy())
+        scope["path"] = self.root_path + line.path
+        scope["raw_path"] = self._raw_root + line.raw_path
+        scope["query_string"] = line.query
+        self._open(scope, {LINE_EXTENSION: line, HEAD_EXTENSION: head}, True, body, False)
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+
+    def _new_scope(self, method: str, headers: list[Header]) -> Scope:
+        scope: Scope = self._same.copy()
+        scope["method"] = method
+        scope["headers"] = headers
+        scope["state"] = self.app_state.copy()
+        self.scope = scope  # type: ignore[assignment]
+        return scope
+
+    def _open(
+        self, scope: Scope, extensions: dict[str, Any], keep_alive: bool, body: bytes | bytearray, more_body: bool
+    ) -> None:
+        """Starts a request, or puts it behind those before it."""
         exchange = HttpExchange(
             scope,
             self._connection,
@@ -115,15 +127,11 @@ class LeanHttpProtocol(HttpToolsProtocol):
             keep_alive,
             self.on_response_complete,
             body,
-            known is None,
+            more_body,
         )
-        extensions: dict[str, Any] = {
-            ABORT_EXTENSION: self.transport.abort,
-            REPLY_EXTENSION: exchange.reply,
-            BODY_EXTENSION: exchange.take_body,
-        }
-        if known is not None:
-            extensions[HEAD_EXTENSION] = known
+        extensions[ABORT_EXTENSION] = self.transport.abort
+        extensions[REPLY_EXTENSION] = exchange.reply
+        extensions[BODY_EXTENSION] = exchange.take_body
         scope["extensions"] = extensions
         before, self.cycle = self.cycle, exchange
         if before is None or before.response_complete:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import uuid_utils
 from google.protobuf.descriptor import ServiceDescriptor
 
-from fleet_server.bridge.asgi import HEAD_EXTENSION, Call, Receive, Scope, Send
+from fleet_server.bridge.asgi import HEAD_EXTENSION, LINE_EXTENSION, Call, Receive, Scope, Send
 from fleet_server.bridge.context import InProcContext, parse_timeout
 from fleet_server.bridge.endpoint import Endpoint
 from fleet_server.bridge.httprule import HTTP_BODY, WEBSOCKET, Binding, rules_of
@@ -94,16 +94,23 @@ class Bridge:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"the bridge serves http and websocket, not {scope['type']}; turn lifespan off")
-        known = (scope.get("extensions") or {}).get(HEAD_EXTENSION)
+        extensions = scope.get("extensions") or {}
+        known = extensions.get(HEAD_EXTENSION)
         headers = dict(scope["headers"]) if known is None else known.fields
         call = Call(scope, receive, send, headers, _request_id(headers))
-        raw_path = _raw_path(scope)
+        line = extensions.get(LINE_EXTENSION)
+        route = None if line is None else line.notes.get(self)
         try:
-            special = self._special.at(raw_path)
-            if special is not None:
-                await serve_special(special, call)
-                return
-            endpoint, variables = self._router.match(scope["method"], raw_path)
+            if route is None:
+                raw_path = _raw_path(scope)
+                special = self._special.at(raw_path)
+                if special is not None:
+                    await serve_special(special, call)
+                    return
+                route = self._router.match(scope["method"], raw_path)
+                if line is not None:
+                    line.notes[self] = route
+            endpoint, variables = route
             context = InProcContext(scope, call.request_id, _timeout(headers))
             await endpoint.serve(call, context, variables)
         except FleetError as error:

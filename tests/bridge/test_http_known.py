@@ -12,6 +12,7 @@ from fleet_server.bridge.context import InProcContext
 from fleet_server.bridge.guard import HostOriginGuard
 from fleet_server.bridge.http_known import KnownHead, KnownHeads
 from fleet_server.bridge.http_limits import limited_protocol
+from tests.bridge.library import Library, bridge_of
 from tests.bridge.raw_http import connect, serve
 
 FIELDS = b"Host: localhost\r\nX-One: 1\r\n"
@@ -127,6 +128,43 @@ def test_not_all_sections_are_kept() -> None:
         known.learn(data, [(b"a", b"%d" % number)])
     assert sum(known.recognize(data) is not None for data in requests) <= 256
     assert known.recognize(requests[-1]) is not None
+
+
+@pytest.mark.parametrize(("target", "kept"), [(b"/%d", 256), (b"/" + b"a" * 512 + b"%d", 0)], ids=["short", "long"])
+def test_not_all_lines_are_kept(target: bytes, kept: int) -> None:
+    known = KnownHeads(16384)
+    known.learn(SECTION, [(b"host", b"localhost"), (b"x-one", b"1")])
+    requests = [request(b"GET " + target % number) for number in range(600)]
+    lines = [known.recognize(data) for data in requests]
+    again = known.recognize(requests[-1])
+    assert again is not None
+    assert (again[0] is lines[-1][0] if lines[-1] else None) == bool(kept)
+    assert len(known._lines) <= kept
+
+
+async def test_a_known_line_is_answered_as_at_first() -> None:
+    asked = {
+        b"GET /v1/books/7": 200,
+        b"GET /v1/books/8": 200,
+        b"DELETE /v1/books/7": 200,
+        b"GET /v1/books/%2F": 400,
+        b"GET /v1/nowhere": 404,
+        b"POST /v1/titles": 405,
+        b"GET /v1/titles": 200,
+    }
+    fields = FIELDS + b"X-Request-Id: one\r\n"
+    async with serve(bridge_of(Library()), http=limited_protocol()) as server, connect(server) as client:
+        first: dict[bytes, bytes] = {}
+        for line, status in asked.items():
+            async with connect(server) as fresh:
+                await fresh.send(request(line, fields))
+                reply = await fresh.reply()
+            assert reply.status == status, line
+            first[line] = reply.body
+        for line, status in [*asked.items()] * 3:
+            await client.send(request(line, fields))
+            reply = await client.reply()
+            assert (reply.status, reply.body) == (status, first[line])
 
 
 def test_the_metadata_of_a_known_section_is_that_of_its_headers() -> None:
