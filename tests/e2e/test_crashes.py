@@ -81,7 +81,7 @@ def completions(client: FleetCommander) -> Counter[str]:
     counted: Counter[str] = Counter()
     with client.session.stream("GET", "/api/events", params={"since": "0", "type": "job_complete"}) as response:
         lines = response.iter_lines()
-        total = client.status()["jobs"]
+        total = client.queue_stats()["jobs"]
         wanted = total["succeeded"] + total["failed"] + total["cancelled"]
         while counted.total() < wanted:
             counted[json.loads(next(lines))["data"]["job_id"]] += 1

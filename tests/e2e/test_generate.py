@@ -118,5 +118,5 @@ def test_without_a_node_it_is_503_and_a_queued_one_waits() -> None:
         assert client.get("/api/fleet/generate/status").json()["status"] == "unavailable"
         receipt = client.post("/api/vision/generate", json=QUICK).json()
         assert (receipt["status"], receipt["wait_reason"]) == ("queued", "NO_NODE")
-        assert client.get("/api/status").json()["status"] == "degraded"
+        until(lambda: client.get("/api/status").json()["status"] == "degraded", "without a node it is not well")
         assert client.get("/health").json() == {"status": "ok", "version": "1.0.0"}

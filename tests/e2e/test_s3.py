@@ -75,8 +75,8 @@ async def test_everything_else_works_without_it_until_it_is_back(short_path: Pat
     fleet = FleetProcess(short_path / "data", environment={"FLEET_S3_ENDPOINT": mine.endpoint})
     await asyncio.to_thread(fleet.start)
     try:
-        told = status(fleet)
-        assert (told["status"], told["s3"]) == ("degraded", {"status": "unavailable", "detail": "connection refused"})
+        await wait_until(lambda: (told := status(fleet))["status"] == "degraded" and told["s3"]["status"] != "ok")
+        assert status(fleet)["s3"] == {"status": "unavailable", "detail": "connection refused"}
         body = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 1}
         made = await asyncio.to_thread(httpx.post, f"{fleet.url}/api/fleet/generate", json=body, timeout=150)
         assert (made.status_code, made.headers["content-type"]) == (200, "image/png")

@@ -125,7 +125,7 @@ def test_every_other_reading(client: FleetCommander) -> None:
     client.generate_image("p", **QUICK)
     assert client.connect()["status"] == "connected"
     assert "image_gen" in str(client.capabilities())
-    assert client.status()["status"] == "ok"
+    wait_until_now(lambda: client.status()["status"] == "ok")
     assert client.list_nodes(status=["online"])["nodes"]
     wait_until_now(lambda: client.list_heartbeats()["heartbeats"])
     # Heartbeats say what is in memory.
