@@ -113,14 +113,16 @@ async def test_a_killed_server_gets_all_its_agents_back_and_nothing_is_done_twic
 
 
 async def test_faults_hurt_and_nothing_is_lost_by_them(own_server: FleetProcess) -> None:
-    hurt = Faults(crash=600, disconnect=600, slow=0.2, engine=0.05, oom=0.05)
-    simulation = Simulation(plan_on(own_server, faults=hurt))
+    faults = Faults(crash=600, disconnect=600, slow=0.2, engine=0.05, oom=0.05)
+    simulation = Simulation(plan_on(own_server, faults=faults))
     tally = simulation.tally
 
     async def until(running: Simulation) -> None:
-        await wait_until(lambda: tally.crashes > 2 and tally.failed_attempts > 3 and len(tally.dials) > AGENTS + 5)
-        running.stop_jobs()
-        await wait_until(lambda: tally.done > 60)
+        def hurt() -> bool:
+            return tally.crashes > 2 and tally.failed_attempts > 3 and len(tally.dials) > AGENTS + 5
+
+        # Who was cut off stays away for up to 45 s.
+        await wait_until(lambda: hurt() and tally.done > 60, seconds=150)
 
     await simulation.run(Load(rate=30), until)
     assert (tally.overlaps, tally.done_twice) == (0, 0)
