@@ -32,7 +32,8 @@ from fleet_server.store.valkey import EmbeddedValkey
 
 _log = structlog.get_logger("fleet")
 _STORE_SECONDS = 30.0
-_AGENT_SECONDS = 60.0
+_AGENT_SECONDS = 120.0
+"""Where a machine is that busy, its agent takes as long to come: who reads the ready line counts on it."""
 _S3_SECONDS = 5.0
 """An S3 server that does not answer holds the ready line up no longer."""
 
