@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
 from fleet.v1 import node_pb2
 
 from fleet_agent import PROTOCOL_VERSION
@@ -138,16 +139,25 @@ async def test_the_server_goes_while_an_attempt_runs_and_hears_of_it_again(
 
 
 async def test_an_end_that_came_while_the_server_was_away_is_delivered_after_the_next_welcome(
-    server: ScriptedServer, tmp_path: Path
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(tmp_path, server.address)
+    hellos: list[node_pb2.Hello] = []
     async with agent_running(settings) as agent:
         talk = await server.conversation()
+        hello = agent.session._hello
+
+        async def noted() -> node_pb2.Hello:
+            hellos.append(await hello())
+            return hellos[-1]
+
+        monkeypatch.setattr(agent.session, "_hello", noted)
         talk.say(assign=assign_of("t1", "wait"))
         await talk.first("started")
         await server.stop()
         let_go(settings, "t1")
-        await wait_until(agent.runner.spooled)
+        # A dial that began before the end came would still find the server, with a Hello of before.
+        await wait_until(lambda: hellos and hellos[-1].spooled)
         await server.start()
         again = await server.conversation(1)
         assert [held.token for held in again.hello.spooled] == ["t1"]
