@@ -116,7 +116,9 @@ class Executor:
             while not self.pending or self._script.queue_held:
                 self._arrived.clear()
                 self._script.on_release(self._arrived)
-                await self._arrived.wait()
+                # A release by another thread may have come since the look.
+                if not self.pending or self._script.queue_held:
+                    await self._arrived.wait()
             run = self.running = Run(heapq.heappop(self.pending))
             self.say_status()
             await self._run(run)

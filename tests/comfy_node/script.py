@@ -67,6 +67,9 @@ class Script:
         while not over():
             event = asyncio.Event()
             self.on_release(event)
+            # A release by another thread may have come since the look.
+            if over():
+                return
             self.held.set()
             await event.wait()
 
