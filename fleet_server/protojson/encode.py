@@ -132,7 +132,8 @@ def _compile_waiting() -> None:
         if is_wrapper(message):
             lines = [f"return {_member(message.fields_by_name['value'])}"]
         else:
-            lines = ["h = m.HasField", "return {", *_entries(message), "}"]
+            asked = any(field_kind(field).nullable for field in message.fields)
+            lines = [*(["h = m.HasField"] if asked else []), "return {", *_entries(message), "}"]
         done[message] = _source.define(_names[message], "m", lines)
     _encoders.update(done)
 

@@ -21,6 +21,7 @@ _LIST_LEVELS = 2
 
 # Comparing a float with an integer costs several times what comparing two floats does.
 _SAFE_FLOAT = float(SAFE)
+_LEAST_FLOAT = -_SAFE_FLOAT
 
 _MASK = re.compile(r"(?:[a-z_][a-z0-9_]*(?:[.,][a-z_][a-z0-9_]*)*)?")
 
@@ -37,7 +38,7 @@ def _no_text_out(value: Any) -> Any:
     """A Value that is no text, or an empty one."""
     number = value.number_value
     if number:
-        if -_SAFE_FLOAT <= number <= _SAFE_FLOAT:
+        if _LEAST_FLOAT <= number <= _SAFE_FLOAT:
             return int(number) if number.is_integer() else number
         if not -DOUBLE_MAX <= number <= DOUBLE_MAX:
             raise ValueError(f"Value.number_value is {number}, which JSON cannot hold")
@@ -73,7 +74,7 @@ def struct_out(message: Any) -> dict[str, Any]:
         number = value.number_value
         if not number:
             found[key] = _no_number_out(value)
-        elif -_SAFE_FLOAT <= number <= _SAFE_FLOAT:
+        elif _LEAST_FLOAT <= number <= _SAFE_FLOAT:
             found[key] = int(number) if number.is_integer() else number
         else:
             found[key] = _no_text_out(value)

@@ -110,7 +110,7 @@ def _has_rules(message: Descriptor) -> bool:
 def _body(message: Descriptor) -> list[str]:
     if message.GetOptions().HasExtension(validate_pb2.message):
         return ["return False"]
-    lines = ["h = m.HasField"]
+    lines: list[str] = []
     for oneof in message.oneofs:
         given = oneof.GetOptions().Extensions[validate_pb2.oneof]
         if given.ListFields():
@@ -119,7 +119,8 @@ def _body(message: Descriptor) -> list[str]:
     for field in message.fields:
         rules = field.GetOptions().Extensions[validate_pb2.field]
         lines += _field(field, rules)
-    return [*lines, "return True"]
+    asked = any("h('" in line for line in lines)
+    return [*(["h = m.HasField"] if asked else []), *lines, "return True"]
 
 
 def _unless(condition: str) -> list[str]:
