@@ -240,7 +240,7 @@ def _agent(settings: Settings, key: str | None, door: dict[str, str], lock: Fold
 
 
 async def _until_online(server: Server, stopping: asyncio.Event) -> bool:
-    """Waits for the agent's Welcome; goes on without it after a minute, saying so. False: told to stop."""
+    """Waits for the agent's Welcome; goes on without it after two minutes, saying so. False: told to stop."""
     online = asyncio.Event()
     end = server.fleet.subscribe_changes(lambda _: online.set() if server.fleet.online() else None)
     if server.fleet.online():
