@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def test_four_images_of_one_request_are_one_batch(client: FleetCommander) -> Non
     children = [client.get_job(job_id) for job_id in group["child_job_ids"]]
     assert len(children) == 4
     # They are begun and ended by one thread: had each run alone, one would have ended before the next began.
-    assert max(child["start_time"] for child in children) < min(child["end_time"] for child in children)
+    moments = [[datetime.fromisoformat(child[name]) for child in children] for name in ("start_time", "end_time")]
+    assert max(moments[0]) < min(moments[1])
     together = [picture(client, output) for output in group["result"]["outputs"]]
     alone = [paint(client, seed=seed) for seed in range(100, 104)]
     for index in range(4):

@@ -32,6 +32,8 @@ class Tap:
         self._target = target_port
         self.reads: Counter[str] = Counter()
         self.offsets: list[int] = []
+        self.passed = 0
+        """Bytes of such reads that came."""
         self.cut_after: int | None = None
         """The next such read is cut after so many bytes, once."""
         self.hold_after: int | None = None
@@ -97,6 +99,7 @@ class Tap:
         while data := await reader.read(1 << 16):
             if reading.passed is not None:
                 passed = reading.passed = reading.passed + len(data)
+                self.passed += len(data)
                 if self.cut_after is not None and passed >= self.cut_after:
                     self.cut_after = None
                     return
