@@ -63,4 +63,6 @@ def test_programs_are_started_without_what_grpc_does_in_forks() -> None:
     environment = {name: text for name, text in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
     command = [sys.executable, "-c", _BESIDE_GRPC]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    # It may also say how its connection ended.
+    about_forks = [line for line in done.stderr.splitlines() if "fork" in line.lower()]
+    assert (done.returncode, about_forks) == (0, []), done.stderr
