@@ -1,9 +1,10 @@
 """A model file from a bucket to three agents on one machine: time, reads of the bucket, memory, and a cut at half.
 
-    python -m bench.models [--sizes 256MB 2GB]
+    python -m bench.models [--sizes 256MB 2GB] [--s3 rgw]
 
-A real `fleet up`, its agent, two more agents, and an S3 server of ours behind a relay that counts reads of objects and
-cuts one. Memory is how much each process's peak (VmHWM, reset before) is above what it had before the download.
+A real `fleet up`, its agent, two more agents, and an S3 server (ours, or Ceph's gateway) behind a relay that counts
+reads of objects and cuts one. Memory is how much each process's peak (VmHWM, reset before) is above what it had before
+the download.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fleet_client import FleetCommander
 from minio import Minio
@@ -29,6 +31,7 @@ from fleet_agent.engines.sketch_model import parse_size
 from tests.e2e.fleet_process import FleetProcess
 from tests.models.tap import Tap
 from tests.s3.embedded import ACCESS, SECRET, EmbeddedProcess
+from tests.s3.rgw import gateway
 from tests.waiting import wait_until_now
 
 LIMIT_MB = 64
@@ -40,6 +43,7 @@ def main() -> None:
     """Runs each size and prints the table; exits with 1 where a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", nargs="+", default=["256MB", "2GB"])
+    parser.add_argument("--s3", choices=["embedded", "rgw"], default="embedded", help="rgw needs Debian's radosgw")
     options = parser.parse_args()
     sys.stdout.write(
         heading() + "\n| size | to three agents | MB/s together | reads of the bucket | peak memory: server | "
@@ -48,25 +52,25 @@ def main() -> None:
     kept = True
     for text in options.sizes:
         with tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
-            line, good = measure(Path(folder), text, parse_size(text))
+            line, good = measure(Path(folder), text, parse_size(text), options.s3)
         sys.stdout.write(line)
         sys.stdout.flush()
         kept &= good
     raise SystemExit(0 if kept else 1)
 
 
-def measure(folder: Path, text: str, size: int) -> tuple[str, bool]:
+def measure(folder: Path, text: str, size: int, s3: str) -> tuple[str, bool]:
     """One size: its line, and whether all promises are kept."""
     with contextlib.ExitStack() as stack:
-        s3 = stack.enter_context(EmbeddedProcess(folder / "s3"))
-        tap = stack.enter_context(Tap(s3.port))
+        port = stack.enter_context(_store(s3, folder / "s3"))
+        tap = stack.enter_context(Tap(port))
         fleet = stack.enter_context(FleetProcess(folder / "data", environment=_settings(tap.port)))
         client = stack.enter_context(FleetCommander(fleet.url))
         agents = [_agent(folder, fleet, name) for name in ("a1", "a2")]
         for agent in agents:
             stack.callback(agent.stop)
         wait_until_now(lambda: sum(node["status"] == "online" for node in client.list_nodes()["nodes"]) == 3)
-        sha256 = _put(s3.port, folder / "whole.safetensors", "whole.safetensors", size, 1)
+        sha256 = _put(port, folder / "whole.safetensors", "whole.safetensors", size, 1)
         names = [node["node_id"] for node in client.list_nodes()["nodes"]]
         pids = [fleet.pid, *fleet.pids("fleet_agent"), *(agent.pid for agent in agents)]
         with _peaks(pids) as grown:
@@ -79,7 +83,7 @@ def measure(folder: Path, text: str, size: int) -> tuple[str, bool]:
         same &= all(_hash(one / "models/checkpoints/whole.safetensors") == sha256 for one in folders)
         for one in folders:
             (one / "models/checkpoints/whole.safetensors").unlink()
-        again, resumed = _cut(client, tap, s3.port, folder, size)
+        again, resumed = _cut(client, tap, port, folder, size)
         server, agents_mb = grown[0] / 1e6, max(grown[1:]) / 1e6
         good = same and resumed and reads <= 3 and max(server, agents_mb) < LIMIT_MB
     cells = (
@@ -87,6 +91,18 @@ def measure(folder: Path, text: str, size: int) -> tuple[str, bool]:
         f"| {agents_mb:.0f} MB | {again / 1e6:.0f} MB | {'yes' if same and resumed else 'NO'} |\n"
     )
     return cells, good
+
+
+@contextlib.contextmanager
+def _store(s3: str, folder: Path) -> Iterator[int]:
+    """The port of an S3 server."""
+    folder.mkdir()
+    if s3 == "rgw":
+        with gateway(folder, ACCESS, SECRET) as endpoint:
+            yield urlsplit(endpoint).port or 80
+    else:
+        with EmbeddedProcess(folder) as embedded:
+            yield embedded.port
 
 
 def _cut(client: FleetCommander, tap: Tap, port: int, folder: Path, size: int) -> tuple[float, bool]:
