@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 import uvloop
 
-from fleet_agent.collector import settle_memory
 from fleet_agent.commands import CommandDesk, CommandJournal
 from fleet_agent.disk import lasting_folder
 from fleet_agent.docker_room import DockerRoom
@@ -24,6 +23,7 @@ from fleet_agent.enrol import enrolled, keep_fresh
 from fleet_agent.identity import Door, IdentityError
 from fleet_agent.inventory import Inventory
 from fleet_agent.logs import configure
+from fleet_agent.memory import settle_memory
 from fleet_agent.metrics.reader import MetricsReader
 from fleet_agent.model_room import ModelRoom
 from fleet_agent.runner import Runner

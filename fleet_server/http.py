@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,8 +14,6 @@ from fleet_server.bridge.http_limits import LimitedWebSocketProtocol, limited_pr
 
 _BACKLOG = 2048
 _MAX_FRAME_BYTES = 1 << 20
-_YOUNG_OBJECTS = 5_000
-"""So many more containers than were given back begin a collection of the young: a millisecond at most."""
 IDLE_SECONDS = 75
 """How long a connection may be idle. Clients that keep theirs for 5 s (httpx, and so our own), 15 s or 60 s (proxies)
 close first: one that we close in the moment of its next request fails that request."""
@@ -24,17 +21,6 @@ close first: one that we close in the moment of its next request fails that requ
 
 class PortTakenError(RuntimeError):
     """Something else listens on the port."""
-
-
-def settle_memory() -> None:
-    """Tells the garbage collector that what is there now stays: descriptors and converters, some 100,000 objects.
-
-    To be called once, when everything is wired. Each full collection would go through all of them, a pause of tens of
-    milliseconds. What comes after is looked at less often: almost all of it goes by itself, without the collector.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
 
 
 def bind(host: str, port: int, flag: str) -> list[socket.socket]:

@@ -22,7 +22,8 @@ from fleet_server.embedded.identity import server_name
 from fleet_server.embedded.lock import FolderInUseError, FolderLock
 from fleet_server.embedded.own_key import OwnKeyError, own_key
 from fleet_server.embedded.stewards import Stewards
-from fleet_server.http import HttpServer, PortTakenError, bind, settle_memory
+from fleet_server.http import HttpServer, PortTakenError, bind
+from fleet_server.memory import settle_memory
 from fleet_server.objects import opened_s3
 from fleet_server.readiness import Readiness, StartError
 from fleet_server.settings import Settings

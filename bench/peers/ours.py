@@ -20,7 +20,8 @@ from bench.peers.sample import API_KEY, JOB_ID
 from fleet_server.bridge import Bridge
 from fleet_server.bridge.guard import HostOriginGuard
 from fleet_server.domain.errors import FleetError
-from fleet_server.http import HttpServer, bind, settle_memory
+from fleet_server.http import HttpServer, bind
+from fleet_server.memory import settle_memory
 from fleet_server.rpc.auth import ApiKey, KeyRing
 from fleet_server.rpc.invoke import Invoker
 from fleet_server.rpc.methods import methods_of
