@@ -169,7 +169,8 @@ class ComfyTracker:
         try:
             while True:
                 try:
-                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES, hurried=self._hurried)
+                    # (The models of a graph are values in it.)
+                    wanted = EventFilter(kinds=_KINDS, job_types=_TYPES, without_model=True, hurried=self._hurried)
                     async with aclosing(self._hub.watch(wanted, listening=self._look_again)) as events:
                         async for event in events:
                             await self._on_event(event)

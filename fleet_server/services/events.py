@@ -391,8 +391,10 @@ class EventHub:
 
     def _wanted(self, entry: StoredEvent) -> bool:
         """Whether the event can be for anybody who listens now."""
-        job_type = entry.raw[b"ki"].partition(b"\0")[0].decode() if entry.type in JOB_KINDS else ""
-        return any(box.wanted.may_take(entry.type, job_type) for box in self._boxes)
+        job_type, has_model = "", False
+        if entry.type in JOB_KINDS:
+            job_type, has_model = entry.raw[b"ki"].partition(b"\0")[0].decode(), b"mo" in entry.raw
+        return any(box.wanted.may_take(entry.type, job_type, has_model) for box in self._boxes)
 
 
 def _gap_of(entry: StoredEvent) -> Happening:

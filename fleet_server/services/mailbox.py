@@ -41,6 +41,8 @@ class EventFilter:
     cluster: str | None = None
     job_types: frozenset[str] = frozenset()
     """Events of jobs of other types may be left out."""
+    without_model: bool = False
+    """And those of jobs that run with a model of the catalogue."""
     hurried: Callable[[], bool] = lambda: True
     """Whether events are to come at once now; else a little later they do as well."""
     previews: bool = False
@@ -62,9 +64,11 @@ class EventFilter:
             and (self.cluster is None or self.cluster in happening.clusters)
         )
 
-    def may_take(self, kind: str, job_type: str) -> bool:
-        """Whether an event of this kind, about a job of this type ("": about none), can be for this listener."""
-        return self.takes_kind(kind) and (not job_type or not self.job_types or job_type in self.job_types)
+    def may_take(self, kind: str, job_type: str, has_model: bool) -> bool:
+        """Whether an event of this kind, about such a job (type "": about none), can be for this listener."""
+        if not self.takes_kind(kind) or (has_model and self.without_model):
+            return False
+        return not job_type or not self.job_types or job_type in self.job_types
 
     def takes_kind(self, kind: str) -> bool:
         """Whether events of this kind can be for this listener."""

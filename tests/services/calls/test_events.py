@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +15,10 @@ from fleet.v1 import types_pb2
 
 from fleet_server.domain.errors import FleetError
 from fleet_server.services.events import EventSettings
+from fleet_server.services.happenings import EventMaker
 from fleet_server.services.listener import order
-from fleet_server.services.mailbox import EventFilter
-from fleet_server.store import JobRecord, JobStore, Store, open_store
+from fleet_server.services.mailbox import EventFilter, Happening
+from fleet_server.store import JobRecord, JobStore, Store, StoredEvent, open_store
 from tests.services.calls.desk import ALIAS, Desk, desk_on
 from tests.store.conftest import Server, run_server
 from tests.waiting import wait_until
@@ -152,6 +153,26 @@ async def test_filters_hold_together(desk: Desk) -> None:
         assert (await mine.until(1))[0].job_complete.job_id == first
         assert [event.WhichOneof("data") for event in await node.until(4)] == ["job_update", "job_complete"] * 2
         assert service.events == []
+
+
+async def test_jobs_with_a_model_are_left_out_where_nobody_wants_them(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    stored = EventMaker.stored
+
+    async def noted(self: EventMaker, entries: Sequence[StoredEvent]) -> list[Happening]:
+        made.extend(entry.job.job_id for entry in entries)
+        return await stored(self, entries)
+
+    monkeypatch.setattr(EventMaker, "stored", noted)
+    await desk.add_node()
+    await desk.add_node("llm0", job_types=[types_pb2.JOB_TYPE_LLM_INFERENCE], models=())
+    async with listening(desk, without_model=True, kinds=frozenset({"job_update"})) as graphs:
+        await desk.submit()
+        plain = await desk.submit(job_type="llm_inference", payload={"prompt": "x"})
+        assert [event.job_update.job_id for event in await graphs.until(1)] == [plain]
+        assert made == [plain]
 
 
 async def test_a_job_comes_first_as_it_is_and_nothing_older_after_it(desk: Desk) -> None:
