@@ -101,9 +101,8 @@ class EventHub:
                 async with asyncio.timeout(self._settings.ready_seconds):
                     await self._ready.wait()
             except TimeoutError:
-                raise FleetError(
-                    "STORE_UNAVAILABLE", "the store cannot be reached: events cannot be followed"
-                ) from None
+                detail = "the store cannot be reached: events cannot be followed"
+                raise FleetError("STORE_UNAVAILABLE", detail) from None
 
     @property
     def listeners(self) -> frozenset[Mailbox]:
@@ -391,10 +390,9 @@ class EventHub:
 
     def _wanted(self, entry: StoredEvent) -> bool:
         """Whether the event can be for anybody who listens now."""
-        job_type, has_model = "", False
-        if entry.type in JOB_KINDS:
-            job_type, has_model = entry.raw[b"ki"].partition(b"\0")[0].decode(), b"mo" in entry.raw
-        return any(box.wanted.may_take(entry.type, job_type, has_model) for box in self._boxes)
+        raw = entry.raw if entry.type in JOB_KINDS else {}
+        job_type = raw.get(b"ki", b"").partition(b"\0")[0].decode()
+        return any(box.wanted.may_take(entry.type, job_type, b"mo" in raw) for box in self._boxes)
 
 
 def _gap_of(entry: StoredEvent) -> Happening:
