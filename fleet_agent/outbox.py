@@ -195,31 +195,29 @@ class Outbox:
             if self._full:
                 raise OutboxFullError(f"{CONTROL_LIMIT:,} messages wait to be sent")
             now = time.monotonic()
-            # Nothing of an attempt overtakes its start: ticks, frames and previews wait with it.
+            # Nothing of an attempt overtakes its start.
+            others = self._ticks or self._previews or self._frames
             if self._starts:
-                self._release_starts(math.inf if self._ticks or self._previews or self._frames else now)
-            held = self._held_until - now if self._control else 0.0
+                self._release_starts(math.inf if others else now)
+            held = self._held_until - now if self._control and not others else 0.0
             if self._control and held <= 0:
                 return self._control.popleft()
             if self._over:
                 # A write after the stream's half-close would end it at once, and what the server has not read is lost.
                 await asyncio.Event().wait()
-            waits: list[float | None] = [held] if held > 0 else []
-            if not waits:
-                message, tick_wait = self._ticks.take(now)
-                if message is not None:
-                    return message
-                message = self._frames.take()
-                if message is not None:
-                    return message
-                message, preview_wait = self._previews.take(now)
-                if message is not None:
-                    return message
-                waits = [tick_wait, preview_wait]
+            message, tick_wait = self._ticks.take(now)
+            if message is not None:
+                return message
+            message = self._frames.take()
+            if message is not None:
+                return message
+            message, preview_wait = self._previews.take(now)
+            if message is not None:
+                return message
             self._changed.clear()
             start = next((until - now for until, _ in self._starts.values()), None)
             try:
-                async with asyncio.timeout(_sooner(*waits, start)):
+                async with asyncio.timeout(_sooner(tick_wait, preview_wait, held or None, start)):
                     await self._changed.wait()
             except TimeoutError:
                 continue

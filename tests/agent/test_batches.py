@@ -72,6 +72,15 @@ async def test_a_start_that_nothing_follows_goes_out_by_itself() -> None:
     assert await asyncio.wait_for(outbox.next(), 50) == started("1")
 
 
+async def test_no_tick_overtakes_the_start_of_its_attempt(monkeypatch: Any) -> None:
+    monkeypatch.setattr("fleet_agent.outbox.GATHER_SECONDS", 3600)
+    outbox = Outbox()
+    outbox.control(started("1"), soon=True)
+    outbox.tick(node_pb2.AgentMessage(tick=node_pb2.JobTick(token="1")))
+    assert (await asyncio.wait_for(outbox.next(), 50)).HasField("started")
+    assert (await asyncio.wait_for(outbox.next(), 50)).HasField("tick")
+
+
 def test_a_free_payload_reaches_the_engine_as_json_has_it() -> None:
     payload = types_pb2.Payload()
     payload.custom.update({"a": [1, None, True, {"b": "x", "c": []}], "d": {"e": 1.5}, "f": None, "g": {}})

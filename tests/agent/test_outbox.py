@@ -212,32 +212,6 @@ async def in_one(outbox: Outbox) -> list[tuple[str | None, str]]:
     return [(kind, getattr(one, str(kind)).token) for kind, one in zip(kinds, messages, strict=True)]
 
 
-@pytest.mark.parametrize("other", ["tick", "preview", "frame"])
-async def test_what_an_attempt_shows_waits_with_its_start(other: str, clock: Clock) -> None:
-    outbox = Outbox()
-    outbox.control(about("started", "quick"), soon=True)
-    match other:
-        case "tick":
-            outbox.tick(tick("quick", 1))
-        case "preview":
-            outbox.preview(preview("quick", 1))
-        case _:
-            outbox.frame(node_pb2.AgentMessage(frame=node_pb2.EngineFrame(token="quick", text="{}")))
-    assert told(await taken(outbox)) == []
-    clock.now += module.GATHER_SECONDS
-    assert [message[0] for message in told(await taken(outbox))] == ["started", other]
-
-
-async def test_of_a_short_job_only_its_start_and_its_end_are_said(clock: Clock) -> None:
-    outbox = Outbox()
-    outbox.control(about("started", "quick"), soon=True)
-    outbox.tick(tick("quick", 1))
-    assert told(await taken(outbox)) == []
-    outbox.finish("quick")
-    outbox.control(about("complete", "quick"))
-    assert [message[0] for message in told(await taken(outbox))] == ["started", "complete"]
-
-
 async def test_in_a_crowd_a_success_stands_for_its_beginning() -> None:
     outbox = Outbox()
     outbox.crowded = True
