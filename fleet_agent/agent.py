@@ -163,7 +163,7 @@ def _folders(settings: AgentSettings) -> Spool:
     except OSError as error:
         _log.warning("there is no model folder", folder=str(settings.models_folder), error=error.strerror)
     try:
-        return Spool(settings.data_dir / "spool", settings.inline_bytes)
+        return Spool(settings.data_dir / "spool")
     except OSError as error:
         raise FolderError(_cannot(settings.data_dir, error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,13 @@ class Attempt:
         return held
 
 
-def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folder: Path) -> Attempt:
-    """Finds engine, model and LoRAs for an Assign. Raises RefusedError where one is missing."""
+def plan(
+    assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folder: Path, *, inline_bytes: int = 0
+) -> Attempt:
+    """Finds engine, model and LoRAs for an Assign. Raises RefusedError where one is missing.
+
+    Outputs that have no more than `inline_bytes` together come with the end of the task and not in `folder`.
+    """
     kind = assign.payload.WhichOneof("kind")
     if kind is None:
         raise RefusedError("CAPABILITY_MISSING", "the payload is of a kind that this agent does not know")
@@ -115,6 +121,7 @@ def plan(assign: node_pb2.Assign, slot: SlotProcess, inventory: Inventory, folde
         # JSON numbers end at 2^53 for some readers; a seed goes to 2^64.
         "seed": str(seed),
         "output_folder": str(folder),
+        "inline_bytes": inline_bytes,
         # Somebody may begin to look at any time; the agent sends what is looked at.
         "previews": True,
         "inputs": {},
@@ -191,14 +198,15 @@ def _metadata(
     return metadata
 
 
-def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
-    """The end that a `done` or `failed` frame means, receipts not yet filled in."""
+def completion(attempt: Attempt, event: frames.Message, blob: bytes = b"") -> node_pb2.JobComplete:
+    """The end that a `done` or `failed` frame means; receipts of outputs that are not in its blob not yet filled in."""
     if event["event"] != "done":
         complete = failure(attempt, event["reason"], event["detail"], event["retryable"])
         if "exit_code" in event:
             _say_result(complete, event)
         return complete
     complete = node_pb2.JobComplete(job_id=attempt.assign.job_id, token=attempt.token, metadata=attempt.metadata)
+    at = 0
     for output in event["outputs"]:
         uploaded = complete.outputs.add(content_type=output["content_type"])
         for name in ("width", "height", "duration_seconds", "seed"):
@@ -206,6 +214,10 @@ def completion(attempt: Attempt, event: frames.Message) -> node_pb2.JobComplete:
                 setattr(uploaded, name, output[name])
         if output.get("engine_file") is not None:
             uploaded.engine_file.CopyFrom(types_pb2.EngineFile(**output["engine_file"]))
+        if "inline" in output:
+            uploaded.data = data = blob[at : at + output["inline"]]
+            uploaded.receipt.size_bytes, uploaded.receipt.sha256 = len(data), hashlib.sha256(data).hexdigest()
+            at += len(data)
     _say_result(complete, event)
     complete.load_seconds = event["load_seconds"]
     complete.run_seconds = event["run_seconds"]

@@ -217,7 +217,8 @@ class Runner:
         except OSError as error:
             raise RefusedError("DISK_FULL", f"no folder for the outputs: {error.strerror}") from error
         try:
-            return plan(assign, slot_for(assign.model, free), self._inventory, folder)
+            slot, most = slot_for(assign.model, free), self._settings.inline_bytes
+            return plan(assign, slot, self._inventory, folder, inline_bytes=most)
         except BaseException:
             self._spool.discard(assign.token)
             raise
@@ -257,8 +258,9 @@ class Runner:
             async with contextlib.aclosing(attempt.slot.run(attempt.task)) as events:
                 async for event, blob in events:
                     if event["event"] in ("done", "failed"):
-                        outputs = [(Path(out["path"]), out["content_type"]) for out in event.get("outputs", ())]
-                        return _End(completion(attempt, event), outputs)
+                        apart = [out for out in event.get("outputs", ()) if "inline" not in out]
+                        outputs = [(Path(out["path"]), out["content_type"]) for out in apart]
+                        return _End(completion(attempt, event, blob), outputs)
                     if event["event"] == "cancelled":
                         break
                     self._heard(attempt, event, blob)

@@ -36,7 +36,7 @@ from fleet_agent.engines.base import Cancelled, EngineError, EngineResult, Engin
 from fleet_agent.engines.batch import BatchEngine, Ended
 from fleet_agent.gatherer import Gatherer
 from fleet_agent.memory_limit import go_first, limit_memory
-from fleet_agent.slot_tasks import failure, model_of, result_of, task_of
+from fleet_agent.slot_tasks import failure, model_of, result_of, taken_out, task_of
 
 _MAX_PREVIEW_BYTES = 65_536
 
@@ -175,16 +175,19 @@ class Child:
         token = message["token"]
         reporter = PipeReporter(self._pipe, token, self._cancelled[token])
         self._pipe.send({"event": "started", "token": token})
-        self._last(token, self._judged(lambda: self._attempt(message, reporter)))
+        self._last(message, self._judged(lambda: self._attempt(message, reporter)))
 
-    def _last(self, token: str, reply: frames.Message) -> None:
-        """Says how a task ended."""
+    def _last(self, message: frames.Message, reply: frames.Message) -> None:
+        """Says how a task ended, with outputs that are small."""
+        token, blob, most_bytes = message["token"], b"", message.get("inline_bytes", 0)
+        if reply["event"] == "done" and reply["outputs"] and most_bytes:
+            blob = taken_out(reply["outputs"], Path(message["output_folder"]), most_bytes)
         with self._lock:
             self._cancelled.pop(token, None)
             self._live_until(None)
         last = {"token": token, "loaded": self._engines.loaded()}
         try:
-            self._pipe.send({**reply, **last})
+            self._pipe.send({**reply, **last}, blob)
         except frames.BadFrameError as error:
             self._pipe.send({**failure("ENGINE_FAILED", f"the engine's result cannot be sent: {error}", False), **last})
 
@@ -231,12 +234,12 @@ class Child:
             loaded = time.monotonic()
             for place, ended in engine.run_batch(tasks, list(reporters.values())):
                 message = left.pop(place)
-                self._last(message["token"], self._judged(lambda ended=ended: _of(ended, begun, loaded)))  # type: ignore[misc]
+                self._last(message, self._judged(lambda ended=ended: _of(ended, begun, loaded)))  # type: ignore[misc]
             return failure("ENGINE_FAILED", "the engine ended its batch without a word of this task", True)
 
         reply = self._judged(work)
         for message in left.values():
-            self._last(message["token"], reply)
+            self._last(message, reply)
 
 
 def _of(ended: Ended, begun: float, loaded: float) -> frames.Message:

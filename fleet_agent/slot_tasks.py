@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,29 @@ def _required(model: ModelFile | None) -> ModelFile:
     if model is None:
         raise EngineError("LORA_NOT_FOUND", "a LoRA without a file")
     return model
+
+
+def taken_out(outputs: Sequence[frames.Message], folder: Path, most_bytes: int) -> bytes:
+    """Takes outputs that have at most so many bytes together out of their files, which are removed: the bytes, one
+    after the other; `inline` of each says how many are its.
+
+    b"" where they are larger, or one is no plain file of this folder: then all stay as they are, for others to judge.
+    """
+    paths = [Path(output["path"]) for output in outputs]
+    try:
+        found = [path.lstat() for path in paths]
+        if sum(one.st_size for one in found) > most_bytes or not all(stat.S_ISREG(one.st_mode) for one in found):
+            return b""
+        parts = [path.read_bytes() for path in paths if path.parent == folder]
+        if len(parts) < len(paths) or sum(map(len, parts)) > most_bytes:
+            return b""
+        for path in paths:
+            path.unlink()
+    except OSError:
+        return b""
+    for output, part in zip(outputs, parts, strict=True):
+        output["inline"] = len(part)
+    return b"".join(parts)
 
 
 def result_of(result: EngineResult) -> frames.Message:

@@ -69,8 +69,7 @@ class SpoolEntry:
 class Spool:
     """The entries under one folder. All methods block: call them in a thread. Each is safe to repeat."""
 
-    def __init__(self, folder: Path, inline_bytes: int = 0) -> None:
-        self._inline_bytes = inline_bytes
+    def __init__(self, folder: Path) -> None:
         self._entries = folder / "entries"
         self._scratch = folder / "scratch"
         self._desks = folder / "desks"
@@ -164,12 +163,11 @@ class Spool:
         `remove`. Raises BadOutputError for a path that is no plain file there, and OSError, with nothing left behind.
         """
         token = _checked(complete.token)
-        if not outputs and not complete.outputs:
+        if not outputs:
             return SpoolEntry(self._entries, complete, ())
         work = self._work(token)
-        sizes = [_judged(path, work) for path, _ in outputs]
-        if len(sizes) == len(complete.outputs) and sum(sizes) <= self._inline_bytes:
-            return SpoolEntry(self._entries, _with_data(complete, [path for path, _ in outputs]), ())
+        for path, _ in outputs:
+            _judge(path, work)
         self._drop(token)
         try:
             files = tuple(self._take(token, index, *output) for index, output in enumerate(outputs))
@@ -271,8 +269,8 @@ def _read(end: Path) -> SpoolEntry:
     return SpoolEntry(end.parent, complete, files)
 
 
-def _judged(path: Path, work: Path) -> int:
-    """The size of an output that lies in the work folder. Raises BadOutputError."""
+def _judge(path: Path, work: Path) -> None:
+    """Raises BadOutputError for what is no plain file in the work folder."""
     if path.parent != work and work.resolve() not in (path.parent.resolve(), *path.parent.resolve().parents):
         raise BadOutputError(f"the engine named {path.name}, which is not in its output folder")
     try:
@@ -281,19 +279,6 @@ def _judged(path: Path, work: Path) -> int:
         raise BadOutputError(f"the engine named {path.name}, but wrote no such file") from None
     if not stat.S_ISREG(status.st_mode):
         raise BadOutputError(f"the engine named {path.name}, which is no plain file")
-    return status.st_size
-
-
-def _with_data(complete: node_pb2.JobComplete, paths: Sequence[Path]) -> node_pb2.JobComplete:
-    """The end with its outputs in it."""
-    whole = node_pb2.JobComplete()
-    whole.CopyFrom(complete)
-    for output, path in zip(whole.outputs, paths, strict=True):
-        output.data = path.read_bytes()
-        output.receipt.size_bytes = len(output.data)
-        output.receipt.sha256 = hashlib.sha256(output.data).hexdigest()
-        path.unlink()
-    return whole
 
 
 def _delete(path: Path) -> None:

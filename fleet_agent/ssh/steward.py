@@ -132,7 +132,7 @@ async def _serve(
     shell.link = link
     shell.register(desk)
     inventory = NoFiles(settings)
-    runner = Runner(settings, inventory, await asyncio.to_thread(Spool, settings.data_dir / "spool", 0))
+    runner = Runner(settings, inventory, await asyncio.to_thread(Spool, settings.data_dir / "spool"))
     readings = SshReadings(link, settings.metrics_seconds + 5)
     session = StewardSession(settings, inventory, runner, readings, desk, lambda: docker.facts, docker.welcomed, door)
     session.about = (name.strip(), arch.strip() or platform.machine(), system.strip().lower())

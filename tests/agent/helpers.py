@@ -232,7 +232,7 @@ class Agent:
     def __init__(self, settings: AgentSettings, metrics: MetricsReader | None = None) -> None:
         self.settings = settings
         self.inventory = Inventory(settings)
-        self.runner = Runner(settings, self.inventory, Spool(settings.data_dir / "spool", settings.inline_bytes))
+        self.runner = Runner(settings, self.inventory, Spool(settings.data_dir / "spool"))
         reader = metrics or MetricsReader(settings.data_dir, 5)
         self.desk = CommandDesk(CommandJournal(settings.data_dir / "commands.db"))
         self.session = Session(settings, self.inventory, self.runner, reader, self.desk)

@@ -244,11 +244,10 @@ def test_killed_at_each_step_of_add_an_entry_is_whole_or_not_there(tmp_path: Pat
     assert seen == {0, 1}
 
 
-@pytest.mark.parametrize(("inline_bytes", "outputs"), [(0, ["sync TOKEN.0.png", "sync TOKEN.1.png"]), (100, [])])
 def test_every_byte_is_on_the_disk_before_the_entry_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline_bytes: int, outputs: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool = Spool(tmp_path, inline_bytes)
+    spool = Spool(tmp_path)
     folder = spool.work_folder(TOKEN)
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(b"picture")
@@ -267,6 +266,7 @@ def test_every_byte_is_on_the_disk_before_the_entry_has_its_name(
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "rename", noted_rename)
     spool.commit(entry)
+    outputs = ["sync TOKEN.0.png", "sync TOKEN.1.png"]
     assert done == [*outputs, "sync TOKEN.end", "name TOKEN.end", "sync entries"]
 
 
@@ -293,18 +293,14 @@ def test_what_was_staged_and_not_kept_is_gone_at_the_next_start(tmp_path: Path) 
     assert everything(tmp_path) == ["entries/kept.0.png", "entries/kept.end"]
 
 
-def test_small_outputs_are_in_the_end_itself(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, inline_bytes=10)
-    entry = fill(spool, data=(b"12345", b"67890"))
-    assert entry.files == ()
-    assert [output.data for output in entry.complete.outputs] == [b"12345", b"67890"]
-    assert [output.receipt.size_bytes for output in entry.complete.outputs] == [5, 5]
-    assert entry.complete.outputs[0].receipt.sha256 == hashlib.sha256(b"12345").hexdigest()
+def test_an_end_that_has_its_outputs_with_it_has_no_files(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    complete = complete_of(outputs=1)
+    complete.outputs[0].data = b"12345"
+    entry = spool.add(complete, [])
+    assert (entry.files, entry.complete) == ((), complete)
     assert everything(tmp_path) == [f"entries/{TOKEN}.end"]
     assert Spool(tmp_path).entries() == [entry]
-    larger = fill(spool, "larger", data=(b"12345", b"678901"))
-    assert len(larger.files) == 2
-    assert not any(output.HasField("data") for output in larger.complete.outputs)
 
 
 @pytest.mark.parametrize("failing", range(3))
