@@ -20,6 +20,8 @@ from fleet_agent.docker_engine import DockerEngine, DockerRefusedError, DockerUn
 LINE_BYTES = 256 << 10
 """What a line may have before it is cut in two."""
 Entry = types_pb2.LogLine | types_pb2.Exit
+_ENDED = ("exited", "dead")
+_REMOVED = (404, 409)
 
 
 class ContainerLogs:
@@ -41,21 +43,23 @@ class ContainerLogs:
             attrs = await self._awaited(name) if request.follow else await self._inspect(name)
             container_id, tty = attrs["Id"], bool(attrs["Config"].get("Tty"))
             params, seen = _params(request), _Seen()
-            while True:
-                async with (
-                    self._engine.stream(f"/containers/{container_id}/logs", params) as chunks,
-                    aclosing(lines_of(chunks, tty=tty)) as lines,
-                ):
+            ended = False
+            while request.follow and not ended:
+                async with aclosing(self._reply(container_id, params, seen, tty)) as lines:
                     async for line in lines:
-                        if seen.new(line):
-                            yield line
-                attrs = await self._inspect(container_id)
-                state = attrs["State"]
-                if not request.follow or state["Status"] in ("exited", "dead"):
-                    break
+                        yield line
                 # The engine ends the reply with each run of the container; the next run's lines come after the last.
-                await asyncio.sleep(self._poll_seconds)
+                state = (await self._inspect(container_id))["State"]
+                ended = state["Status"] in _ENDED
+                if not ended:
+                    await asyncio.sleep(self._poll_seconds)
                 params = {**params, "tail": "all", **seen.since()}
+            # One that follows may have ended ahead of the last lines: Docker 20.10 is not always there in time.
+            async with aclosing(self._rest(container_id, params, seen, tty, known_end=ended)) as lines:
+                async for line in lines:
+                    yield line
+            if not ended:
+                state = (await self._inspect(container_id))["State"]
         except DockerRefusedError as error:
             if error.status_code == 404:
                 raise gone(name) from None
@@ -64,8 +68,32 @@ class ContainerLogs:
             raise CommandFault("DOCKER_UNAVAILABLE", str(error)) from None
         except APIError as error:
             raise refused(error) from None
-        if state["Status"] in ("exited", "dead"):
+        if state["Status"] in _ENDED:
             yield exit_of(state)
+
+    async def _reply(
+        self, container_id: str, params: dict[str, str], seen: _Seen, tty: bool
+    ) -> AsyncGenerator[types_pb2.LogLine, None]:
+        """The lines of one reply of the engine that did not come before."""
+        async with (
+            self._engine.stream(f"/containers/{container_id}/logs", params) as chunks,
+            aclosing(lines_of(chunks, tty=tty)) as lines,
+        ):
+            async for line in lines:
+                if seen.new(line):
+                    yield line
+
+    async def _rest(
+        self, container_id: str, params: dict[str, str], seen: _Seen, tty: bool, *, known_end: bool
+    ) -> AsyncGenerator[types_pb2.LogLine, None]:
+        """What is there now and did not come before; nothing of a container that was removed after its end."""
+        try:
+            async with aclosing(self._reply(container_id, {**params, "follow": "0"}, seen, tty)) as lines:
+                async for line in lines:
+                    yield line
+        except DockerRefusedError as error:
+            if not known_end or error.status_code not in _REMOVED:
+                raise
 
     async def _inspect(self, name: str) -> dict[str, Any]:
         return await self._engine.run(lambda client: dict(find(client, name).attrs or {}))

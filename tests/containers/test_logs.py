@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -13,9 +15,14 @@ import httpx
 import pytest
 from fleet.v1 import fleet_pb2, fleet_pb2_grpc
 
+from fleet_agent.containers.containers import Containers
+from fleet_agent.containers.logs import ContainerLogs
+from fleet_agent.containers.mounts import MountPolicy
+from fleet_agent.docker_engine import DockerEngine
 from tests.containers.conftest import NODE
-from tests.docker_daemon import IMAGE
+from tests.docker_daemon import IMAGE, DockerDaemon
 from tests.e2e.fleet_process import FleetProcess
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("clean")
 PATH = f"/api/fleet/logs/{NODE}/writer"
@@ -85,6 +92,64 @@ async def _texts(call: Any) -> tuple[list[str], int]:
         else:
             exit_code = entry.exit.exit_code
     return texts, exit_code
+
+
+class HastyEngine(DockerEngine):
+    """Whose replies that follow end ahead of the last lines, as those of Docker 20.10 do now and then."""
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, params: Mapping[str, Any], *, silence_seconds: float | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with super().stream(path, params, silence_seconds=silence_seconds) as chunks:
+            yield _cut(chunks, 700) if params["follow"] == "1" else chunks
+
+
+async def _cut(chunks: AsyncIterator[bytes], length: int) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield chunk[:length]
+        length = max(0, length - len(chunk))
+
+
+@pytest.fixture
+async def logs(engine: DockerDaemon, roots: Path) -> AsyncIterator[ContainerLogs]:
+    hasty = HastyEngine(engine.url)
+    yield ContainerLogs(hasty, Containers(NODE, hasty, MountPolicy((roots,))))
+    await hasty.close()
+
+
+async def test_lines_that_the_engine_left_out_as_the_container_ended_come_all_the_same(
+    dockerd: docker.DockerClient, logs: ContainerLogs
+) -> None:
+    command = ["sh", "-c", "i=0; while [ $i -lt 50 ]; do echo $i; i=$((i+1)); done; echo bad >&2; exit 7"]
+    await asyncio.to_thread(dockerd.containers.run, IMAGE, command, name="writer", detach=True)
+    request = fleet_pb2.StreamLogsRequest(node_id=NODE, container_name="writer", follow=True)
+    entries: list[Any] = [entry async for entry in logs.entries(request)]
+    *lines, exit_ = entries
+    assert [line.text for line in lines if line.stream == "stdout"] == [str(number) for number in range(50)]
+    assert [line.text for line in lines if line.stream == "stderr"] == ["bad"]
+    assert exit_.exit_code == 7
+
+
+async def test_the_end_of_a_container_that_is_removed_at_once_is_told(
+    dockerd: docker.DockerClient, logs: ContainerLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.to_thread(dockerd.containers.run, IMAGE, ["sh", "-c", "echo one; exit 7"], name="writer", detach=True)
+    inspect = logs._inspect
+
+    async def removed_after(name: str) -> dict[str, Any]:
+        attrs = await inspect(name)
+        if attrs["State"]["Status"] == "exited":
+            await asyncio.to_thread(dockerd.containers.get(name).remove)
+        return attrs
+
+    await wait_until(lambda: dockerd.containers.get("writer").status == "exited")
+    request = fleet_pb2.StreamLogsRequest(node_id=NODE, container_name="writer", follow=True)
+    entries: AsyncIterator[Any] = logs.entries(request)
+    first = await anext(entries)
+    monkeypatch.setattr(logs, "_inspect", removed_after)
+    (exit_,) = [entry async for entry in entries]
+    assert (first.text, exit_.exit_code) == ("one", 7)
 
 
 async def test_many_follow_and_those_who_do_not_read_hurt_nobody(door: httpx.Client, stub: Any) -> None:
